@@ -1,0 +1,71 @@
+// The k-quants: super-blocks of 256 weights with small integer scales. Source of the layouts: ggml-common.h.
+#pragma once
+#include "../half.h"
+
+namespace {
+
+// Eight 6-bit scales and eight 6-bit mins in 12 bytes, as Q4_K and Q5_K keep them.
+inline void unpack_scales_mins(const uint8_t* s, float d, float dmin, float* scale, float* min) {
+  uint8_t sc[8], m[8];
+  for (int i = 0; i < 4; ++i) {
+    sc[i] = s[i] & 63;
+    m[i] = s[i + 4] & 63;
+    sc[i + 4] = uint8_t((s[i + 8] & 15) | (s[i] >> 6) << 4);
+    m[i + 4] = uint8_t(s[i + 8] >> 4 | (s[i + 4] >> 6) << 4);
+  }
+  for (int i = 0; i < 8; ++i) {
+    scale[i] = d * float(sc[i]);
+    min[i] = -(dmin * float(m[i]));
+  }
+}
+
+// f16 d, f16 dmin, 12 bytes of scales and mins, 128 bytes: of each 32 bytes the low nibbles come first.
+struct Q4_K {
+  static constexpr int type = 12, block = 256, bytes = 144, group = 32, zero = 0, max_code = 15;
+  static constexpr bool has_min = true;
+  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float* min) {
+    unpack_scales_mins(b + 4, load_f16(b), load_f16(b + 2), scale, min);
+    for (int j = 0; j < 4; ++j)
+      for (int i = 0; i < 32; ++i) {
+        codes[64 * j + i] = b[16 + 32 * j + i] & 15;
+        codes[64 * j + 32 + i] = b[16 + 32 * j + i] >> 4;
+      }
+  }
+};
+
+// f16 d, f16 dmin, scales and mins as Q4_K, 32 bytes of fifth bits (bit g for group g), 128 bytes of nibbles.
+struct Q5_K {
+  static constexpr int type = 13, block = 256, bytes = 176, group = 32, zero = 0, max_code = 31;
+  static constexpr bool has_min = true;
+  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float* min) {
+    unpack_scales_mins(b + 4, load_f16(b), load_f16(b + 2), scale, min);
+    const uint8_t *high = b + 16, *low = b + 48;
+    for (int j = 0; j < 4; ++j)
+      for (int i = 0; i < 32; ++i) {
+        codes[64 * j + i] = uint8_t((low[32 * j + i] & 15) | (high[i] >> (2 * j) & 1) << 4);
+        codes[64 * j + 32 + i] = uint8_t(low[32 * j + i] >> 4 | (high[i] >> (2 * j + 1) & 1) << 4);
+      }
+  }
+};
+
+// 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 int8 scales, f16 d.
+struct Q6_K {
+  static constexpr int type = 14, block = 256, bytes = 210, group = 16, zero = 32, max_code = 63;
+  static constexpr bool has_min = false;
+  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+    const float d = load_f16(b + 208);
+    for (int i = 0; i < 16; ++i) scale[i] = d * float(int8_t(b[192 + i]));
+    for (int j = 0; j < 2; ++j) {
+      const uint8_t *low = b + 64 * j, *high = b + 128 + 32 * j;
+      uint8_t* c = codes + 128 * j;
+      for (int i = 0; i < 32; ++i) {
+        c[i] = uint8_t((low[i] & 15) | (high[i] & 3) << 4);
+        c[i + 32] = uint8_t((low[i + 32] & 15) | (high[i] >> 2 & 3) << 4);
+        c[i + 64] = uint8_t(low[i] >> 4 | (high[i] >> 4 & 3) << 4);
+        c[i + 96] = uint8_t(low[i + 32] >> 4 | (high[i] >> 6) << 4);
+      }
+    }
+  }
+};
+
+} // namespace

@@ -1,0 +1,2 @@
+#define LLTOOL_TABLE quant_avx2
+#include "kernels-inl.h"

@@ -1,0 +1,2 @@
+#define LLTOOL_TABLE quant_scalar
+#include "kernels-inl.h"
