@@ -1,0 +1,71 @@
+"""An array of strings that stays in the mapped file: found in one pass, decoded when asked for."""
+
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+_LENGTH = struct.Struct("<Q")
+
+
+class StringArray(Sequence[str]):
+    """The strings of a GGUF array value; each is a little-endian u64 length and that many bytes of UTF-8.
+
+    Bytes that are not UTF-8 come out as surrogate escapes.
+    """
+
+    def __init__(self, encoded: memoryview, ends: "array[int]") -> None:
+        self.encoded = encoded  # the items as the file holds them, lengths included
+        self._ends = ends  # of each string, in `encoded`
+
+    @classmethod
+    def scan(cls, data: memoryview, start: int, count: int) -> "StringArray":
+        """Finds `count` strings from byte `start` of `data`. Raises ValueError when they do not fit in it."""
+        length_at, position = _LENGTH.unpack_from, start
+        ends = array("Q")
+        add = ends.append
+        try:
+            for _ in range(count):
+                (length,) = length_at(data, position)
+                position += 8 + length
+                add(position - start)
+        except (struct.error, OverflowError):
+            raise ValueError(f"string {len(ends)} of {count} starts past the end") from None
+        if position > len(data):
+            raise ValueError(f"string {count - 1} of {count} ends past the end")
+        return cls(data[start:position], ends)
+
+    def raw(self, index: int) -> bytes:
+        """The bytes of one string."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"string {index} of {len(self)}")
+        index %= len(self)
+        return bytes(self.encoded[(self._ends[index - 1] if index else 0) + 8 : self._ends[index]])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.raw(index).decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        start, encoded = 0, bytes(self.encoded)
+        for end in self._ends:
+            yield encoded[start + 8 : end].decode("utf-8", "surrogateescape")
+            start = end
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, StringArray):
+            return self.encoded == other.encoded and len(self) == len(other)
+        return isinstance(other, list | tuple) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"StringArray({self[:3]}{', ...' if len(self) > 3 else ''}: {len(self)} strings)"
