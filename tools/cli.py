@@ -1,4 +1,100 @@
-"""`lltool <command> ...`: finds the command's module and runs it."""
+"""`lltool <command> ...`: finds the command's module and runs it; what goes wrong becomes one line."""
 
-def main() -> int:
-    return 0
+import difflib
+import importlib
+import os
+import sys
+from typing import NamedTuple
+
+from lltool import __version__
+from lltool.gguf.errors import InputError
+
+
+class Command(NamedTuple):
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "convert": Command("convert", "make a GGUF file of a Hugging Face checkpoint"),
+    "export": Command("export", "make a Hugging Face checkpoint of a GGUF file"),
+    "quantize": Command("quantize", "make a GGUF file smaller"),
+    "run": Command("run", "generate text, or chat"),
+    "bench": Command("bench", "measure prefill and decode speed"),
+    "perplexity": Command("perplexity", "measure how well a model predicts a text"),
+    "inspect": Command("inspect", "show what is in a GGUF file"),
+    "tokenize": Command("tokenize", "turn text into tokens and back"),
+    "demo": Command("demo", "all of the above on a small model, with a table and a plot"),
+}
+_LISTING = "\n".join(f"  {name:<12}{command.help}" for name, command in COMMANDS.items())
+HELP = f"""\
+usage: lltool [--traceback] COMMAND ...
+
+Convert, quantize, measure and run local language models in GGUF.
+
+commands:
+{_LISTING}
+
+options:
+  --version     print the version
+  --traceback   show where an error comes from instead of one line
+
+`lltool COMMAND --help` tells more and shows an example.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns 0 for good, 1 for a negative result, 2 for an error."""
+    arguments = sys.argv[1:] if argv is None else argv
+    show_traceback = arguments[:1] == ["--traceback"]
+    if show_traceback:
+        arguments = arguments[1:]
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of stdout (`| head`) has enough; keep Python's flush at exit from failing on it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (InputError, OSError, MemoryError, KeyboardInterrupt) as error:
+        if show_traceback:
+            raise
+        _say(_describe(error))
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    match arguments:
+        case [] | ["-h" | "--help"]:
+            print(HELP, end="")
+            return 0
+        case ["--version"]:
+            print(f"lltool {__version__}")
+            return 0
+        case [name, *rest] if name in COMMANDS:
+            module = importlib.import_module(f"lltool.tools.{COMMANDS[name].module}")
+            code: int = module.main(rest)
+            return code
+    close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+    kind = "option" if arguments[0].startswith("-") else "command"
+    raise InputError(
+        f"no {kind} {arguments[0]!r}; " + (f"did you mean {close[0]!r}?" if close else "see lltool --help")
+    )
+
+
+def _describe(error: BaseException) -> str:
+    match error:
+        case KeyboardInterrupt():
+            return "interrupted"
+        case MemoryError():
+            return f"error: out of memory {error}".rstrip()
+        case OSError(filename=str() | bytes() | os.PathLike(), strerror=str()):
+            return f"error: {os.fsdecode(error.filename)}: {error.strerror}"
+    return f"error: {error}"
+
+
+def _say(message: str) -> None:
+    """One line on stderr, whatever a hostile file has put into the message."""
+    line = " ".join(message.split())
+    print("lltool:", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
