@@ -1,9 +1,6 @@
 """What the parsers of all commands have in common."""
 
 import argparse
-import json
-import sys
-from typing import Any
 
 
 def command_parser(
@@ -21,9 +18,3 @@ def command_parser(
     if json_flag:
         parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
-
-
-def print_json(value: Any) -> None:
-    """Prints a report as JSON on stdout."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")

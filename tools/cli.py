@@ -2,12 +2,14 @@
 
 import difflib
 import importlib
+import io
 import os
 import sys
 from typing import NamedTuple
 
 from lltool import __version__
 from lltool.gguf.errors import InputError
+from lltool.tools.printing import printable
 
 
 class Command(NamedTuple):
@@ -49,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     show_traceback = arguments[:1] == ["--traceback"]
     if show_traceback:
         arguments = arguments[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file may hold what the terminal cannot show
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
@@ -96,5 +100,4 @@ def _describe(error: BaseException) -> str:
 
 def _say(message: str) -> None:
     """One line on stderr, whatever a hostile file has put into the message."""
-    line = " ".join(message.split())
-    print("lltool:", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
+    print("lltool:", printable(" ".join(message.split())), file=sys.stderr)

@@ -1,0 +1,151 @@
+"""`lltool inspect`: what is in a GGUF file."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lltool.gguf.describe import Description, describe, plain_value
+from lltool.gguf.metadata import Value, ValueType
+from lltool.gguf.reader import GGUFFile, open_gguf
+from lltool.tools.arguments import command_parser
+from lltool.tools.printing import print_json, printable
+
+_SHOWN_ITEMS = 6  # of an array
+_SHOWN_CHARACTERS = 72  # of a string
+
+
+def main(argv: list[str]) -> int:
+    parser = command_parser(
+        "inspect",
+        "Show what is in a GGUF file: size, types, metadata and tensors. Any shard of a split model shows the whole.",
+        """lltool inspect model.gguf
+        lltool inspect model.gguf --tensors
+        lltool inspect model.gguf --json | jq .metadata""",
+        json_flag=True,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a GGUF file")
+    parser.add_argument("--metadata", action="store_true", help="only the metadata, with strings and arrays whole")
+    parser.add_argument("--tensors", action="store_true", help="only the table of tensors")
+    arguments = parser.parse_args(argv)
+    with open_gguf(arguments.model) as file:
+        _print_report(file, arguments)
+    return 0
+
+
+def _print_report(file: GGUFFile, arguments: argparse.Namespace) -> None:
+    only_one = arguments.metadata or arguments.tensors
+    if arguments.json:
+        report: dict[str, Any] = {} if only_one else _summary_json(describe(file))
+        if arguments.metadata or not only_one:
+            report["metadata"] = {key: plain_value(value) for key, value in file.metadata.items()}
+        if arguments.tensors or not only_one:
+            report["tensors"] = [
+                {"name": t.name, "type": t.type.name, "shape": t.shape, "bytes": t.nbytes} for t in file.tensors
+            ]
+        print_json(report)
+        return
+    sections = []
+    if not only_one:
+        sections.append(_summary_lines(describe(file)))
+    if arguments.metadata or not only_one:
+        sections.append(_metadata_lines(file, whole=arguments.metadata))
+    if arguments.tensors or not only_one:
+        sections.append(_tensor_lines(file))
+    print("\n\n".join("\n".join(lines) for lines in sections))
+
+
+def _summary_json(facts: Description) -> dict[str, Any]:
+    return {
+        "files": facts.files,
+        "version": facts.version,
+        "alignment": facts.alignment,
+        "architecture": facts.architecture,
+        "name": facts.name,
+        "file_type": facts.file_type,
+        "parameters": facts.parameters,
+        "file_bytes": facts.file_bytes,
+        "tensor_bytes": facts.tensor_bytes,
+        "bits_per_weight": facts.bits_per_weight,
+        "types": {
+            share.type.name: {"tensors": share.tensors, "parameters": share.parameters, "bytes": share.bytes}
+            for share in facts.types
+        },
+    }
+
+
+def _summary_lines(facts: Description) -> Iterator[str]:
+    for path in facts.files:
+        yield f"file          {path}"
+    yield f"format        GGUF version {facts.version}, alignment {facts.alignment}"
+    yield f"architecture  {printable(facts.architecture or '-')}"
+    if facts.name:
+        yield f"name          {printable(facts.name)}"
+    yield f"file type     {facts.file_type or '-'}"
+    yield f"parameters    {facts.parameters:,}"
+    yield f"size          {facts.file_bytes:,} bytes ({facts.file_bytes / 2**20:,.1f} MiB)"
+    if facts.bits_per_weight is not None:
+        yield f"bits/weight   {facts.bits_per_weight:.3f}"
+        yield ""
+        rows = [
+            (
+                share.type.name,
+                f"{share.tensors:,}",
+                f"{share.bytes:,}",
+                f"{100 * share.bytes / facts.tensor_bytes:.1f}%",
+            )
+            for share in facts.types
+        ]
+        yield from _table(("type", "tensors", "bytes", "share"), rows, left=1)
+
+
+def _metadata_lines(file: GGUFFile, *, whole: bool) -> Iterator[str]:
+    rows = [(key, _type_name(value), _shown(value, whole)) for key, value in file.metadata.items()]
+    yield from _table((f"metadata ({len(rows)})", "type", "value"), rows, left=3)
+
+
+def _tensor_lines(file: GGUFFile) -> Iterator[str]:
+    rows = [
+        (tensor.name, tensor.type.name, " x ".join(map(str, tensor.shape)), f"{tensor.nbytes:,}")
+        for tensor in file.tensors
+    ]
+    yield from _table((f"tensors ({len(rows)})", "type", "shape", "bytes"), rows, left=2)
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> Iterator[str]:
+    """Columns as wide as their widest cell; the first `left` are left-aligned, the others right-aligned."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in (titles, *rows):
+        cells = [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _type_name(value: Value) -> str:
+    if value.type != ValueType.ARRAY:
+        return value.type.name.lower()
+    return f"{value.item.name.lower() if value.item is not None else '?'}[{len(value.data)}]"
+
+
+def _shown(value: Value, whole: bool) -> str:
+    """One line for a value; unprintable characters are escaped as in JSON."""
+    if value.type == ValueType.ARRAY:
+        cut = not whole and len(value.data) > _SHOWN_ITEMS
+        items = [_quoted(item) for item in plain_value(value, _SHOWN_ITEMS if cut else None)]
+        return f"[{', '.join(items)}{', ...' if cut else ''}]"
+    if isinstance(value.data, str):
+        cut = not whole and len(value.data) > _SHOWN_CHARACTERS
+        return _quoted(value.data[:_SHOWN_CHARACTERS]) + "..." if cut else _quoted(value.data)
+    return str(value.data)
+
+
+def _quoted(item: Any) -> str:
+    return json.dumps(item, ensure_ascii=False) if isinstance(item, str) else str(item)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
