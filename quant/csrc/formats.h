@@ -5,13 +5,20 @@
 // with codes of at most 8 bits (`max_code`), groups of 16 or 32. A format states its layout and `unpack`s one block; it
 // names no instruction set. Include only from files compiled per instruction set: everything is in unnamed namespaces.
 #pragma once
+#include "formats/fp4.h"
+#include "formats/iq.h"
 #include "formats/k_quants.h"
 #include "formats/legacy.h"
+#include "formats/ternary.h"
 
 // clang-format off
 #define LLTOOL_QUANTIZED_FORMATS(X) \
   X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) \
-  X(Q4_K) X(Q5_K) X(Q6_K)
+  X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) \
+  X(IQ1_S) X(IQ1_M) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ4_NL) X(IQ4_XS) \
+  X(MXFP4) X(NVFP4) X(TQ1_0) X(TQ2_0) X(Q1_0) X(Q2_0)
+// Decoded only: no model's weights are stored so.
+#define LLTOOL_ACTIVATION_FORMATS(X) X(Q8_1) X(Q8_K)
 // clang-format on
 
 namespace {
@@ -24,7 +31,7 @@ struct F32 {
 struct F16 {
   static constexpr int type = 1, block = 1, bytes = 2;
   static void decode(const uint8_t* p, int64_t n, float* out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = load_f16(p + 2 * i);
+    f16_row_to_f32(p, n, out);
   }
 };
 struct BF16 {
@@ -35,17 +42,22 @@ struct BF16 {
 };
 #define LLTOOL_FLOAT_FORMATS(X) X(F32) X(F16) X(BF16)
 
-// Decodes n weights (a multiple of the block) of a quantized row.
+// Decodes n weights (a multiple of the block) of a quantized row. Unpacks some blocks ahead of the arithmetic: a wide load
+// of bytes that were just stored narrowly waits for the stores.
 template <class F> void decode_blocks(const uint8_t* p, int64_t n, float* out) {
-  uint8_t codes[F::block];
-  float scale[F::block / F::group], min[F::block / F::group];
-  for (int64_t k = 0; k < n; k += F::block, p += F::bytes, out += F::block) {
-    F::unpack(p, codes, scale, min);
-    for (int g = 0; g < F::block / F::group; ++g)
+  constexpr int ahead = F::block < 512 ? 512 / F::block : 1, groups = F::block / F::group;
+  alignas(64) uint8_t codes[ahead * F::block];
+  float scale[ahead * groups], min[ahead * groups];
+  while (n > 0) {
+    const int blocks = n < ahead * F::block ? int(n / F::block) : ahead;
+    for (int k = 0; k < blocks; ++k, p += F::bytes)
+      F::unpack(p, codes + k * F::block, scale + k * groups, min + k * groups);
+    for (int g = 0; g < blocks * groups; ++g, out += F::group)
       for (int i = 0; i < F::group; ++i) {
         const float w = scale[g] * float(int(codes[g * F::group + i]) - F::zero);
-        out[g * F::group + i] = F::has_min ? w + min[g] : w;
+        out[i] = F::has_min ? w + min[g] : w;
       }
+    n -= int64_t(blocks) * F::block;
   }
 }
 

@@ -1,8 +1,44 @@
 // The k-quants: super-blocks of 256 weights with small integer scales. Source of the layouts: ggml-common.h.
 #pragma once
-#include "../half.h"
+#include "bits.h"
 
 namespace {
+
+// 16 bytes of scale and min nibbles, 64 bytes of bit pairs (of each 32 bytes pair k holds weights 32k on), f16 d, f16 dmin.
+struct Q2_K {
+  static constexpr int type = 10, block = 256, bytes = 84, group = 16, zero = 0, max_code = 3;
+  static constexpr bool has_min = true;
+  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float* min) {
+    const float d = load_f16(b + 80), dmin = load_f16(b + 82);
+    for (int g = 0; g < 16; ++g) {
+      scale[g] = d * float(b[g] & 15);
+      min[g] = -(dmin * float(b[g] >> 4));
+    }
+    for (int j = 0; j < 2; ++j)
+      for (int k = 0; k < 4; ++k)
+        for (int i = 0; i < 32; ++i) codes[128 * j + 32 * k + i] = b[16 + 32 * j + i] >> (2 * k) & 3;
+  }
+};
+
+// 32 bytes of third bits (bit g for weights 32g on), bit pairs as in Q2_K, sixteen 6-bit scales (low nibbles in 8 bytes, high
+// pairs in 4), f16 d.
+struct Q3_K {
+  static constexpr int type = 11, block = 256, bytes = 110, group = 16, zero = 4, max_code = 7;
+  static constexpr bool has_min = false;
+  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+    const uint8_t *high = b, *low = b + 32, *scales = b + 96;
+    const float d = load_f16(b + 108);
+    for (int g = 0; g < 16; ++g) {
+      const int nibble = scales[g & 7] >> (g < 8 ? 0 : 4) & 15, pair = scales[8 + (g & 3)] >> (g / 4 * 2) & 3;
+      scale[g] = d * float((nibble | pair << 4) - 32);
+    }
+    for (int j = 0; j < 2; ++j)
+      for (int k = 0; k < 4; ++k)
+        for (int i = 0; i < 32; ++i)
+          codes[128 * j + 32 * k + i] =
+              uint8_t((low[32 * j + i] >> (2 * k) & 3) | (high[i] >> (4 * j + k) & 1) << 2);
+  }
+};
 
 // Eight 6-bit scales and eight 6-bit mins in 12 bytes, as Q4_K and Q5_K keep them.
 inline void unpack_scales_mins(const uint8_t* s, float d, float dmin, float* scale, float* min) {
@@ -65,6 +101,17 @@ struct Q6_K {
         c[i + 96] = uint8_t(low[i + 32] >> 4 | (high[i] >> 6) << 4);
       }
     }
+  }
+};
+
+// f32 d, 256 int8, 16 sums. ggml's own activations: not met in files, decoded all the same.
+struct Q8_K {
+  static constexpr int type = 15, block = 256, bytes = 292, group = 32, zero = 128, max_code = 255;
+  static constexpr bool has_min = false;
+  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+    const float d = bits_f32(load_u32(b));
+    for (int g = 0; g < 8; ++g) scale[g] = d;
+    for (int i = 0; i < 256; ++i) codes[i] = b[4 + i] ^ 0x80;
   }
 };
 

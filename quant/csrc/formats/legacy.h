@@ -1,6 +1,6 @@
 // The formats with one scale for 32 weights. Source of the layouts: ggml-common.h.
 #pragma once
-#include "../half.h"
+#include "bits.h"
 
 namespace {
 
@@ -10,10 +10,7 @@ struct Q4_0 {
   static constexpr bool has_min = false;
   static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
     scale[0] = load_f16(b);
-    for (int i = 0; i < 16; ++i) {
-      codes[i] = b[2 + i] & 15;
-      codes[i + 16] = b[2 + i] >> 4;
-    }
+    unpack_nibbles(b + 2, codes);
   }
 };
 
@@ -24,22 +21,16 @@ struct Q4_1 {
   static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float* min) {
     scale[0] = load_f16(b);
     min[0] = load_f16(b + 2);
-    for (int i = 0; i < 16; ++i) {
-      codes[i] = b[4 + i] & 15;
-      codes[i + 16] = b[4 + i] >> 4;
-    }
+    unpack_nibbles(b + 4, codes);
   }
 };
 
-// Low four bits as nibbles; bit i of `high` is the fifth bit of weight i.
-inline void unpack_5bit(const uint8_t* nibbles, uint32_t high, uint8_t* codes) {
-  uint8_t bytes[4];
-  std::memcpy(bytes, &high, 4);
-  static constexpr uint8_t bit[8] = {1, 2, 4, 8, 16, 32, 64, 128};
-  for (int i = 0; i < 16; ++i) {
-    codes[i] = uint8_t((nibbles[i] & 15) | (bytes[i / 8] & bit[i & 7] ? 16 : 0));
-    codes[i + 16] = uint8_t(nibbles[i] >> 4 | (bytes[2 + i / 8] & bit[i & 7] ? 16 : 0));
-  }
+// Low four bits as nibbles; bit i of the four bytes `high` is the fifth bit of weight i.
+inline void unpack_5bit(const uint8_t* nibbles, const uint8_t* high, uint8_t* codes) {
+  uint8_t fifth[32];
+  for (int i = 0; i < 4; ++i) store_u64(fifth + 8 * i, spread_bits(high[i]) << 4);
+  unpack_nibbles(nibbles, codes);
+  for (int i = 0; i < 32; ++i) codes[i] |= fifth[i];
 }
 
 // f16 d, u32 of fifth bits, 16 bytes of nibbles.
@@ -48,7 +39,7 @@ struct Q5_0 {
   static constexpr bool has_min = false;
   static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
     scale[0] = load_f16(b);
-    unpack_5bit(b + 6, load_u32(b + 2), codes);
+    unpack_5bit(b + 6, b + 2, codes);
   }
 };
 
@@ -59,7 +50,7 @@ struct Q5_1 {
   static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float* min) {
     scale[0] = load_f16(b);
     min[0] = load_f16(b + 2);
-    unpack_5bit(b + 8, load_u32(b + 4), codes);
+    unpack_5bit(b + 8, b + 4, codes);
   }
 };
 
@@ -70,6 +61,16 @@ struct Q8_0 {
   static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
     scale[0] = load_f16(b);
     for (int i = 0; i < 32; ++i) codes[i] = b[2 + i] ^ 0x80;
+  }
+};
+
+// f16 d, f16 sum, 32 int8. ggml's own activations: not met in files, decoded all the same.
+struct Q8_1 {
+  static constexpr int type = 9, block = 32, bytes = 36, group = 32, zero = 128, max_code = 255;
+  static constexpr bool has_min = false;
+  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+    scale[0] = load_f16(b);
+    for (int i = 0; i < 32; ++i) codes[i] = b[4 + i] ^ 0x80;
   }
 };
 

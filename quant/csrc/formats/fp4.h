@@ -1,0 +1,71 @@
+// Four-bit formats whose codes are looked up in a table of 16 values. Source of layouts and tables: ggml-common.h.
+#pragma once
+#include "bits.h"
+
+namespace {
+
+// The values of IQ4_NL and IQ4_XS (-127 ... 113), 127 added.
+constexpr uint8_t iq4_codes[16] = {0, 23, 44, 62, 78, 92, 105, 117, 128, 140, 152, 165, 180, 196, 216, 240};
+// E2M1 doubled (0 1 2 3 4 6 8 12 and their negatives), 12 added.
+constexpr uint8_t e2m1_codes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+
+// f16 d; nibbles as in Q4_0.
+struct IQ4_NL {
+  static constexpr int type = 20, block = 32, bytes = 18, group = 32, zero = 127, max_code = 240;
+  static constexpr bool has_min = false;
+  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+    scale[0] = load_f16(b);
+    unpack_nibbles(b + 2, codes);
+    look_up(iq4_codes, codes, 32);
+  }
+};
+
+// f16 d, u16 of high scale bits, 4 bytes of low scale nibbles, 128 bytes: nibbles of 32 weights as in Q4_0.
+struct IQ4_XS {
+  static constexpr int type = 23, block = 256, bytes = 136, group = 32, zero = 127, max_code = 240;
+  static constexpr bool has_min = false;
+  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+    const float d = load_f16(b);
+    const uint16_t high = load_u16(b + 2);
+    for (int g = 0; g < 8; ++g) {
+      scale[g] = d * float(((b[4 + g / 2] >> (4 * (g & 1)) & 15) | (high >> (2 * g) & 3) << 4) - 32);
+      unpack_nibbles(b + 8 + 16 * g, codes + 32 * g);
+    }
+    look_up(iq4_codes, codes, 256);
+  }
+};
+
+// One E8M0 exponent (bias 127; halved, as the values are doubled); nibbles as in Q4_0.
+struct MXFP4 {
+  static constexpr int type = 39, block = 32, bytes = 17, group = 32, zero = 12, max_code = 24;
+  static constexpr bool has_min = false;
+  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+    scale[0] = bits_f32(b[0] < 2 ? 0x00200000u << b[0] : uint32_t(b[0] - 1) << 23);
+    unpack_nibbles(b + 1, codes);
+    look_up(e2m1_codes, codes, 32);
+  }
+};
+
+// Four unsigned E4M3 scales (bias 7; halved; 0x7f is zero), then per 16 weights 8 bytes of nibbles.
+struct NVFP4 {
+  static constexpr int type = 40, block = 64, bytes = 36, group = 16, zero = 12, max_code = 24;
+  static constexpr bool has_min = false;
+  static float e4m3_half(uint8_t bits) {
+    const uint32_t exponent = bits >> 3 & 15, mantissa = bits & 7;
+    if (bits == 0x7f) return 0.0f;
+    if (exponent == 0) return float(mantissa) * 0.0009765625f; // 2^-10
+    return bits_f32((exponent + 119) << 23 | mantissa << 20);
+  }
+  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+    for (int g = 0; g < 4; ++g) {
+      scale[g] = e4m3_half(b[g]);
+      for (int i = 0; i < 8; ++i) {
+        codes[16 * g + i] = b[4 + 8 * g + i] & 15;
+        codes[16 * g + 8 + i] = b[4 + 8 * g + i] >> 4;
+      }
+    }
+    look_up(e2m1_codes, codes, 64);
+  }
+};
+
+} // namespace
