@@ -1,18 +1,19 @@
 """Programs: what a model computes, as a flat list of operations.
 
 An architecture is a Python function over symbolic tensors. It runs once, at load, against a `Tracer` and leaves a
-`Program`. The number of tokens is a run-time argument, so one Program serves prompt and decode, and every executor runs
-the same one. Shapes in this file: T tokens of the batch, R rows of it that want logits, H heads, KvH key/value heads, Hd
-head dim.
+`Program`. The number of tokens is a run-time argument, so one Program serves prompt and decode, and every executor
+runs the same one. Shapes in this file: T tokens of the batch, R rows of it that want logits, H heads, KvH key/value
+heads, Hd head dim.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -20,7 +21,10 @@ Activation = Literal["silu", "gelu_tanh"]
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the model file as it lies there: `data` is (rows, row_bytes) uint8, usually a mapped view."""
+    """A tensor of the model file as it lies there: `data` is (rows, row_bytes) uint8, usually a mapped view.
+
+    Vectors (norms, biases) are F32 always.
+    """
 
     name: str
     type: GGMLType
@@ -185,8 +189,8 @@ def outputs(op: Op) -> tuple[Buffer, ...]:
 class Program:
     """A traced model.
 
-    `ops[:head]` run over the T tokens of a batch, `ops[head:]` (a Select first) over blocks of the rows that want logits.
-    `offsets[buffer.id]` is the buffer's place in an arena of `arena_width` floats a row; `logits` is the last buffer.
+    `ops[:head]` run over the T tokens of a batch, `ops[head:]` (a Select first) over blocks of the rows that want
+    logits. `offsets[buffer.id]` is the buffer's place in an arena of `arena_width` floats a row; `logits` is the last buffer.
     """
 
     ops: tuple[Op, ...]
@@ -197,6 +201,12 @@ class Program:
     logits: Buffer
 
 
+# Stored as plain integers (or doubles, or a helper format of dot products): no matrix is made of these.
+NOT_MULTIPLIED = frozenset(
+    {GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64, GGMLType.F64, GGMLType.Q8_1, GGMLType.Q8_K}
+)
+
+
 @dataclass
 class Tracer:
     """Records operations. Weight names are the file's; a missing or misshapen one is an error where it is asked for."""
@@ -204,33 +214,33 @@ class Tracer:
     weights: Mapping[str, Weight]
     ops: list[Op] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
 
-    def _buffer(self, width: int) -> Buffer:
-        self.buffers.append(Buffer(len(self.buffers), width))
-        return self.buffers[-1]
-
-    def embed(self, weight: str, scale: float = 1.0) -> Buffer:
-        out = self._buffer(self.weights[weight].columns)
+    def embed(self, weight: str, vocab: int, width: int, scale: float = 1.0) -> Buffer:
+        self._take(weight, (vocab, width))
+        out = self._buffer(width)
         self.ops.append(Embed(out, weight, scale))
         return out
 
     def norm(self, x: Buffer, weight: str, eps: float, groups: int = 1) -> Buffer:
-        self._expect(weight, (x.width // groups,))
+        self._take(weight, (x.width // groups,))
         out = self._buffer(x.width)
         self.ops.append(Norm(x, out, weight, eps, groups))
         return out
 
-    def linear(self, x: Buffer, *weights: str, residual: Buffer | None = None) -> tuple[Buffer, ...]:
-        """Biases are used where the file has them (`NAME.bias` beside `NAME.weight`)."""
-        biases = []
-        for name in weights:
-            self._expect(name, (self.weights[name].rows, x.width))
+    def linear(
+        self, x: Buffer, weights: Sequence[str], widths: Sequence[int], residual: Buffer | None = None
+    ) -> tuple[Buffer, ...]:
+        """One output of `widths[i]` a weight. Biases are used where the file has them (NAME.bias beside NAME.weight)."""
+        biases: list[str | None] = []
+        for name, width in zip(weights, widths, strict=True):
+            self._take(name, (width, x.width))
             bias = name.removesuffix("weight") + "bias"
             biases.append(bias if bias in self.weights else None)
-            if biases[-1]:
-                self._expect(bias, (self.weights[name].rows,))
-        outs = tuple(self._buffer(self.weights[name].rows) for name in weights)
-        self.ops.append(Linear(x, outs, weights, tuple(biases), residual))
+            if bias in self.weights:
+                self._take(bias, (width,))
+        outs = tuple(self._buffer(width) for width in widths)
+        self.ops.append(Linear(x, outs, tuple(weights), tuple(biases), residual))
         return outs
 
     def rope(
@@ -273,47 +283,75 @@ class Tracer:
         self.ops.append(Select(x, out))
         return out
 
-    def _expect(self, name: str, shape: tuple[int, ...]) -> None:
-        found = self.weights[name].shape
-        if found != shape:
-            from lltool.gguf.errors import InputError
-
-            raise InputError(f"{name}: shape {found}, wanted {shape}")
+    def constants(self, weight: str, count: int) -> NDArray[np.float64]:
+        """The values of a small float32 tensor that the trace itself computes with."""
+        self._take(weight, (count,))
+        assert self.weights[weight].type == GGMLType.F32
+        return self.weights[weight].data.reshape(-1).view(np.float32).astype(np.float64)
 
     def finish(self) -> Program:
-        """Closes the trace; the last operation's output is the logits."""
+        """Closes the trace; the last operation's output is the logits. Every weight must have found its use."""
+        unused = sorted(self.weights.keys() - self.used)
+        if unused:
+            names = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
+            raise InputError(f"tensors that this architecture has no use for: {names}")
         heads = [i for i, op in enumerate(self.ops) if isinstance(op, Select)]
         assert len(heads) == 1, "an architecture selects the rows that want logits once"
         logits = outputs(self.ops[-1])[0]
         offsets, width = _plan(self.ops, len(self.buffers), logits)
         return Program(tuple(self.ops), heads[0], self.weights, offsets, width, logits)
 
+    def _buffer(self, width: int) -> Buffer:
+        self.buffers.append(Buffer(len(self.buffers), width))
+        return self.buffers[-1]
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> None:
+        """Checks a weight off."""
+        weight = self.weights.get(name)
+        if weight is None:
+            raise InputError(f"{name}: tensor missing, wanted one of shape {shape}")
+        if weight.shape != shape:
+            raise InputError(f"{name}: shape {weight.shape}, wanted {shape}")
+        if weight.type in NOT_MULTIPLIED:
+            raise InputError(
+                f"{name}: {weight.type.name} is not a type to compute with, wanted floats or a quantized type"
+            )
+        self.used.add(name)
+
 
 def _plan(ops: list[Op], count: int, logits: Buffer) -> tuple[tuple[int, ...], int]:
     """Gives each buffer an offset, reusing the place of one of the same width that is no longer needed.
 
-    Logits are not in the arena (offset -1): executors keep them in a block of their own.
+    Logits, and what a Scale or Softcap makes logits of, are not in the arena (offset -1): executors keep them in a
+    block of their own. What Select reads keeps its place to the end, because the head runs once a block of rows.
     """
     last_use = {b.id: i for i, op in enumerate(ops) for b in inputs(op)}
+    last_use |= {op.x.id: len(ops) for op in ops if isinstance(op, Select)}
+    outside = {logits.id}
+    for op in reversed(ops):
+        if isinstance(op, Scale | Softcap) and op.out.id in outside:
+            outside.add(op.x.id)
+
     offsets = [-1] * count
     free: dict[int, list[int]] = {}
     end = 0
     for i, op in enumerate(ops):
-        dead = {b.id: b for b in inputs(op) if last_use[b.id] == i and offsets[b.id] >= 0}
-        early = dead if isinstance(op, ELEMENTWISE) else {}
-        for b in early.values():
-            free.setdefault(b.width, []).append(offsets[b.id])
+        dead = {b.id: b for b in inputs(op) if last_use[b.id] == i and b.id not in outside}
+        if isinstance(op, ELEMENTWISE):  # its output may take an input's place
+            _release(free, offsets, dead.values())
         for b in outputs(op):
-            if b.id == logits.id:
+            if b.id in outside:
                 continue
-            places = free.get(b.width)
-            if places:
-                offsets[b.id] = places.pop()
+            if free.get(b.width):
+                offsets[b.id] = free[b.width].pop()
             else:
                 offsets[b.id], end = end, end + (b.width + 15) // 16 * 16
-        for b in dead.values() if not early else ():
-            free.setdefault(b.width, []).append(offsets[b.id])
-        for b in outputs(op):
-            if b.id not in last_use and b.id != logits.id:
-                free.setdefault(b.width, []).append(offsets[b.id])
+        if not isinstance(op, ELEMENTWISE):
+            _release(free, offsets, dead.values())
+        _release(free, offsets, [b for b in outputs(op) if b.id not in last_use and b.id not in outside])
     return tuple(offsets), end
+
+
+def _release(free: dict[int, list[int]], offsets: list[int], buffers: Iterable[Buffer]) -> None:
+    for b in buffers:
+        free.setdefault(b.width, []).append(offsets[b.id])

@@ -1,0 +1,262 @@
+"""A model ready to run: sequences of tokens go in, logits come out."""
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as List
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lltool.engine.architectures import trace_program
+from lltool.engine.batch import PAGE, Batch, Executor
+from lltool.engine.cache import PagePool, Sequence
+from lltool.engine.config import ModelConfig
+from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
+from lltool.engine.threads import physical_cores
+from lltool.gguf.errors import InputError
+from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.reader import GGUFFile, open_gguf
+from lltool.gguf.source import Tensor
+from lltool.quant.codec import decode
+
+if TYPE_CHECKING:
+    from lltool.engine.tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 4096
+
+Precision = Literal["int8", "f32"]
+CacheType = Literal["f16", "f32"]
+Wanted = Literal["all", "last", "none"] | NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an executor is made for."""
+
+    pages: int
+    max_batch: int
+    threads: int
+    precision: Precision
+    cache_type: CacheType
+
+
+def _make_reference(program: Program, setup: Setup) -> Executor:
+    from lltool.engine.reference import ReferenceExecutor
+
+    return ReferenceExecutor(program, setup.pages)
+
+
+def _make_cpu(program: Program, setup: Setup) -> Executor:
+    from lltool.engine.cpu import CpuExecutor
+
+    return CpuExecutor(
+        program,
+        setup.pages,
+        max_batch=setup.max_batch,
+        threads=setup.threads,
+        precision=setup.precision,
+        cache_type=setup.cache_type,
+    )
+
+
+EXECUTORS: dict[str, Callable[[Program, Setup], Executor]] = {"cpu": _make_cpu, "reference": _make_reference}
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The logits that one `Model.forward` asked for, computed block by block; valid until the next one."""
+
+    rows: int
+    _model: "Model"
+    _call: int
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Blocks in order: the number of the first row, and a view (n, V) that the next block overwrites."""
+        executor = self._model.executor
+        for start in range(0, self.rows, executor.head_rows):
+            assert self._call == self._model.calls, "logits of an earlier call"
+            yield start, executor.logits(start, min(self.rows, start + executor.head_rows))
+
+    def all(self) -> NDArray[np.float32]:
+        """A copy of all rows, (R, V)."""
+        out = np.empty((self.rows, self._model.config.vocab), np.float32)
+        for start, block in self.blocks():
+            out[start : start + len(block)] = block
+        return out
+
+
+class Model:
+    """A loaded model. `context` is the most tokens of a sequence, `batch` the most of one `forward`."""
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        config: ModelConfig,
+        program: Program,
+        executor: Executor,
+        *,
+        pages: int,
+        context: int,
+        batch: int,
+    ) -> None:
+        self.file = file
+        self.config = config
+        self.program = program
+        self.executor = executor
+        self.context = context
+        self.batch = batch
+        self.calls = 0
+        self._pool = PagePool(pages, executor.copy_page)
+
+    @cached_property
+    def tokenizer(self) -> "Tokenizer":
+        from lltool.engine.tokenizer import Tokenizer
+
+        return Tokenizer.from_gguf(self.file.metadata)
+
+    def new_sequence(self) -> Sequence:
+        return Sequence(self._pool)
+
+    def forward(self, pieces: List[tuple[Sequence, List[int], Wanted]]) -> Logits:
+        """Appends tokens to sequences, all in one batch.
+
+        `wanted` says which of the piece's tokens want logits; the rows come in the order of the pieces. Raises
+        InputError, and leaves the sequences as they were, for an unknown token id, a sequence longer than the context
+        or a full cache.
+        """
+        assert len({id(sequence) for sequence, _, _ in pieces}) == len(pieces), "a sequence comes once in a batch"
+        self._check(pieces)
+        for sequence, tokens, _ in pieces:
+            sequence.reserve(len(tokens))
+        batch = make_batch(pieces)
+        self.calls += 1
+        self.executor.run(batch)
+        for sequence, tokens, _ in pieces:
+            sequence.length += len(tokens)
+        return Logits(len(batch.outputs), self, self.calls)
+
+    def evaluate(self, sequence: Sequence, tokens: List[int]) -> NDArray[np.float32]:
+        """Appends tokens, in as many batches as it takes, and gives the logits (V,) behind the last one."""
+        if not tokens:
+            raise InputError("no tokens to evaluate")
+        self._check_length(sequence, len(tokens))
+        starts = range(0, len(tokens), self.batch)
+        for start in starts[:-1]:
+            self.forward([(sequence, tokens[start : start + self.batch], "none")])
+        return self.forward([(sequence, tokens[starts[-1] :], "last")]).all()[0]
+
+    def close(self) -> None:
+        """Lets go of the file and the cache."""
+        del self.program, self.executor, self._pool
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, pieces: List[tuple[Sequence, List[int], Wanted]]) -> None:
+        count = sum(len(tokens) for _, tokens, _ in pieces)
+        if not 0 < count <= self.batch:
+            raise InputError(f"a batch of {count} tokens, wanted 1 to {self.batch}")
+        for sequence, tokens, _ in pieces:
+            self._check_length(sequence, len(tokens))
+            low, high = (min(tokens), max(tokens)) if tokens else (0, 0)
+            if low < 0 or high >= self.config.vocab:
+                bad = low if low < 0 else high
+                raise InputError(f"token id {bad}, wanted one from 0 to {self.config.vocab - 1}")
+
+    def _check_length(self, sequence: Sequence, count: int) -> None:
+        if sequence.length + count > self.context:
+            raise InputError(
+                f"{sequence.length + count} tokens do not fit the context of {self.context}; "
+                "load the model with a larger one or shorten the text"
+            )
+
+
+def make_batch(pieces: List[tuple[Sequence, List[int], Wanted]]) -> Batch:
+    """The batch that appends each piece's tokens behind its sequence, whose pages are reserved already."""
+    counts = [len(tokens) for _, tokens, _ in pieces]
+    ends = np.cumsum(counts)
+    tables = np.zeros((len(pieces), max(len(sequence.pages) for sequence, _, _ in pieces)), np.int32)
+    positions, outputs = [], []
+    for row, (sequence, tokens, wanted) in enumerate(pieces):
+        tables[row, : len(sequence.pages)] = sequence.pages
+        positions.append(np.arange(sequence.length, sequence.length + len(tokens)))
+        outputs.append(ends[row] - len(tokens) + _rows(wanted, len(tokens)))
+    return Batch(
+        tokens=np.concatenate([np.asarray(tokens, np.int32) for _, tokens, _ in pieces]),
+        positions=np.concatenate(positions).astype(np.int32),
+        sequences=np.repeat(np.arange(len(pieces), dtype=np.int32), counts),
+        tables=tables,
+        outputs=np.concatenate(outputs).astype(np.int32),
+    )
+
+
+def _rows(wanted: Wanted, count: int) -> NDArray[np.integer]:
+    """The rows of a piece of `count` tokens that want logits."""
+    if isinstance(wanted, np.ndarray):
+        assert wanted.size == 0 or (wanted.min() >= 0 and wanted.max() < count)
+        return wanted
+    first = {"all": 0, "last": max(0, count - 1), "none": count}[wanted]
+    return np.arange(first, count)
+
+
+def load_model(
+    path: str | Path,
+    *,
+    executor: str = "cpu",
+    threads: int | None = None,
+    context: int | None = None,
+    sequences: int = 1,
+    batch: int = 512,
+    precision: Precision = "int8",
+    cache_type: CacheType | None = None,
+) -> Model:
+    """Maps a GGUF model and makes it ready; weights are used where they lie.
+
+    The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096);
+    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits. Raises InputError naming file and tensor
+    or key.
+    """
+    for name, value in (("threads", threads), ("context", context), ("sequences", sequences), ("batch", batch)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value}, wanted at least 1")
+    if executor not in EXECUTORS:
+        raise InputError(f"executor {executor!r}, wanted one of {', '.join(EXECUTORS)}")
+    file = open_gguf(path)
+    try:
+        weights = {tensor.name: _weight(tensor) for tensor in file.tensors}
+        config = ModelConfig.from_gguf(file.metadata, weights)
+        program = trace_program(config, weights)
+        context = _choose_context(context, config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    pages = sequences * -(-context // PAGE)
+    batch = min(batch, pages * PAGE)
+    setup = Setup(
+        pages=pages,
+        max_batch=batch,
+        threads=threads or physical_cores(),
+        precision=precision,
+        cache_type=cache_type or ("f32" if precision == "f32" else "f16"),
+    )
+    return Model(file, config, program, EXECUTORS[executor](program, setup), pages=pages, context=context, batch=batch)
+
+
+def _choose_context(wanted: int | None, config: ModelConfig) -> int:
+    if wanted is not None and wanted > config.context_length:
+        raise InputError(f"context {wanted}, the model was made for {config.context_length} at most")
+    return wanted or min(config.context_length, DEFAULT_CONTEXT)
+
+
+def _weight(tensor: Tensor) -> Weight:
+    """Matrices stay in the map; vectors, which kernels want in float32, are decoded where they are not."""
+    if len(tensor.shape) != 1 or tensor.type == GGMLType.F32 or tensor.type in NOT_MULTIPLIED:
+        return Weight(tensor.name, tensor.type, tensor.shape, tensor.data())
+    values = decode(tensor.data(), tensor.type)
+    return Weight(tensor.name, GGMLType.F32, tensor.shape, values.view(np.uint8))
