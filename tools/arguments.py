@@ -1,6 +1,9 @@
-"""What the parsers of all commands have in common."""
+"""What all commands share: their parsers, JSON reports, and text from files made fit for a terminal."""
 
 import argparse
+import json
+import sys
+from typing import Any
 
 
 def command_parser(
@@ -18,3 +21,21 @@ def command_parser(
     if json_flag:
         parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
+
+
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number of at least 1."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def print_json(report: Any) -> None:
+    """Prints a report as JSON, in ASCII so that any terminal and any string of a file will do."""
+    json.dump(report, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would act on, or could not show, as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

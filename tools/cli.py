@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lltool import __version__
 from lltool.gguf.errors import InputError
-from lltool.tools.printing import printable
+from lltool.tools.arguments import printable
 
 
 class Command(NamedTuple):

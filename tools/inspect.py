@@ -9,8 +9,7 @@ from typing import Any
 from lltool.gguf.describe import Description, describe, plain_value
 from lltool.gguf.metadata import Value, ValueType
 from lltool.gguf.reader import GGUFFile, open_gguf
-from lltool.tools.arguments import command_parser
-from lltool.tools.printing import print_json, printable
+from lltool.tools.arguments import command_parser, print_json, printable
 
 _SHOWN_ITEMS = 6  # of an array
 _SHOWN_CHARACTERS = 72  # of a string
