@@ -1,0 +1,131 @@
+"""The native executor: translates a Program once into engine/csrc's operations; every batch is then one call."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lltool.engine import _native
+from lltool.engine.batch import PAGE, Batch
+from lltool.engine.program import (
+    Add,
+    Attention,
+    Buffer,
+    Embed,
+    Gated,
+    Linear,
+    Norm,
+    Program,
+    Rope,
+    Scale,
+    Select,
+    Softcap,
+    Weight,
+)
+from lltool.quant import isa
+from lltool.quant.codec import decode
+
+assert _native.PAGE_TOKENS == PAGE
+
+Precision = Literal["int8", "f32"]
+CacheType = Literal["f16", "f32"]
+
+# Logits are made for so many rows at once: 151936 floats a row are 19 MB, and a tile of weights still serves 32 tokens.
+HEAD_ROWS = 32
+
+
+class CpuExecutor:
+    """Runs a Program on CPU threads.
+
+    `precision` int8 rounds the activations of quantized linears to int8 by 32 (as llama.cpp does); f32 decodes the
+    weights and computes in float32. Float weights always compute in float32. The weights' arrays are read where they lie.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        pages: int,
+        *,
+        max_batch: int,
+        threads: int,
+        precision: Precision = "int8",
+        cache_type: CacheType = "f16",
+    ) -> None:
+        self.head_rows = min(HEAD_ROWS, max_batch)
+        self._program = program
+        self._vectors: dict[str, NDArray[np.float32]] = {}
+        self._native = _native.Executor(
+            isa=isa.chosen(),
+            threads=threads,
+            max_batch=max_batch,
+            head_rows=self.head_rows,
+            arena_width=program.arena_width,
+            vocabulary=program.logits.width,
+            pages=pages,
+            int8=precision == "int8",
+            half_cache=cache_type == "f16",
+        )
+        for op in program.ops:
+            self._add(op)
+        self._native.finish()
+
+    def run(self, batch: Batch) -> None:
+        self._native.run(batch.tokens, batch.positions, batch.sequences, batch.tables, batch.outputs)
+
+    def logits(self, start: int, stop: int) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self._native.logits(start, stop)
+        return rows
+
+    def score(self, start: int, targets: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Log probability of targets[i] under output row start + i; logits are made and dropped a block at a time."""
+        out = np.empty(len(targets), np.float64)
+        self._native.score(start, targets, out)
+        return out
+
+    def copy_page(self, source: int, target: int) -> None:
+        self._native.copy_page(source, target)
+
+    def _place(self, buffer: Buffer) -> tuple[int, int]:
+        return self._program.offsets[buffer.id], buffer.width
+
+    def _matrix(self, name: str) -> Weight:
+        return self._program.weights[name]
+
+    def _vector(self, name: str | None) -> NDArray[np.float32]:
+        if name is None:
+            return np.empty(0, np.float32)
+        weight = self._program.weights[name]
+        return np.ascontiguousarray(decode(weight.data, weight.type).reshape(-1))
+
+    def _add(self, op: object) -> None:
+        native, place = self._native, self._place
+        match op:
+            case Embed(out, weight, scale):
+                w = self._matrix(weight)
+                native.embed(place(out), int(w.type), w.columns, w.data, scale)
+            case Norm(x, out, weight, eps, groups):
+                native.norm(place(x), place(out), self._vector(weight), eps, groups)
+            case Linear(x, outs, weights, biases, residual):
+                parts = []
+                for out, name, bias in zip(outs, weights, biases, strict=True):
+                    w = self._matrix(name)
+                    parts.append((place(out), int(w.type), w.columns, w.data, self._vector(bias)))
+                native.linear(place(x), parts, [place(residual)] if residual else [])
+            case Rope(x, out, head_dim, frequencies, magnitude, interleaved):
+                native.rope(place(x), place(out), head_dim, list(frequencies), magnitude, interleaved)
+            case Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap):
+                native.attention(
+                    place(q), place(k), place(v), place(out), layer, heads, kv_heads, head_dim, scale, window, softcap
+                )
+            case Gated(gate, up, out, activation):
+                native.elementwise(activation, place(gate), place(up), place(out), 0.0)
+            case Add(x, y, out):
+                native.elementwise("add", place(x), place(y), place(out), 0.0)
+            case Scale(x, out, factor):
+                native.elementwise("scale", place(x), place(x), place(out), factor)
+            case Softcap(x, out, cap):
+                native.elementwise("softcap", place(x), place(x), place(out), cap)
+            case Select(x, out):
+                native.select(place(x), place(out))
+            case _:
+                raise AssertionError(f"no native operation for {op}")

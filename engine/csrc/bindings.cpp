@@ -1,0 +1,153 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <tuple>
+
+#include "isa.h"
+#include "ops.h"
+
+namespace nb = nanobind;
+using namespace lltool;
+
+template <class T> using Array1 = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes2 = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Tables = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Place = std::pair<int64_t, int64_t>; // offset, width
+
+static Buffer buffer(Place p) { return {p.first, p.second}; }
+static std::vector<float> floats(const Array1<float>& a) { return {a.data(), a.data() + a.size()}; }
+
+// The bytes stay where they are (usually in a mapped file): whoever makes the executor keeps them alive.
+static Matrix matrix(int type, int64_t columns, const Bytes2& data) {
+  return {type, int64_t(data.shape(0)), columns, int64_t(data.shape(1)), data.data()};
+}
+
+// An executor and the batch it works on: the arrays of a batch live until the next.
+class Session {
+public:
+  explicit Session(const Settings& s) : executor(s) {}
+  Executor executor;
+
+  void run(Array1<int32_t> ids, Array1<int32_t> positions, Array1<int32_t> sequences, Tables tables, Array1<int32_t> outputs) {
+    const size_t n = ids.size();
+    if (n == 0 || n > size_t(executor.settings.max_batch) || positions.size() != n || sequences.size() != n || outputs.size() > n)
+      throw std::invalid_argument("run: a batch of wrong size");
+    for (size_t i = 0; i < n; ++i) {
+      const bool fits = ids.data()[i] >= 0 && ids.data()[i] < executor.settings.vocabulary && sequences.data()[i] >= 0 &&
+                        size_t(sequences.data()[i]) < tables.shape(0) && positions.data()[i] >= 0 &&
+                        size_t(positions.data()[i] / page_tokens) < tables.shape(1);
+      if (!fits) throw std::invalid_argument("run: token " + std::to_string(i) + " is out of range");
+    }
+    for (size_t i = 0; i < tables.size(); ++i)
+      if (tables.data()[i] < 0 || tables.data()[i] >= executor.settings.pages) throw std::invalid_argument("run: no such page");
+    for (size_t i = 0; i < outputs.size(); ++i)
+      if (outputs.data()[i] < 0 || size_t(outputs.data()[i]) >= n) throw std::invalid_argument("run: no such output row");
+    ids_ = {ids.data(), ids.data() + n};
+    positions_ = {positions.data(), positions.data() + n};
+    sequences_ = {sequences.data(), sequences.data() + n};
+    tables_ = {tables.data(), tables.data() + tables.size()};
+    outputs_ = {outputs.data(), outputs.data() + outputs.size()};
+    Batch batch;
+    batch.tokens = int64_t(n);
+    batch.outputs = int64_t(outputs_.size());
+    batch.table_width = int64_t(tables.shape(1));
+    batch.ids = ids_.data();
+    batch.positions = positions_.data();
+    batch.sequences = sequences_.data();
+    batch.tables = tables_.data();
+    batch.output_rows = outputs_.data();
+    nb::gil_scoped_release release;
+    executor.run(batch);
+  }
+
+private:
+  std::vector<int32_t> ids_, positions_, sequences_, tables_, outputs_;
+};
+
+using Part = std::tuple<Place, int, int64_t, Bytes2, Array1<float>>; // out, type, columns, weight, bias (empty: none)
+
+static void add_linear(Session& s, Place x, const std::vector<Part>& parts, std::vector<Place> residual) {
+  std::vector<LinearOp::Part> made;
+  for (const auto& [out, type, columns, data, bias] : parts) {
+    made.push_back({buffer(out), matrix(type, columns, data), floats(bias)});
+    s.executor.reserve_columns(columns, out.second);
+  }
+  const bool has = !residual.empty();
+  s.executor.add(std::make_unique<LinearOp>(buffer(x), std::move(made), has, has ? buffer(residual[0]) : Buffer{0, 0}, s.executor));
+}
+
+static void add_attention(Session& s, Place q, Place k, Place v, Place out, int layer, int heads, int kv_heads, int head_dim,
+                          float scale, int window, float softcap) {
+  if (head_dim > max_head_dim || heads % kv_heads || heads / kv_heads > attention_rows)
+    throw std::invalid_argument("attention: head geometry is not supported");
+  auto op = std::make_unique<AttentionOp>();
+  op->q = buffer(q), op->k = buffer(k), op->v = buffer(v), op->out = buffer(out);
+  op->layer = layer, op->heads = heads, op->kv_heads = kv_heads, op->head_dim = head_dim;
+  op->scale = scale, op->window = window, op->softcap = softcap;
+  s.executor.add_cache_layer(layer, kv_heads, head_dim);
+  s.executor.add(std::move(op));
+}
+
+static ElementwiseOp::Kind kind_of(const std::string& name) {
+  if (name == "silu") return ElementwiseOp::Kind::silu;
+  if (name == "gelu_tanh") return ElementwiseOp::Kind::gelu_tanh;
+  if (name == "add") return ElementwiseOp::Kind::add;
+  if (name == "scale") return ElementwiseOp::Kind::scale;
+  if (name == "softcap") return ElementwiseOp::Kind::softcap;
+  throw std::invalid_argument("no elementwise operation '" + name + "'");
+}
+
+NB_MODULE(_native, m) {
+  m.attr("PAGE_TOKENS") = page_tokens;
+  m.def("available_isas", &available_isas, "Instruction sets this processor can run, best first.");
+  nb::class_<Session>(m, "Executor")
+      .def(
+          "__init__",
+          [](Session* self, const std::string& isa, int threads, int max_batch, int head_rows, int64_t arena_width,
+             int64_t vocabulary, int64_t pages, bool int8, bool half_cache) {
+            new (self) Session(Settings{isa, threads, max_batch, head_rows, arena_width, vocabulary, pages, int8, half_cache});
+          },
+          nb::kw_only(), nb::arg("isa"), nb::arg("threads"), nb::arg("max_batch"), nb::arg("head_rows"), nb::arg("arena_width"),
+          nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"), nb::arg("half_cache"))
+      .def("embed", [](Session& s, Place out, int type, int64_t columns, Bytes2 data, float scale) {
+        s.executor.add(std::make_unique<EmbedOp>(buffer(out), matrix(type, columns, data), scale));
+      })
+      .def("norm", [](Session& s, Place x, Place out, Array1<float> weight, float eps, int groups) {
+        s.executor.add(std::make_unique<NormOp>(buffer(x), buffer(out), floats(weight), eps, groups));
+      })
+      .def("linear", &add_linear)
+      .def("rope", [](Session& s, Place x, Place out, int head_dim, std::vector<float> frequencies, float magnitude, bool interleaved) {
+        const int table = s.executor.add_rope_table(std::move(frequencies), magnitude);
+        s.executor.add(std::make_unique<RopeOp>(buffer(x), buffer(out), head_dim, table, interleaved));
+      })
+      .def("attention", &add_attention)
+      .def("elementwise", [](Session& s, const std::string& kind, Place x, Place y, Place out, float factor) {
+        s.executor.add(std::make_unique<ElementwiseOp>(kind_of(kind), buffer(x), buffer(y), buffer(out), factor));
+      })
+      .def("select", [](Session& s, Place x, Place out) {
+        s.executor.begin_head();
+        s.executor.add(std::make_unique<SelectOp>(buffer(x), buffer(out)));
+      })
+      .def("finish", [](Session& s) { s.executor.finish(); })
+      .def("run", &Session::run)
+      .def("logits", [](Session& s, int64_t start, int64_t stop) {
+        const float* rows;
+        {
+          nb::gil_scoped_release release;
+          rows = s.executor.logits(start, stop);
+        }
+        return nb::ndarray<const float, nb::numpy, nb::ndim<2>>(
+            rows, {size_t(stop - start), size_t(s.executor.settings.vocabulary)}, nb::find(s));
+      })
+      .def("score", [](Session& s, int64_t start, Array1<int32_t> targets, nb::ndarray<double, nb::ndim<1>, nb::c_contig> out) {
+        if (out.size() != targets.size()) throw std::invalid_argument("score: sizes do not agree");
+        nb::gil_scoped_release release;
+        s.executor.score(start, start + int64_t(targets.size()), targets.data(), out.data());
+      })
+      .def("copy_page", [](Session& s, int64_t source, int64_t target) { s.executor.copy_page(source, target); });
+}

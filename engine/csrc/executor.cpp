@@ -1,0 +1,157 @@
+#include "executor.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "isa.h"
+
+namespace lltool {
+
+static const EngineKernels& kernels_for(const std::string& name) {
+  switch (find_isa(name)) {
+#if defined(LLTOOL_X86)
+  case Isa::avx512: return engine_avx512;
+  case Isa::avx2: return engine_avx2;
+#endif
+  default: return engine_scalar;
+  }
+}
+
+static int64_t padded(int64_t columns) { return (columns + 63) / 64 * 64; }
+
+Executor::Executor(const Settings& s) : settings(s), kernels(kernels_for(s.isa)) {}
+
+int Executor::add_rope_table(std::vector<float> frequencies, float magnitude) {
+  for (size_t i = 0; i < ropes.size(); ++i)
+    if (ropes[i].frequencies == frequencies && ropes[i].magnitude == magnitude) return int(i);
+  const size_t n = size_t(settings.max_batch) * frequencies.size();
+  ropes.push_back({std::move(frequencies), magnitude, Memory<float>(n), Memory<float>(n)});
+  return int(ropes.size()) - 1;
+}
+
+void Executor::add_cache_layer(int layer, int kv_heads, int head_dim) {
+  if (cache.size() <= size_t(layer)) cache.resize(size_t(layer) + 1);
+  CacheLayer& c = cache[size_t(layer)];
+  if (c.kv_heads) throw std::invalid_argument("layer " + std::to_string(layer) + " has two attentions");
+  c.kv_heads = kv_heads;
+  c.head_dim = head_dim;
+  c.page_elements = int64_t(kv_heads) * head_dim * page_tokens;
+  const size_t bytes = size_t(settings.pages * c.page_elements) * (settings.half_cache ? 2 : 4);
+  c.k = Memory<uint8_t>(bytes);
+  c.v = Memory<uint8_t>(bytes);
+  attention_floats_ = std::max(attention_floats_, attention_scratch((head_dim + 15) / 16 * 16));
+}
+
+void Executor::reserve_columns(int64_t K, int64_t) { columns_ = std::max(columns_, padded(K)); }
+
+void Executor::finish() {
+  const int panel = kernels.tokens_per_panel;
+  const size_t rows = size_t((settings.max_batch + panel - 1) / panel * panel), columns = size_t(columns_);
+  const size_t threads = size_t(settings.threads);
+  arena_ = Memory<float>(size_t(settings.arena_width) * size_t(settings.max_batch));
+  logits_ = Memory<float>(size_t(settings.head_rows) * size_t(settings.vocabulary));
+  q_ = Memory<int8_t>(rows * columns);
+  q_scale_ = Memory<float>(rows * columns / 32 + 16);
+  q_sum_ = Memory<int32_t>(rows * (columns / 16 + columns / 32) + 16);
+  packed_ = Memory<float>(rows * columns);
+  quantized = {q_.data(), q_scale_.data(), q_sum_.data()};
+  packed = packed_.data();
+  scratch_bytes_ = matmul_scratch(columns_);
+  scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
+  own_ = Memory<uint8_t>(threads * columns * 2);
+  attention_ = Memory<float>(attention_floats_ * threads);
+  segments.reserve(size_t(settings.max_batch));
+  int phases = 2;
+  for (const auto& op : ops_) phases += op->phases();
+  pool_ = std::make_unique<Pool>(settings.threads, phases);
+}
+
+// Layout of a thread's own quantized token: K bytes, K / 32 floats, K / 16 + K / 32 sums: K (1 + 1/8 + 3/8) < 2 K.
+Quantized Executor::own_quantized(int thread) const {
+  uint8_t* p = own_.data() + size_t(thread) * size_t(columns_) * 2;
+  float* scale = reinterpret_cast<float*>(p + columns_);
+  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 32)};
+}
+
+void Executor::fill_ropes(Pool::Worker& worker, const Batch& batch) {
+  worker.parallel(batch.tokens, [&](int64_t t) {
+    for (auto& rope : ropes) {
+      const size_t n = rope.frequencies.size(), row = size_t(t) * n;
+      for (size_t i = 0; i < n; ++i) {
+        const double angle = double(batch.positions[t]) * double(rope.frequencies[i]);
+        rope.cosine.data()[row + i] = float(std::cos(angle)) * rope.magnitude;
+        rope.sine.data()[row + i] = float(std::sin(angle)) * rope.magnitude;
+      }
+    }
+  });
+}
+
+void Executor::run(const Batch& batch) {
+  batch_ = batch;
+  segments.clear();
+  for (int64_t t = 0; t < batch.tokens; ++t) {
+    if (!segments.empty()) {
+      Segment& s = segments.back();
+      if (s.sequence == batch.sequences[t] && s.position + s.tokens == batch.positions[t]) {
+        ++s.tokens;
+        continue;
+      }
+    }
+    segments.push_back({t, 1, batch.positions[t], batch.sequences[t]});
+  }
+  const bool with_head = batch.outputs > 0 && batch.outputs <= settings.head_rows;
+  pool_->run([&](Pool::Worker& worker) {
+    fill_ropes(worker, batch);
+    const Run body{*this, batch, batch.tokens, 0, worker};
+    for (size_t i = 0; i < head_; ++i) ops_[i]->run(body);
+    if (!with_head) return;
+    const Run head{*this, batch, batch.outputs, 0, worker};
+    for (size_t i = head_; i < ops_.size(); ++i) ops_[i]->run(head);
+  });
+  head_start_ = 0;
+  head_stop_ = with_head ? batch.outputs : 0;
+}
+
+const float* Executor::logits(int64_t start, int64_t stop) {
+  if (start < 0 || stop > batch_.outputs || start >= stop || stop - start > settings.head_rows)
+    throw std::invalid_argument("logits: no such block of rows");
+  if (start < head_start_ || stop > head_stop_) {
+    pool_->run([&](Pool::Worker& worker) {
+      const Run head{*this, batch_, stop - start, start, worker};
+      for (size_t i = head_; i < ops_.size(); ++i) ops_[i]->run(head);
+    });
+    head_start_ = start;
+    head_stop_ = stop;
+  }
+  return logits_.data() + (start - head_start_) * settings.vocabulary;
+}
+
+void Executor::score(int64_t start, int64_t stop, const int32_t* targets, double* out) {
+  for (int64_t i = start; i < stop; ++i)
+    if (targets[i - start] < 0 || targets[i - start] >= settings.vocabulary) throw std::invalid_argument("score: no such token");
+  const int64_t n = settings.vocabulary;
+  for (int64_t block = start; block < stop; block += settings.head_rows) {
+    const int64_t end = std::min<int64_t>(stop, block + settings.head_rows);
+    const float* rows = logits(block, end);
+    pool_->run([&](Pool::Worker& worker) {
+      worker.parallel(end - block, [&](int64_t i) {
+        const float* x = rows + i * n;
+        out[block - start + i] = double(x[targets[block - start + i]]) - kernels.log_sum_exp(x, n);
+      });
+    });
+  }
+}
+
+void Executor::copy_page(int64_t source, int64_t target) {
+  if (source < 0 || target < 0 || source >= settings.pages || target >= settings.pages)
+    throw std::invalid_argument("copy_page: no such page");
+  for (auto& layer : cache) {
+    const size_t bytes = size_t(layer.page_elements) * (settings.half_cache ? 2 : 4);
+    std::memcpy(layer.k.data() + size_t(target) * bytes, layer.k.data() + size_t(source) * bytes, bytes);
+    std::memcpy(layer.v.data() + size_t(target) * bytes, layer.v.data() + size_t(source) * bytes, bytes);
+  }
+}
+
+} // namespace lltool

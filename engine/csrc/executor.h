@@ -1,0 +1,131 @@
+// Runs a Program (engine/program.py): the operations are added once, then every batch is one call.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace lltool {
+
+// Memory that is taken once and touched only when used.
+template <class T> class Memory {
+public:
+  Memory() = default;
+  explicit Memory(size_t n) : data_(static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64)))), size_(n) {}
+  Memory(Memory&& other) noexcept : data_(other.data_), size_(other.size_) { other.data_ = nullptr; }
+  Memory& operator=(Memory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~Memory() { ::operator delete(data_, std::align_val_t(64)); }
+  T* data() const { return data_; }
+  size_t size() const { return size_; }
+
+private:
+  T* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// An activation: float32 rows of `width`, at `offset` floats a row of the arena (or in the logits when offset < 0).
+struct Buffer {
+  int64_t offset, width;
+};
+
+struct Settings {
+  std::string isa;
+  int threads, max_batch, head_rows;
+  int64_t arena_width, vocabulary, pages;
+  bool int8, half_cache;
+};
+
+// The tokens of one call. `tables` is (sequences, table_width) page ids.
+struct Batch {
+  int64_t tokens = 0, outputs = 0, table_width = 0;
+  const int32_t *ids, *positions, *sequences, *tables, *output_rows;
+};
+
+// Consecutive positions of one sequence in a batch.
+struct Segment {
+  int64_t row;
+  int tokens, position, sequence;
+};
+
+class Executor;
+
+// What an operation sees while it runs: `rows` is T for the body and the size of the block in the head.
+struct Run {
+  Executor& executor;
+  const Batch& batch;
+  int64_t rows, first_output;
+  Pool::Worker& worker;
+};
+
+struct Op {
+  virtual ~Op() = default;
+  virtual int phases() const { return 1; }
+  virtual void run(const Run& run) const = 0;
+};
+
+class Executor {
+public:
+  explicit Executor(const Settings& settings);
+
+  void add(std::unique_ptr<Op> op) { ops_.push_back(std::move(op)); }
+  void begin_head() { head_ = ops_.size(); }
+  int add_rope_table(std::vector<float> frequencies, float magnitude);
+  void add_cache_layer(int layer, int kv_heads, int head_dim);
+  void reserve_columns(int64_t K, int64_t outputs); // a linear reads K columns of its input
+  void finish();                                     // takes all memory
+
+  void run(const Batch& batch);                   // body, and the head where one block holds all outputs
+  const float* logits(int64_t start, int64_t stop); // (stop - start, vocabulary), of the last batch
+  void score(int64_t start, int64_t stop, const int32_t* targets, double* out); // log probability of each row's target
+  void copy_page(int64_t source, int64_t target);
+
+  struct RopeTable {
+    std::vector<float> frequencies;
+    float magnitude;
+    Memory<float> cosine, sine; // (max_batch, frequencies)
+  };
+  struct CacheLayer {
+    int kv_heads = 0, head_dim = 0;
+    int64_t page_elements = 0; // of K; V has as many
+    Memory<uint8_t> k, v;      // pages of (kv_heads, head_dim, 64) and (kv_heads, 64, head_dim)
+  };
+
+  float* at(Buffer b) const { return b.offset < 0 ? logits_.data() : arena_.data() + b.offset * settings.max_batch; }
+  uint8_t* scratch(int thread) const { return scratch_.data() + size_t(thread) * scratch_bytes_; }
+  float* attention_space(int thread) const { return attention_.data() + size_t(thread) * attention_floats_; }
+
+  const Settings settings;
+  const EngineKernels& kernels;
+  std::vector<RopeTable> ropes;
+  std::vector<CacheLayer> cache;
+  std::vector<Segment> segments; // of the running batch
+  Quantized quantized{};         // activations of the running linear, shared by the threads
+  float* packed = nullptr;
+  Quantized own_quantized(int thread) const; // one token, a thread's own
+
+private:
+  void run_head(int64_t start, int64_t stop);
+  void fill_ropes(Pool::Worker& worker, const Batch& batch);
+
+  std::vector<std::unique_ptr<Op>> ops_;
+  size_t head_ = 0;
+  std::unique_ptr<Pool> pool_;
+  Memory<float> arena_, logits_, attention_, packed_;
+  Memory<uint8_t> scratch_, own_;
+  Memory<int8_t> q_;
+  Memory<float> q_scale_;
+  Memory<int32_t> q_sum_;
+  int64_t columns_ = 64;
+  size_t scratch_bytes_ = 0, attention_floats_ = 0;
+  Batch batch_{};
+  int64_t head_start_ = 0, head_stop_ = 0;
+};
+
+} // namespace lltool

@@ -1,0 +1,92 @@
+// The operations of the engine, one table an instruction set. Sizes: K columns of a weight (the length of a dot
+// product), T tokens. Rows of activations are float32, contiguous.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace lltool {
+
+constexpr int page_tokens = 64; // tokens in a page of the KV cache
+constexpr int max_lanes = 16;   // rows of a weight that a tile holds at most (the widest vector of floats)
+constexpr int max_head_dim = 512;
+
+// A weight matrix as it lies in the file.
+struct Matrix {
+  int type;
+  int64_t rows, columns, row_bytes;
+  const uint8_t* data;
+};
+
+// Activations as int8: x[k] ~ scale[k / 32] * q[k]. Sums are of q over each 16. In row layout a token is contiguous; in
+// panel layout `tokens_per_panel` tokens are interleaved as the matrix kernel reads them (see matmul-inl.h).
+struct Quantized {
+  int8_t* q;
+  float* scale;
+  int32_t* sum;
+};
+
+struct AttentionTask {
+  const float *q, *k_new, *v_new; // unused here but for q: (tokens, heads, head_dim) rows of the batch
+  float* out;                     // (tokens, heads, head_dim)
+  int64_t row_stride;             // floats between tokens in q and out
+  int tokens;                     // consecutive positions of one sequence
+  int first_position;
+  int group;    // query heads a kv head; q and out point at the first
+  int head_dim;
+  float scale, softcap;
+  int window;
+  const int32_t* pages; // page ids of the sequence
+  const void *k_pages, *v_pages; // this layer's and kv head's first page
+  int64_t page_stride;           // elements between pages of one kv head
+  bool half;                     // pages hold f16, else f32
+  float* scratch;                // attention_scratch(...) floats
+};
+
+struct EngineKernels {
+  int lanes;            // rows of a weight tile
+  int tokens_per_panel; // tokens the matrix kernels take at once
+
+  bool (*can_multiply)(int type);  // int8 kernels exist (quantized types)
+  bool (*can_decode)(int type);
+  void (*decode_row)(int type, const uint8_t* row, int64_t columns, float* out);
+
+  // Row layout: q (K), scale (K / 32), sum (K / 16).
+  void (*quantize_row)(const float* x, int64_t K, Quantized out);
+  // Panel layout of up to tokens_per_panel tokens, rows `stride` floats apart; missing tokens become zero.
+  void (*quantize_panel)(const float* x, int64_t stride, int tokens, int64_t K, Quantized out);
+  // The same for the float kernels: out is (K, tokens_per_panel).
+  void (*pack_panel)(const float* x, int64_t stride, int tokens, int64_t K, float* out);
+
+  // out[t][row] for rows [begin, end) and a few tokens in row layout (q of token t at q + t * K, and so on).
+  void (*matvec)(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch);
+  void (*matvec_f32)(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out,
+                     int64_t stride, void* scratch);
+
+  // out[t][row] for rows [begin, end), (end - begin) <= tile_rows, over all panels of T tokens.
+  void (*matmul)(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch);
+  void (*matmul_f32)(const Matrix& w, int64_t begin, int64_t end, const float* panels, int64_t T, float* out, int64_t stride,
+                     void* scratch);
+
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  void (*gated)(int activation, const float* gate, const float* up, int64_t n, float* out); // 0 silu, 1 gelu (tanh)
+  void (*softcap)(const float* x, float cap, int64_t n, float* out);
+  // log(sum(exp(x))), for scoring.
+  double (*log_sum_exp)(const float* x, int64_t n);
+
+  void (*attention)(const AttentionTask& task);
+  void (*store_half)(const float* x, int64_t n, uint16_t* out, int64_t stride);
+};
+
+constexpr int tile_rows = 64; // rows a matmul task unpacks at once
+
+// Scratch bytes a thread needs for weights of at most K columns.
+constexpr size_t matmul_scratch(int64_t K) { return size_t(tile_rows) * size_t(K) * 5 + size_t(K) * 64 + 65536; }
+// Floats for attention: pages as float (K transposed, V), scores, outputs, running maxima and sums.
+constexpr int attention_rows = 128; // query rows (tokens x heads of a group) a task may have
+constexpr size_t attention_scratch(int head_dim) {
+  return 2 * size_t(page_tokens) * size_t(head_dim) + size_t(attention_rows) * (page_tokens + 2 * size_t(head_dim) + 4) + 64;
+}
+
+extern const EngineKernels engine_scalar, engine_avx2, engine_avx512;
+
+} // namespace lltool

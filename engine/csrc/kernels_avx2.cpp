@@ -1,0 +1,2 @@
+#define LLTOOL_TABLE engine_avx2
+#include "kernels-inl.h"

@@ -1,0 +1,2 @@
+#define LLTOOL_TABLE engine_scalar
+#include "kernels-inl.h"

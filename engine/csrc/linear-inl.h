@@ -1,0 +1,318 @@
+// Products of activations with weights of any format. Nothing here knows a format but unpack_row: a row becomes codes
+// with a scale (and a minimum) a group, and the loops below see only those.
+#pragma once
+#include "formats.h"
+#include "kernels.h"
+#include "vector.h"
+
+namespace {
+
+using lltool::Matrix;
+using lltool::Quantized;
+
+constexpr int64_t padded(int64_t K) { return (K + 63) / 64 * 64; }
+
+// A row of a quantized weight: columns padded to 64, a scale and a minimum each 16 or 32 codes.
+struct Row {
+  uint8_t* codes;
+  float *scale, *min;
+};
+
+template <class F> inline void unpack_row(const uint8_t* p, int64_t K, Row row) {
+  constexpr int groups = F::block / F::group;
+  for (int64_t b = 0; b < K / F::block; ++b, p += F::bytes)
+    F::unpack(p, row.codes + b * F::block, row.scale + b * groups, row.min + b * groups);
+}
+
+// Calls f(Format) for the quantized format of that type. False when there is none.
+template <class Function> inline bool with_format(int type, Function&& f) {
+  switch (type) {
+#define CASE(F) case F::type: f(F{}); return true;
+    LLTOOL_QUANTIZED_FORMATS(CASE)
+#undef CASE
+  }
+  return false;
+}
+
+bool can_multiply(int type) {
+  return with_format(type, [](auto) {});
+}
+
+template <class F> void decode_any(const uint8_t* row, int64_t K, float* out) {
+  if constexpr (F::block == 1)
+    F::decode(row, K, out);
+  else
+    decode_blocks<F>(row, K, out);
+}
+using Decode = void (*)(const uint8_t*, int64_t, float*);
+Decode find_decode(int type) {
+  switch (type) {
+#define CASE(F) case F::type: return decode_any<F>;
+    LLTOOL_QUANTIZED_FORMATS(CASE) LLTOOL_FLOAT_FORMATS(CASE)
+#undef CASE
+  }
+  return nullptr;
+}
+bool can_decode(int type) { return find_decode(type) != nullptr; }
+void decode_row(int type, const uint8_t* row, int64_t K, float* out) { find_decode(type)(row, K, out); }
+
+// ---- activations ----
+
+// 32 floats to int8 with the scale that maps the largest to 127; the sums of each half go to sum[0] and sum[1].
+inline float quantize_32(const float* x, int8_t* q, int32_t* sum) {
+  vf top{};
+  for (int i = 0; i < 32; i += lanes) top = max(top, abs(load<vf>(x + i)));
+  const float largest = highest(top), scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  typedef int8_t narrow __attribute__((vector_size(lanes)));
+  for (int i = 0; i < 32; i += lanes)
+    store(q + i, __builtin_convertvector(to_int(round(load<vf>(x + i) * inverse)), narrow));
+  for (int half = 0; half < 2; ++half) {
+    int32_t s = 0;
+    for (int i = 0; i < 16; ++i) s += q[16 * half + i];
+    sum[half] = s;
+  }
+  return scale;
+}
+
+void quantize_row(const float* x, int64_t K, Quantized out) {
+  const int64_t Kp = padded(K);
+  int32_t* sum32 = out.sum + Kp / 16;
+  for (int64_t g = 0; g < K / 32; ++g) {
+    out.scale[g] = quantize_32(x + 32 * g, out.q + 32 * g, out.sum + 2 * g);
+    sum32[g] = out.sum[2 * g] + out.sum[2 * g + 1];
+  }
+  for (int64_t g = K / 32; g < Kp / 32; ++g) {
+    std::memset(out.q + 32 * g, 0, 32);
+    out.scale[g] = 0;
+    out.sum[2 * g] = out.sum[2 * g + 1] = sum32[g] = 0;
+  }
+}
+
+// Panel layout: q (K / 4, panel, 4), scale (K / 32, panel), sum (K / 16, panel).
+void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quantized out) {
+  alignas(64) int8_t q[32];
+  int32_t sum[2];
+  for (int t = 0; t < panel; ++t)
+    for (int64_t g = 0; g < K / 32; ++g) {
+      float scale = 0;
+      if (t < tokens) {
+        scale = quantize_32(x + t * stride + 32 * g, q, sum);
+      } else {
+        std::memset(q, 0, 32);
+        sum[0] = sum[1] = 0;
+      }
+      for (int i = 0; i < 8; ++i) std::memcpy(out.q + ((8 * g + i) * panel + t) * 4, q + 4 * i, 4);
+      out.scale[g * panel + t] = scale;
+      out.sum[2 * g * panel + t] = sum[0];
+      out.sum[(2 * g + 1) * panel + t] = sum[1];
+    }
+}
+
+void pack_panel(const float* x, int64_t stride, int tokens, int64_t K, float* out) {
+  for (int t = 0; t < panel; ++t)
+    for (int64_t k = 0; k < K; ++k) out[k * panel + t] = t < tokens ? x[t * stride + k] : 0.0f;
+}
+
+// ---- a few tokens: one row of the weight at a time ----
+
+// sum over k of (scale * (code - zero) + min) * x[k]. `product` is scratch for scale * activation scale of each group.
+template <int group, int zero, int max_code, bool has_min>
+inline float dot_row(Row row, const int8_t* q, const float* x_scale, const int32_t* sum, int64_t Kp, float* product) {
+  const int64_t groups = Kp / group;
+  const int32_t* group_sum = group == 32 ? sum + Kp / 16 : sum;
+  vf offset{};
+  int64_t g = 0;
+  float tail = 0;
+  const auto x_scales = [&](int64_t at) {
+    if constexpr (group == 32) {
+      return load<vf>(x_scale + at);
+    } else {
+      vf v;
+      for (int i = 0; i < lanes; ++i) v[i] = x_scale[(at + i) / 2];
+      return v;
+    }
+  };
+  for (; g + lanes <= groups; g += lanes) {
+    const vf s = x_scales(g), p = load<vf>(row.scale + g) * s, total = to_float(load<vi>(group_sum + g));
+    store(product + g, p);
+    if constexpr (zero != 0) offset -= p * total * float(zero);
+    if constexpr (has_min) offset += load<vf>(row.min + g) * s * total;
+  }
+  for (; g < groups; ++g) {
+    const float s = x_scale[group == 32 ? g : g / 2];
+    product[g] = row.scale[g] * s;
+    if constexpr (zero != 0) tail -= product[g] * float(group_sum[g]) * float(zero);
+    if constexpr (has_min) tail += row.min[g] * s * float(group_sum[g]);
+  }
+  constexpr int step = lanes * 4; // codes a vector
+  vf even = offset, odd{};
+  int64_t k = 0;
+  for (; k + 2 * step <= Kp; k += 2 * step) {
+    even += to_float(dot4<max_code>(vi{}, load<vb>(row.codes + k), load<vb>(q + k))) * spread<group>(product + k / group);
+    odd += to_float(dot4<max_code>(vi{}, load<vb>(row.codes + k + step), load<vb>(q + k + step))) *
+           spread<group>(product + (k + step) / group);
+  }
+  for (; k < Kp; k += step)
+    even += to_float(dot4<max_code>(vi{}, load<vb>(row.codes + k), load<vb>(q + k))) * spread<group>(product + k / group);
+  return sum_of(even + odd) + tail;
+}
+
+template <class F>
+void matvec_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
+  const int64_t K = w.columns, Kp = padded(K);
+  Row row;
+  row.codes = static_cast<uint8_t*>(scratch);
+  row.scale = reinterpret_cast<float*>(row.codes + Kp + 64);
+  row.min = row.scale + Kp / 16 + 16;
+  float* product = row.min + Kp / 16 + 16;
+  for (int64_t g = K / F::group; g < Kp / F::group; ++g) row.scale[g] = row.min[g] = 0;
+  std::memset(row.codes + K, 0, size_t(Kp - K));
+  for (int64_t r = begin; r < end; ++r) {
+    unpack_row<F>(w.data + r * w.row_bytes, K, row);
+    for (int t = 0; t < tokens; ++t)
+      out[t * stride + r] = dot_row<F::group, F::zero, F::max_code, F::has_min>(
+          row, x.q + t * Kp, x.scale + t * (Kp / 32), x.sum + t * (Kp / 16 + Kp / 32), Kp, product);
+  }
+}
+
+void matvec(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
+  with_format(w.type, [&](auto format) {
+    matvec_format<decltype(format)>(w, begin, end, x, tokens, out, stride, scratch);
+  });
+}
+
+inline float dot_f32(const float* a, const float* b, int64_t K) {
+  vf acc[4] = {};
+  int64_t k = 0;
+  for (; k + 4 * lanes <= K; k += 4 * lanes)
+    for (int i = 0; i < 4; ++i) acc[i] += load<vf>(a + k + i * lanes) * load<vf>(b + k + i * lanes);
+  float tail = 0;
+  for (; k < K; ++k) tail += a[k] * b[k];
+  return sum_of((acc[0] + acc[1]) + (acc[2] + acc[3])) + tail;
+}
+
+void matvec_f32(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out,
+                int64_t stride, void* scratch) {
+  float* row = static_cast<float*>(scratch);
+  const Decode decode = find_decode(w.type);
+  for (int64_t r = begin; r < end; ++r) {
+    decode(w.data + r * w.row_bytes, w.columns, row);
+    for (int t = 0; t < tokens; ++t) out[t * stride + r] = dot_f32(row, x + t * x_stride, w.columns);
+  }
+}
+
+// ---- many tokens: a tile of `lanes` rows against panels of tokens ----
+
+// One tile and one panel. codes (K / 4, lanes, 4), scale and min (K / group, lanes); q, x_scale, sum in panel layout.
+template <int group, int zero, int max_code, bool has_min>
+inline void multiply_tile(const uint8_t* codes, const float* scale, const float* min, const int8_t* q, const float* x_scale,
+                          const int32_t* sum, int64_t K, float* out) {
+  vf acc[panel] = {};
+  for (int64_t g = 0; g < K / group; ++g) {
+    int32_t sums[(panel + lanes - 1) / lanes * lanes];
+    for (int t = 0; t < panel; ++t)
+      sums[t] = group == 32 ? sum[2 * g * panel + t] + sum[(2 * g + 1) * panel + t] : sum[g * panel + t];
+    vi dot[panel];
+    if constexpr (zero != 0) { // the offset of symmetric formats is the accumulator's start value
+      int32_t start[panel];
+      for (int t = 0; t < panel; ++t) start[t] = -zero * sums[t];
+      for (int t = 0; t < panel; ++t) dot[t] = splat(start[t]);
+    } else {
+      for (int t = 0; t < panel; ++t) dot[t] = vi{};
+    }
+    for (int k = 0; k < group / 4; ++k, codes += lanes * 4, q += panel * 4) {
+      const vb w = load<vb>(codes);
+      for (int t = 0; t < panel; ++t) dot[t] = dot4_splat<max_code>(dot[t], w, q + 4 * t);
+    }
+    const float* xs = x_scale + (group == 32 ? g : g / 2) * panel;
+    const vf s = load<vf>(scale + g * lanes);
+    for (int t = 0; t < panel; ++t) acc[t] += to_float(dot[t]) * (s * xs[t]);
+    if constexpr (has_min) {
+      const vf m = load<vf>(min + g * lanes);
+      for (int t = 0; t < panel; ++t) acc[t] += m * (xs[t] * float(sums[t]));
+    }
+  }
+  for (int t = 0; t < panel; ++t) store(out + t * lanes, acc[t]);
+}
+
+inline void copy_tile(const float* tile, int64_t rows, int64_t tokens, float* out, int64_t stride) {
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t r = 0; r < rows; ++r) out[t * stride + r] = tile[t * lanes + r];
+}
+
+template <class F>
+void matmul_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
+  const int64_t K = w.columns, groups = K / F::group, tiles = (end - begin + lanes - 1) / lanes;
+  uint8_t* codes = static_cast<uint8_t*>(scratch); // (tiles, K / 4, lanes, 4)
+  float* scale = reinterpret_cast<float*>(codes + tiles * lanes * K);
+  float* min = scale + tiles * lanes * groups;
+  Row row;
+  row.codes = reinterpret_cast<uint8_t*>(min + tiles * lanes * groups);
+  row.scale = reinterpret_cast<float*>(row.codes + padded(K));
+  row.min = row.scale + groups;
+  for (int64_t r = 0; r < tiles * lanes; ++r) {
+    if (begin + r < end) {
+      unpack_row<F>(w.data + (begin + r) * w.row_bytes, K, row);
+    } else {
+      std::memset(row.codes, 0, size_t(K));
+      std::memset(row.scale, 0, size_t(2 * groups) * 4);
+    }
+    const int64_t lane = r % lanes;
+    uint8_t* c = codes + r / lanes * lanes * K + lane * 4;
+    for (int64_t k = 0; k < K / 4; ++k) std::memcpy(c + k * lanes * 4, row.codes + 4 * k, 4);
+    float *s = scale + r / lanes * lanes * groups + lane, *m = min + r / lanes * lanes * groups + lane;
+    for (int64_t g = 0; g < groups; ++g) s[g * lanes] = row.scale[g];
+    if constexpr (F::has_min)
+      for (int64_t g = 0; g < groups; ++g) m[g * lanes] = row.min[g];
+  }
+  alignas(64) float tile[panel * lanes];
+  for (int64_t t = 0; t < T; t += panel) {
+    const int64_t p = t / panel;
+    for (int64_t i = 0; i < tiles; ++i) {
+      multiply_tile<F::group, F::zero, F::max_code, F::has_min>(
+          codes + i * lanes * K, scale + i * lanes * groups, min + i * lanes * groups, x.q + p * panel * K,
+          x.scale + p * panel * (K / 32), x.sum + p * panel * (K / 16), K, tile);
+      const int64_t first = begin + i * lanes;
+      copy_tile(tile, end - first < lanes ? end - first : lanes, T - t < panel ? T - t : panel, out + t * stride + first, stride);
+    }
+  }
+}
+
+void matmul(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
+  with_format(w.type, [&](auto format) {
+    matmul_format<decltype(format)>(w, begin, end, x, T, out, stride, scratch);
+  });
+}
+
+void matmul_f32(const Matrix& w, int64_t begin, int64_t end, const float* panels, int64_t T, float* out, int64_t stride, void* scratch) {
+  constexpr int width = 2 * lanes; // rows a tile: two vectors share each broadcast of an activation
+  const int64_t K = w.columns;
+  float *tile = static_cast<float*>(scratch), *row = tile + width * K; // tile (K, width)
+  const Decode decode = find_decode(w.type);
+  for (int64_t first = begin; first < end; first += width) {
+    const int64_t rows = end - first < width ? end - first : width;
+    for (int64_t r = 0; r < width; ++r) {
+      if (r < rows) decode(w.data + (first + r) * w.row_bytes, K, row);
+      for (int64_t k = 0; k < K; ++k) tile[k * width + r] = r < rows ? row[k] : 0.0f;
+    }
+    for (int64_t t = 0; t < T; t += panel) {
+      const float* x = panels + t * K;
+      vf low[panel] = {}, high[panel] = {};
+      for (int64_t k = 0; k < K; ++k) {
+        const vf a = load<vf>(tile + k * width), b = load<vf>(tile + k * width + lanes);
+        for (int i = 0; i < panel; ++i) {
+          low[i] += a * x[k * panel + i];
+          high[i] += b * x[k * panel + i];
+        }
+      }
+      alignas(64) float result[width];
+      for (int i = 0; i < panel && t + i < T; ++i) {
+        store(result, low[i]);
+        store(result + lanes, high[i]);
+        std::memcpy(out + (t + i) * stride + first, result, size_t(rows) * 4);
+      }
+    }
+  }
+}
+
+} // namespace

@@ -1,0 +1,233 @@
+#include "ops.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+namespace lltool {
+
+// From this many tokens on it pays to unpack a tile of the weight; below, each row is read once for all tokens.
+constexpr int64_t panels_from = 16;
+
+void EmbedOp::run(const Run& run) const {
+  float* to = run.executor.at(out);
+  run.worker.parallel(run.rows, [&](int64_t t) {
+    const uint8_t* row = weight.data + run.batch.ids[t] * weight.row_bytes;
+    run.executor.kernels.decode_row(weight.type, row, weight.columns, to + t * out.width);
+    if (scale != 1.0f)
+      for (int64_t i = 0; i < out.width; ++i) to[t * out.width + i] *= scale;
+  });
+}
+
+void NormOp::run(const Run& run) const {
+  const float* from = run.executor.at(x);
+  float* to = run.executor.at(out);
+  const int64_t n = x.width / groups;
+  run.worker.parallel(run.rows, [&](int64_t t) {
+    for (int g = 0; g < groups; ++g) {
+      const int64_t i = t * x.width + g * n;
+      run.executor.kernels.rms_norm(from + i, weight.data(), eps, n, to + i);
+    }
+  });
+}
+
+LinearOp::LinearOp(Buffer x_, std::vector<Part> p, bool has, Buffer r, const Executor& executor)
+    : x(x_), parts(std::move(p)), has_residual(has), residual(r), int8(false), floats(false) {
+  for (const Part& part : parts) {
+    const bool quantized = executor.settings.int8 && executor.kernels.can_multiply(part.weight.type);
+    if (!quantized && !executor.kernels.can_decode(part.weight.type))
+      throw std::invalid_argument("no kernel for tensors of type " + std::to_string(part.weight.type));
+    (quantized ? int8 : floats) = true;
+  }
+}
+
+void LinearOp::prepare(const Run& run, bool panels) const {
+  Executor& e = run.executor;
+  const int64_t T = run.rows, K = x.width, Kp = (K + 63) / 64 * 64;
+  const int panel = e.kernels.tokens_per_panel;
+  const float* from = e.at(x);
+  if (!panels) {
+    run.worker.parallel(int8 ? T : 0, [&](int64_t t) {
+      e.kernels.quantize_row(from + t * K, K,
+                             {e.quantized.q + t * Kp, e.quantized.scale + t * (Kp / 32), e.quantized.sum + t * (Kp / 16 + Kp / 32)});
+    });
+    return;
+  }
+  run.worker.parallel((T + panel - 1) / panel, [&](int64_t p) {
+    const int tokens = int(std::min<int64_t>(panel, T - p * panel));
+    const float* rows = from + p * panel * K;
+    if (int8)
+      e.kernels.quantize_panel(
+          rows, K, tokens, K,
+          {e.quantized.q + p * panel * K, e.quantized.scale + p * panel * (K / 32), e.quantized.sum + p * panel * (K / 16)});
+    if (floats) e.kernels.pack_panel(rows, K, tokens, K, e.packed + p * panel * K);
+  });
+}
+
+void LinearOp::multiply(const Run& run, const Part& part, int64_t begin, int64_t end, bool panels, Quantized few) const {
+  Executor& e = run.executor;
+  const EngineKernels& k = e.kernels;
+  const bool quantized = e.settings.int8 && k.can_multiply(part.weight.type);
+  const int64_t T = run.rows, width = part.out.width;
+  float* to = e.at(part.out);
+  void* scratch = e.scratch(run.worker.index);
+  if (panels && quantized)
+    k.matmul(part.weight, begin, end, e.quantized, T, to, width, scratch);
+  else if (panels)
+    k.matmul_f32(part.weight, begin, end, e.packed, T, to, width, scratch);
+  else if (quantized)
+    k.matvec(part.weight, begin, end, few, int(T), to, width, scratch);
+  else
+    k.matvec_f32(part.weight, begin, end, e.at(x), x.width, int(T), to, width, scratch);
+  for (int64_t t = 0; t < T; ++t) {
+    if (!part.bias.empty())
+      for (int64_t i = begin; i < end; ++i) to[t * width + i] += part.bias[size_t(i)];
+    if (has_residual) {
+      const float* add = e.at(residual) + t * width;
+      for (int64_t i = begin; i < end; ++i) to[t * width + i] += add[i];
+    }
+  }
+}
+
+void LinearOp::run(const Run& run) const {
+  Executor& e = run.executor;
+  const int64_t T = run.rows;
+  const bool panels = T >= panels_from;
+  Quantized few = e.quantized;
+  if (T == 1) { // cheaper done by every thread than waited for
+    if (int8) {
+      few = e.own_quantized(run.worker.index);
+      e.kernels.quantize_row(e.at(x), x.width, few);
+    }
+  } else {
+    prepare(run, panels);
+  }
+  int64_t rows = 0;
+  for (const Part& part : parts) rows += part.weight.rows;
+  // Chunks small enough to even out the threads, large enough to be worth fetching; a matmul unpacks whole tiles.
+  const int64_t unit = panels ? e.kernels.lanes : 8, most = panels ? tile_rows : 256;
+  const int64_t share = rows / (int64_t(e.settings.threads) * 8) / unit * unit;
+  const int64_t chunk = std::clamp<int64_t>(share, unit, most);
+  int64_t chunks = 0;
+  for (const Part& part : parts) chunks += (part.weight.rows + chunk - 1) / chunk;
+  run.worker.parallel(chunks, [&](int64_t c) {
+    for (const Part& part : parts) {
+      const int64_t n = (part.weight.rows + chunk - 1) / chunk;
+      if (c < n) {
+        multiply(run, part, c * chunk, std::min(part.weight.rows, (c + 1) * chunk), panels, few);
+        return;
+      }
+      c -= n;
+    }
+  });
+}
+
+void RopeOp::run(const Run& run) const {
+  const Executor& e = run.executor;
+  const Executor::RopeTable& rope = e.ropes[size_t(table)];
+  const int64_t pairs = int64_t(rope.frequencies.size()), heads = x.width / head_dim;
+  const float* from = e.at(x);
+  float* to = e.at(out);
+  const int64_t step = interleaved ? 2 : 1, other = interleaved ? 1 : pairs;
+  run.worker.parallel(run.rows, [&](int64_t t) {
+    const float *cosine = rope.cosine.data() + t * pairs, *sine = rope.sine.data() + t * pairs;
+    for (int64_t h = 0; h < heads; ++h) {
+      const float* a = from + t * x.width + h * head_dim;
+      float* b = to + t * x.width + h * head_dim;
+      for (int64_t i = 0; i < pairs; ++i) {
+        const float first = a[i * step], second = a[i * step + other];
+        b[i * step] = first * cosine[i] - second * sine[i];
+        b[i * step + other] = first * sine[i] + second * cosine[i];
+      }
+      if (a != b) std::copy(a + 2 * pairs, a + head_dim, b + 2 * pairs);
+    }
+  });
+}
+
+void AttentionOp::store(const Run& run, int64_t t) const {
+  Executor& e = run.executor;
+  const Executor::CacheLayer& c = e.cache[size_t(layer)];
+  const Batch& b = run.batch;
+  const int32_t position = b.positions[t], slot = position % page_tokens;
+  const int64_t page = b.tables[b.sequences[t] * b.table_width + position / page_tokens];
+  const float *key = e.at(k) + t * k.width, *value = e.at(v) + t * v.width;
+  for (int64_t h = 0; h < kv_heads; ++h) {
+    const int64_t base = page * c.page_elements + h * head_dim * page_tokens;
+    const int64_t ki = base + slot, vi = base + int64_t(slot) * head_dim;
+    if (e.settings.half_cache) {
+      e.kernels.store_half(key + h * head_dim, head_dim, reinterpret_cast<uint16_t*>(c.k.data()) + ki, page_tokens);
+      e.kernels.store_half(value + h * head_dim, head_dim, reinterpret_cast<uint16_t*>(c.v.data()) + vi, 1);
+    } else {
+      float *ks = reinterpret_cast<float*>(c.k.data()) + ki, *vs = reinterpret_cast<float*>(c.v.data()) + vi;
+      for (int64_t d = 0; d < head_dim; ++d) ks[d * page_tokens] = key[h * head_dim + d];
+      std::copy_n(value + h * head_dim, head_dim, vs);
+    }
+  }
+}
+
+void AttentionOp::run(const Run& run) const {
+  Executor& e = run.executor;
+  const Executor::CacheLayer& c = e.cache[size_t(layer)];
+  run.worker.parallel(run.rows, [&](int64_t t) { store(run, t); });
+
+  const int group = heads / kv_heads, tile = std::max(1, std::min(16, attention_rows / group));
+  int64_t tiles = 0;
+  for (const Segment& s : e.segments) tiles += (s.tokens + tile - 1) / tile;
+  run.worker.parallel(tiles * kv_heads, [&](int64_t i) {
+    const int64_t h = i % kv_heads;
+    int64_t index = i / kv_heads;
+    const Segment* s = e.segments.data();
+    for (; index >= (s->tokens + tile - 1) / tile; ++s) index -= (s->tokens + tile - 1) / tile;
+    const int first = int(index) * tile, element = e.settings.half_cache ? 2 : 4;
+    const int64_t row = s->row + first;
+    AttentionTask task{};
+    task.q = e.at(q) + row * q.width + h * group * head_dim;
+    task.out = e.at(out) + row * out.width + h * group * head_dim;
+    task.row_stride = q.width;
+    task.tokens = std::min(tile, s->tokens - first);
+    task.first_position = s->position + first;
+    task.group = group;
+    task.head_dim = head_dim;
+    task.scale = scale;
+    task.softcap = softcap;
+    task.window = window;
+    task.pages = run.batch.tables + s->sequence * run.batch.table_width;
+    task.k_pages = c.k.data() + h * head_dim * page_tokens * element;
+    task.v_pages = c.v.data() + h * head_dim * page_tokens * element;
+    task.page_stride = c.page_elements;
+    task.half = e.settings.half_cache;
+    task.scratch = e.attention_space(run.worker.index);
+    e.kernels.attention(task);
+  });
+}
+
+void ElementwiseOp::run(const Run& run) const {
+  const Executor& e = run.executor;
+  const float *a = e.at(x), *b = e.at(y);
+  float* to = e.at(out);
+  const int64_t n = out.width;
+  run.worker.parallel(run.rows, [&](int64_t t) {
+    const int64_t i = t * n;
+    switch (kind) {
+    case Kind::silu: e.kernels.gated(0, a + i, b + i, n, to + i); return;
+    case Kind::gelu_tanh: e.kernels.gated(1, a + i, b + i, n, to + i); return;
+    case Kind::softcap: e.kernels.softcap(a + i, factor, n, to + i); return;
+    case Kind::add:
+      for (int64_t j = i; j < i + n; ++j) to[j] = a[j] + b[j];
+      return;
+    case Kind::scale:
+      for (int64_t j = i; j < i + n; ++j) to[j] = a[j] * factor;
+      return;
+    }
+  });
+}
+
+void SelectOp::run(const Run& run) const {
+  const float* from = run.executor.at(x);
+  float* to = run.executor.at(out);
+  run.worker.parallel(run.rows, [&](int64_t r) {
+    std::copy_n(from + run.batch.output_rows[run.first_output + r] * x.width, x.width, to + r * x.width);
+  });
+}
+
+} // namespace lltool

@@ -1,0 +1,89 @@
+#include "pool.h"
+
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace lltool {
+
+static void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// A pause is 10 to 40 ns. Between two steps of a decode loop lie tens of microseconds: spin over that, then sleep.
+constexpr int spins_before_sleep = 8000;
+// Inside a step all threads should be running; when one was descheduled, give way to it.
+constexpr int spins_before_yield = 1000;
+
+Pool::Pool(int threads, int phases) : phases_(size_t(phases)) {
+  if (threads < 1) throw std::invalid_argument("threads must be at least 1");
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+}
+
+Pool::~Pool() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+    epoch_.fetch_add(1);
+  }
+  wake_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+std::atomic<int64_t>& Pool::phase(int i) {
+  if (size_t(i) >= phases_.size()) throw std::logic_error("more phases than the pool was made for");
+  return phases_[size_t(i)].value;
+}
+
+void Pool::run(const std::function<void(Worker&)>& f) {
+  for (auto& counter : phases_) counter.value.store(0, std::memory_order_relaxed);
+  job_ = &f;
+  epoch_.fetch_add(1);
+  if (asleep_.load() > 0) {
+    { std::lock_guard<std::mutex> lock(mutex_); }
+    wake_.notify_all();
+  }
+  Worker self{this, 0};
+  f(self);
+  barrier(); // nobody touches `f` after this
+}
+
+void Pool::work(int index) {
+  uint32_t seen = 0;
+  for (;;) {
+    for (int spin = 0; epoch_.load() == seen && spin < spins_before_sleep; ++spin) pause();
+    if (epoch_.load() == seen) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      asleep_.fetch_add(1);
+      wake_.wait(lock, [&] { return epoch_.load() != seen; });
+      asleep_.fetch_sub(1);
+    }
+    seen = epoch_.load();
+    if (stop_) return;
+    Worker self{this, index};
+    (*job_)(self);
+    barrier();
+  }
+}
+
+void Pool::barrier() {
+  const uint32_t all = uint32_t(workers_.size()) + 1, generation = generation_.load(std::memory_order_acquire);
+  if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
+    waiting_.store(0, std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_release);
+    return;
+  }
+  for (int spin = 0; generation_.load(std::memory_order_acquire) == generation; ++spin)
+    if (spin < spins_before_yield)
+      pause();
+    else
+      std::this_thread::yield();
+}
+
+} // namespace lltool

@@ -1,0 +1,131 @@
+// The small vocabulary that kernels are written in: vectors of floats and the four-byte dot product. Vector types are the
+// compiler's own (GCC and Clang extensions), so that a new instruction set is a width and `dot4`, nothing else.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512VNNI__)
+constexpr int lanes = 16, panel = 12; // 12 int and 12 float accumulators leave 8 of 32 registers
+#elif defined(__AVX2__)
+constexpr int lanes = 8, panel = 4;
+#else
+constexpr int lanes = 4, panel = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(lanes * 4)));
+typedef int32_t vi __attribute__((vector_size(lanes * 4)));
+typedef uint8_t vb __attribute__((vector_size(lanes * 4)));
+
+template <class V, class T> inline V load(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V, class T> inline void store(T* p, V v) { std::memcpy(p, &v, sizeof(V)); }
+inline vf splat(float x) { return x - vf{}; }
+inline vi splat(int32_t x) { return x - vi{}; }
+inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
+inline vi to_int(vf v) { return __builtin_convertvector(v, vi); }
+inline vf max(vf a, vf b) { return a > b ? a : b; }
+inline vf min(vf a, vf b) { return a < b ? a : b; }
+inline vf abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
+// Rounds to the nearest integer, |x| < 2^22.
+inline vf round(vf a) { return (a + 12582912.0f) - 12582912.0f; }
+
+inline float sum_of(vf v) {
+#if defined(__AVX512VNNI__)
+  return _mm512_reduce_add_ps(v);
+#else
+  float s = 0;
+  for (int i = 0; i < lanes; ++i) s += v[i];
+  return s;
+#endif
+}
+inline float highest(vf v) {
+  float m = v[0];
+  for (int i = 1; i < lanes; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+
+// acc[i] + sum over the four bytes j of lane i of w[4i+j] (unsigned, at most max_code) * x[4i+j] (signed).
+#if defined(__AVX512VNNI__)
+template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
+  // As assembly: GCC 12 copies the accumulator around the intrinsic.
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+  return acc;
+}
+// The same four bytes of x for every lane.
+template <int max_code> inline vi dot4_splat(vi acc, vb w, const int8_t* x) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const int32_t*)x));
+  return acc;
+}
+#elif defined(__AVX2__)
+template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
+  const __m256i u = (__m256i)w, s = (__m256i)x;
+  if constexpr (max_code <= 127) // pairs of products fit 16 bits
+    return acc + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1));
+  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+  return acc + (vi)even + (vi)odd;
+}
+#else
+template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
+  for (int i = 0; i < lanes; ++i)
+    for (int j = 0; j < 4; ++j) acc[i] += int(w[4 * i + j]) * int(int8_t(x[4 * i + j]));
+  return acc;
+}
+#endif
+#if !defined(__AVX512VNNI__)
+template <int max_code> inline vi dot4_splat(vi acc, vb w, const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  return dot4<max_code>(acc, w, (vb)splat(four));
+}
+#endif
+
+// Lane i of the result is s[4 i / group]: the scales of the groups that a vector of codes crosses.
+template <int group> inline vf spread(const float* s) {
+  constexpr int crossed = lanes * 4 / group;
+  if constexpr (crossed <= 1) {
+    return splat(s[0]);
+  } else {
+#if defined(__AVX512VNNI__)
+    if constexpr (crossed == 2) {
+      const __m512i pick = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+      return _mm512_permutexvar_ps(pick, _mm512_castps128_ps512(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)s))));
+    } else {
+      const __m512i pick = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+      return _mm512_permutexvar_ps(pick, _mm512_castps128_ps512(_mm_loadu_ps(s)));
+    }
+#else
+    vf v;
+    for (int i = 0; i < lanes; ++i) v[i] = s[4 * i / group];
+    return v;
+#endif
+  }
+}
+
+// e^x to 2 ulp: x = n ln2 + r, a degree-6 polynomial in r, 2^n by exponent bits (Cephes' expf range reduction).
+inline vf exp(vf x) {
+  x = min(max(x, splat(-87.3f)), splat(88.3f));
+  const vf n = round(x * 1.44269504f);
+  const vf r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return (vf)((vi)p + (to_int(n) << 23));
+}
+inline vf tanh(vf x) {
+  const vf e = exp(min(max(x, splat(-10.0f)), splat(10.0f)) * 2.0f);
+  return (e - 1.0f) / (e + 1.0f);
+}
+
+} // namespace
