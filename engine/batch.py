@@ -35,5 +35,8 @@ class Executor(Protocol):
     def logits(self, start: int, stop: int) -> NDArray[np.float32]:
         """Logits (stop - start, V) of the last batch's outputs [start, stop); a view that the next call overwrites."""
 
+    def score(self, start: int, targets: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Natural logarithm of the probability that output row start + i gives to the token targets[i]."""
+
     def copy_page(self, source: int, target: int) -> None:
         """Copies the keys and values of all layers."""

@@ -15,7 +15,7 @@ from lltool.engine.batch import PAGE, Batch, Executor
 from lltool.engine.cache import PagePool, Sequence
 from lltool.engine.config import ModelConfig
 from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
-from lltool.engine.threads import physical_cores
+from lltool.engine.threads import default_threads
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.reader import GGUFFile, open_gguf
@@ -29,6 +29,7 @@ DEFAULT_CONTEXT = 4096
 
 Precision = Literal["int8", "f32"]
 CacheType = Literal["f16", "f32"]
+Tokens = List[int] | NDArray[np.integer]
 Wanted = Literal["all", "last", "none"] | NDArray[np.integer]
 
 
@@ -37,7 +38,7 @@ class Setup:
     """What an executor is made for."""
 
     pages: int
-    max_batch: int
+    batch: int
     threads: int
     precision: Precision
     cache_type: CacheType
@@ -55,7 +56,7 @@ def _make_cpu(program: Program, setup: Setup) -> Executor:
     return CpuExecutor(
         program,
         setup.pages,
-        max_batch=setup.max_batch,
+        max_batch=setup.batch,
         threads=setup.threads,
         precision=setup.precision,
         cache_type=setup.cache_type,
@@ -80,6 +81,12 @@ class Logits:
             assert self._call == self._model.calls, "logits of an earlier call"
             yield start, executor.logits(start, min(self.rows, start + executor.head_rows))
 
+    def score(self, targets: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Natural logarithm of the probability that row i gives to the token targets[i], (R,)."""
+        assert len(targets) == self.rows
+        assert self._call == self._model.calls, "logits of an earlier call"
+        return self._model.executor.score(0, np.ascontiguousarray(targets, np.int32))
+
     def all(self) -> NDArray[np.float32]:
         """A copy of all rows, (R, V)."""
         out = np.empty((self.rows, self._model.config.vocab), np.float32)
@@ -89,27 +96,35 @@ class Logits:
 
 
 class Model:
-    """A loaded model. `context` is the most tokens of a sequence, `batch` the most of one `forward`."""
+    """A loaded model. A sequence holds at most `context` tokens, a `forward` takes at most `setup.batch`."""
 
     def __init__(
-        self,
-        file: GGUFFile,
-        config: ModelConfig,
-        program: Program,
-        executor: Executor,
-        *,
-        pages: int,
-        context: int,
-        batch: int,
+        self, file: GGUFFile, config: ModelConfig, program: Program, executor: Executor, setup: Setup, context: int
     ) -> None:
         self.file = file
         self.config = config
         self.program = program
         self.executor = executor
+        self.setup = setup
         self.context = context
-        self.batch = batch
         self.calls = 0
-        self._pool = PagePool(pages, executor.copy_page)
+        self._pool = PagePool(setup.pages, executor.copy_page)
+
+    @property
+    def batch(self) -> int:
+        return self.setup.batch
+
+    @property
+    def threads(self) -> int:
+        return self.setup.threads
+
+    @property
+    def precision(self) -> Precision:
+        return self.setup.precision
+
+    @property
+    def cache_type(self) -> CacheType:
+        return self.setup.cache_type
 
     @cached_property
     def tokenizer(self) -> "Tokenizer":
@@ -120,7 +135,7 @@ class Model:
     def new_sequence(self) -> Sequence:
         return Sequence(self._pool)
 
-    def forward(self, pieces: List[tuple[Sequence, List[int], Wanted]]) -> Logits:
+    def forward(self, pieces: List[tuple[Sequence, Tokens, Wanted]]) -> Logits:
         """Appends tokens to sequences, all in one batch.
 
         `wanted` says which of the piece's tokens want logits; the rows come in the order of the pieces. Raises
@@ -138,15 +153,16 @@ class Model:
             sequence.length += len(tokens)
         return Logits(len(batch.outputs), self, self.calls)
 
-    def evaluate(self, sequence: Sequence, tokens: List[int]) -> NDArray[np.float32]:
+    def evaluate(self, sequence: Sequence, tokens: Tokens) -> NDArray[np.float32]:
         """Appends tokens, in as many batches as it takes, and gives the logits (V,) behind the last one."""
-        if not tokens:
+        if len(tokens) == 0:
             raise InputError("no tokens to evaluate")
         self._check_length(sequence, len(tokens))
         starts = range(0, len(tokens), self.batch)
         for start in starts[:-1]:
             self.forward([(sequence, tokens[start : start + self.batch], "none")])
-        return self.forward([(sequence, tokens[starts[-1] :], "last")]).all()[0]
+        logits: NDArray[np.float32] = self.forward([(sequence, tokens[starts[-1] :], "last")]).all()[0]
+        return logits
 
     def close(self) -> None:
         """Lets go of the file and the cache."""
@@ -159,16 +175,16 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check(self, pieces: List[tuple[Sequence, List[int], Wanted]]) -> None:
+    def _check(self, pieces: List[tuple[Sequence, Tokens, Wanted]]) -> None:
         count = sum(len(tokens) for _, tokens, _ in pieces)
         if not 0 < count <= self.batch:
             raise InputError(f"a batch of {count} tokens, wanted 1 to {self.batch}")
         for sequence, tokens, _ in pieces:
             self._check_length(sequence, len(tokens))
-            low, high = (min(tokens), max(tokens)) if tokens else (0, 0)
-            if low < 0 or high >= self.config.vocab:
-                bad = low if low < 0 else high
-                raise InputError(f"token id {bad}, wanted one from 0 to {self.config.vocab - 1}")
+            ids = np.asarray(tokens, np.int64)
+            unknown = ids[(ids < 0) | (ids >= self.config.vocab)]
+            if unknown.size:
+                raise InputError(f"token id {unknown[0]}, wanted one from 0 to {self.config.vocab - 1}")
 
     def _check_length(self, sequence: Sequence, count: int) -> None:
         if sequence.length + count > self.context:
@@ -178,7 +194,7 @@ class Model:
             )
 
 
-def make_batch(pieces: List[tuple[Sequence, List[int], Wanted]]) -> Batch:
+def make_batch(pieces: List[tuple[Sequence, Tokens, Wanted]]) -> Batch:
     """The batch that appends each piece's tokens behind its sequence, whose pages are reserved already."""
     counts = [len(tokens) for _, tokens, _ in pieces]
     ends = np.cumsum(counts)
@@ -237,15 +253,14 @@ def load_model(
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     pages = sequences * -(-context // PAGE)
-    batch = min(batch, pages * PAGE)
     setup = Setup(
         pages=pages,
-        max_batch=batch,
-        threads=threads or physical_cores(),
+        batch=min(batch, pages * PAGE),
+        threads=threads or default_threads(),
         precision=precision,
         cache_type=cache_type or ("f32" if precision == "f32" else "f16"),
     )
-    return Model(file, config, program, EXECUTORS[executor](program, setup), pages=pages, context=context, batch=batch)
+    return Model(file, config, program, EXECUTORS[executor](program, setup), setup, context)
 
 
 def _choose_context(wanted: int | None, config: ModelConfig) -> int:

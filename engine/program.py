@@ -190,7 +190,8 @@ class Program:
     """A traced model.
 
     `ops[:head]` run over the T tokens of a batch, `ops[head:]` (a Select first) over blocks of the rows that want
-    logits. `offsets[buffer.id]` is the buffer's place in an arena of `arena_width` floats a row; `logits` is the last buffer.
+    logits. `offsets[buffer.id]` is the buffer's place in an arena of `arena_width` floats a row; `logits` is the last
+    buffer.
     """
 
     ops: tuple[Op, ...]
@@ -231,7 +232,7 @@ class Tracer:
     def linear(
         self, x: Buffer, weights: Sequence[str], widths: Sequence[int], residual: Buffer | None = None
     ) -> tuple[Buffer, ...]:
-        """One output of `widths[i]` a weight. Biases are used where the file has them (NAME.bias beside NAME.weight)."""
+        """One output of `widths[i]` a weight. A bias is added where the file has one (NAME.bias beside NAME.weight)."""
         biases: list[str | None] = []
         for name, width in zip(weights, widths, strict=True):
             self._take(name, (width, x.width))

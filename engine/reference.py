@@ -4,6 +4,7 @@ It is slow, and it is the definition of the operations: the other executors must
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +28,17 @@ from lltool.engine.program import (
 )
 from lltool.quant.codec import decode
 
-Floats = NDArray[np.floating]
+Floats = NDArray[Any]  # of the executor's dtype
 
 
 def silu(x: Floats) -> Floats:
-    return x * (0.5 + 0.5 * np.tanh(0.5 * x))  # sigmoid as a tanh, which does not overflow
+    out: Floats = x * (0.5 + 0.5 * np.tanh(0.5 * x))  # sigmoid as a tanh, which does not overflow
+    return out
 
 
 def gelu_tanh(x: Floats) -> Floats:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    out: Floats = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return out
 
 
 ACTIVATIONS: dict[Activation, Callable[[Floats], Floats]] = {"silu": silu, "gelu_tanh": gelu_tanh}
@@ -69,6 +72,15 @@ class ReferenceExecutor:
         for op in self._program.ops[self._program.head :]:
             self._compute(op, self._batch, self._batch.outputs[start:stop])
         return self._get(self._program.logits).astype(np.float32, copy=False)
+
+    def score(self, start: int, targets: NDArray[np.int32]) -> NDArray[np.float64]:
+        scores = np.empty(len(targets), np.float64)
+        for first in range(0, len(targets), self.head_rows):
+            wanted = targets[first : first + self.head_rows]
+            x = self.logits(start + first, start + first + len(wanted)).astype(np.float64)
+            x -= x.max(axis=1, keepdims=True)
+            scores[first : first + len(wanted)] = x[np.arange(len(wanted)), wanted] - np.log(np.exp(x).sum(axis=1))
+        return scores
 
     def copy_page(self, source: int, target: int) -> None:
         for cache in (*self._k.values(), *self._v.values()):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def physical_cores() -> int:
+def default_threads() -> int:
     """Cores that this process may run on; two hyperthreads of a core count once, as they share its arithmetic units."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
