@@ -4,6 +4,8 @@
 
 namespace {
 
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
+
 constexpr uint64_t every_byte = 0x0101010101010101;
 
 inline uint64_t load_u64(const uint8_t* p) {
@@ -27,16 +29,16 @@ inline uint64_t signed_codes(uint64_t values, uint8_t signs, int zero) {
 
 // Low nibbles of 16 bytes become weights 0-15, high nibbles 16-31.
 inline void unpack_nibbles(const uint8_t* bytes, uint8_t* codes) {
-  for (int i = 0; i < 16; ++i) {
-    codes[i] = bytes[i] & 15;
-    codes[i + 16] = bytes[i] >> 4;
-  }
+  Bytes16 v;
+  std::memcpy(&v, bytes, 16);
+  const Bytes16 low = v & 15, high = v >> 4;
+  std::memcpy(codes, &low, 16);
+  std::memcpy(codes + 16, &high, 16);
 }
 
 // codes[i] = table[codes[i]] for n codes below 16; n is a multiple of 16.
 inline void look_up(const uint8_t (&table)[16], uint8_t* codes, int n) {
 #if defined(__GNUC__) && !defined(__clang__)
-  typedef uint8_t Bytes16 __attribute__((vector_size(16)));
   Bytes16 values, index;
   std::memcpy(&values, table, 16);
   for (int i = 0; i < n; i += 16) {

@@ -13,7 +13,7 @@ constexpr uint8_t e2m1_codes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 
 struct IQ4_NL {
   static constexpr int type = 20, block = 32, bytes = 18, group = 32, zero = 127, max_code = 240;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     scale[0] = load_f16(b);
     unpack_nibbles(b + 2, codes);
     look_up(iq4_codes, codes, 32);
@@ -24,7 +24,7 @@ struct IQ4_NL {
 struct IQ4_XS {
   static constexpr int type = 23, block = 256, bytes = 136, group = 32, zero = 127, max_code = 240;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const float d = load_f16(b);
     const uint16_t high = load_u16(b + 2);
     for (int g = 0; g < 8; ++g) {
@@ -39,7 +39,7 @@ struct IQ4_XS {
 struct MXFP4 {
   static constexpr int type = 39, block = 32, bytes = 17, group = 32, zero = 12, max_code = 24;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     scale[0] = bits_f32(b[0] < 2 ? 0x00200000u << b[0] : uint32_t(b[0] - 1) << 23);
     unpack_nibbles(b + 1, codes);
     look_up(e2m1_codes, codes, 32);
@@ -56,7 +56,7 @@ struct NVFP4 {
     if (exponent == 0) return float(mantissa) * 0.0009765625f; // 2^-10
     return bits_f32((exponent + 119) << 23 | mantissa << 20);
   }
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     for (int g = 0; g < 4; ++g) {
       scale[g] = e4m3_half(b[g]);
       for (int i = 0; i < 8; ++i) {

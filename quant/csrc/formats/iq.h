@@ -18,7 +18,7 @@ inline uint8_t even_signs(uint32_t stored) {
 struct IQ2_XXS {
   static constexpr int type = 16, block = 256, bytes = 66, group = 32, zero = 43, max_code = 86;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const float d = load_f16(b);
     for (int g = 0; g < 8; ++g) {
       const uint8_t* entries = b + 2 + 8 * g;
@@ -35,7 +35,7 @@ struct IQ2_XXS {
 struct IQ2_XS {
   static constexpr int type = 17, block = 256, bytes = 74, group = 16, zero = 43, max_code = 86;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const float d = load_f16(b);
     for (int g = 0; g < 16; ++g) scale[g] = d * (0.5f + float(b[66 + g / 2] >> (4 * (g & 1)) & 15)) * 0.25f;
     for (int i = 0; i < 32; ++i) {
@@ -49,7 +49,7 @@ struct IQ2_XS {
 struct IQ2_S {
   static constexpr int type = 22, block = 256, bytes = 82, group = 16, zero = 43, max_code = 86;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const float d = load_f16(b);
     const uint8_t *low = b + 2, *signs = b + 34, *high = b + 66, *scales = b + 74;
     for (int g = 0; g < 16; ++g) scale[g] = d * (0.5f + float(scales[g / 2] >> (4 * (g & 1)) & 15)) * 0.25f;
@@ -64,7 +64,7 @@ struct IQ2_S {
 struct IQ3_XXS {
   static constexpr int type = 18, block = 256, bytes = 98, group = 32, zero = 62, max_code = 124;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const float d = load_f16(b);
     for (int g = 0; g < 8; ++g) {
       const uint8_t* entries = b + 2 + 8 * g;
@@ -82,7 +82,7 @@ struct IQ3_XXS {
 struct IQ3_S {
   static constexpr int type = 21, block = 256, bytes = 110, group = 32, zero = 15, max_code = 30;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const float d = load_f16(b);
     const uint8_t *low = b + 2, *high = b + 66, *signs = b + 74, *scales = b + 106;
     for (int g = 0; g < 8; ++g) scale[g] = d * float(1 + 2 * (scales[g / 2] >> (4 * (g & 1)) & 15));
@@ -102,7 +102,7 @@ inline uint64_t shifted_codes(int entry, bool down) { return book_iq1[entry] + (
 struct IQ1_S {
   static constexpr int type = 19, block = 256, bytes = 50, group = 32, zero = 9, max_code = 18;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const float d = load_f16(b);
     for (int g = 0; g < 8; ++g) {
       const uint16_t word = load_u16(b + 34 + 2 * g);
@@ -119,7 +119,7 @@ struct IQ1_S {
 struct IQ1_M {
   static constexpr int type = 29, block = 256, bytes = 56, group = 16, zero = 9, max_code = 18;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const uint8_t *low = b, *high = b + 32, *scales = b + 48;
     uint16_t half = 0;
     for (int i = 0; i < 4; ++i) half |= uint16_t(load_u16(scales + 2 * i) >> 12 << (4 * i));

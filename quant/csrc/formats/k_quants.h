@@ -8,7 +8,7 @@ namespace {
 struct Q2_K {
   static constexpr int type = 10, block = 256, bytes = 84, group = 16, zero = 0, max_code = 3;
   static constexpr bool has_min = true;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float* min) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float* __restrict min) {
     const float d = load_f16(b + 80), dmin = load_f16(b + 82);
     for (int g = 0; g < 16; ++g) {
       scale[g] = d * float(b[g] & 15);
@@ -25,7 +25,7 @@ struct Q2_K {
 struct Q3_K {
   static constexpr int type = 11, block = 256, bytes = 110, group = 16, zero = 4, max_code = 7;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const uint8_t *high = b, *low = b + 32, *scales = b + 96;
     const float d = load_f16(b + 108);
     for (int g = 0; g < 16; ++g) {
@@ -41,7 +41,7 @@ struct Q3_K {
 };
 
 // Eight 6-bit scales and eight 6-bit mins in 12 bytes, as Q4_K and Q5_K keep them.
-inline void unpack_scales_mins(const uint8_t* s, float d, float dmin, float* scale, float* min) {
+inline void unpack_scales_mins(const uint8_t* s, float d, float dmin, float* __restrict scale, float* __restrict min) {
   uint8_t sc[8], m[8];
   for (int i = 0; i < 4; ++i) {
     sc[i] = s[i] & 63;
@@ -59,7 +59,7 @@ inline void unpack_scales_mins(const uint8_t* s, float d, float dmin, float* sca
 struct Q4_K {
   static constexpr int type = 12, block = 256, bytes = 144, group = 32, zero = 0, max_code = 15;
   static constexpr bool has_min = true;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float* min) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float* __restrict min) {
     unpack_scales_mins(b + 4, load_f16(b), load_f16(b + 2), scale, min);
     for (int j = 0; j < 4; ++j)
       for (int i = 0; i < 32; ++i) {
@@ -73,7 +73,7 @@ struct Q4_K {
 struct Q5_K {
   static constexpr int type = 13, block = 256, bytes = 176, group = 32, zero = 0, max_code = 31;
   static constexpr bool has_min = true;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float* min) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float* __restrict min) {
     unpack_scales_mins(b + 4, load_f16(b), load_f16(b + 2), scale, min);
     const uint8_t *high = b + 16, *low = b + 48;
     for (int j = 0; j < 4; ++j)
@@ -88,17 +88,17 @@ struct Q5_K {
 struct Q6_K {
   static constexpr int type = 14, block = 256, bytes = 210, group = 16, zero = 32, max_code = 63;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const float d = load_f16(b + 208);
     for (int i = 0; i < 16; ++i) scale[i] = d * float(int8_t(b[192 + i]));
     for (int j = 0; j < 2; ++j) {
       const uint8_t *low = b + 64 * j, *high = b + 128 + 32 * j;
       uint8_t* c = codes + 128 * j;
       for (int i = 0; i < 32; ++i) {
-        c[i] = uint8_t((low[i] & 15) | (high[i] & 3) << 4);
-        c[i + 32] = uint8_t((low[i + 32] & 15) | (high[i] >> 2 & 3) << 4);
-        c[i + 64] = uint8_t(low[i] >> 4 | (high[i] >> 4 & 3) << 4);
-        c[i + 96] = uint8_t(low[i + 32] >> 4 | (high[i] >> 6) << 4);
+        c[i] = uint8_t((low[i] & 15) | (high[i] << 4 & 48));
+        c[i + 32] = uint8_t((low[i + 32] & 15) | (high[i] << 2 & 48));
+        c[i + 64] = uint8_t(low[i] >> 4 | (high[i] & 48));
+        c[i + 96] = uint8_t(low[i + 32] >> 4 | (high[i] >> 2 & 48));
       }
     }
   }
@@ -108,7 +108,7 @@ struct Q6_K {
 struct Q8_K {
   static constexpr int type = 15, block = 256, bytes = 292, group = 32, zero = 128, max_code = 255;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const float d = bits_f32(load_u32(b));
     for (int g = 0; g < 8; ++g) scale[g] = d;
     for (int i = 0; i < 256; ++i) codes[i] = b[4 + i] ^ 0x80;

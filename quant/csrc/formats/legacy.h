@@ -8,7 +8,7 @@ namespace {
 struct Q4_0 {
   static constexpr int type = 2, block = 32, bytes = 18, group = 32, zero = 8, max_code = 15;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     scale[0] = load_f16(b);
     unpack_nibbles(b + 2, codes);
   }
@@ -18,7 +18,7 @@ struct Q4_0 {
 struct Q4_1 {
   static constexpr int type = 3, block = 32, bytes = 20, group = 32, zero = 0, max_code = 15;
   static constexpr bool has_min = true;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float* min) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float* __restrict min) {
     scale[0] = load_f16(b);
     min[0] = load_f16(b + 2);
     unpack_nibbles(b + 4, codes);
@@ -26,18 +26,16 @@ struct Q4_1 {
 };
 
 // Low four bits as nibbles; bit i of the four bytes `high` is the fifth bit of weight i.
-inline void unpack_5bit(const uint8_t* nibbles, const uint8_t* high, uint8_t* codes) {
-  uint8_t fifth[32];
-  for (int i = 0; i < 4; ++i) store_u64(fifth + 8 * i, spread_bits(high[i]) << 4);
+inline void unpack_5bit(const uint8_t* nibbles, const uint8_t* high, uint8_t* __restrict codes) {
   unpack_nibbles(nibbles, codes);
-  for (int i = 0; i < 32; ++i) codes[i] |= fifth[i];
+  for (int i = 0; i < 4; ++i) store_u64(codes + 8 * i, load_u64(codes + 8 * i) | spread_bits(high[i]) << 4);
 }
 
 // f16 d, u32 of fifth bits, 16 bytes of nibbles.
 struct Q5_0 {
   static constexpr int type = 6, block = 32, bytes = 22, group = 32, zero = 16, max_code = 31;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     scale[0] = load_f16(b);
     unpack_5bit(b + 6, b + 2, codes);
   }
@@ -47,7 +45,7 @@ struct Q5_0 {
 struct Q5_1 {
   static constexpr int type = 7, block = 32, bytes = 24, group = 32, zero = 0, max_code = 31;
   static constexpr bool has_min = true;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float* min) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float* __restrict min) {
     scale[0] = load_f16(b);
     min[0] = load_f16(b + 2);
     unpack_5bit(b + 8, b + 4, codes);
@@ -58,7 +56,7 @@ struct Q5_1 {
 struct Q8_0 {
   static constexpr int type = 8, block = 32, bytes = 34, group = 32, zero = 128, max_code = 255;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     scale[0] = load_f16(b);
     for (int i = 0; i < 32; ++i) codes[i] = b[2 + i] ^ 0x80;
   }
@@ -68,7 +66,7 @@ struct Q8_0 {
 struct Q8_1 {
   static constexpr int type = 9, block = 32, bytes = 36, group = 32, zero = 128, max_code = 255;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* codes, float* scale, float*) {
+  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     scale[0] = load_f16(b);
     for (int i = 0; i < 32; ++i) codes[i] = b[4 + i] ^ 0x80;
   }
