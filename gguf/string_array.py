@@ -5,6 +5,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import overload
 
+import numpy as np
+
 _LENGTH = struct.Struct("<Q")
 
 
@@ -59,6 +61,16 @@ class StringArray(Sequence[str]):
         for end in self._ends:
             yield encoded[start + 8 : end].decode("utf-8", "surrogateescape")
             start = end
+
+    def joined(self, separator: bytes) -> bytes:
+        """All the strings with a byte between them, several times as fast as one by one."""
+        data = np.frombuffer(self.encoded, np.uint8).copy()
+        starts = np.frombuffer(self._ends, np.uint64)[:-1].astype(np.int64)
+        data[starts + 7] = ord(separator)
+        keep = np.ones(len(data), bool)
+        keep[:8] = False
+        keep[(starts[:, None] + np.arange(7)).ravel()] = False
+        return data[keep].tobytes()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, StringArray):
