@@ -88,7 +88,7 @@ void quantize_row(const float* x, int64_t K, Quantized out) {
   }
 }
 
-// Panel layout: q (K / 4, panel, 4), scale (K / 32, panel), sum (K / 16, panel).
+// Panel layout: q (K / 4, panel, 4), scale (K / 32, panel), sum (K / 16, panel) and then sums of 32 (K / 32, panel).
 void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quantized out) {
   alignas(64) int8_t q[32];
   int32_t sum[2];
@@ -105,6 +105,7 @@ void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quant
       out.scale[g * panel + t] = scale;
       out.sum[2 * g * panel + t] = sum[0];
       out.sum[(2 * g + 1) * panel + t] = sum[1];
+      out.sum[K / 16 * panel + g * panel + t] = sum[0] + sum[1];
     }
 }
 
@@ -127,9 +128,9 @@ inline float dot_row(Row row, const int8_t* q, const float* x_scale, const int32
     if constexpr (group == 32) {
       return load<vf>(x_scale + at);
     } else {
-      vf v;
-      for (int i = 0; i < lanes; ++i) v[i] = x_scale[(at + i) / 2];
-      return v;
+      vi twice;
+      for (int i = 0; i < lanes; ++i) twice[i] = i / 2;
+      return __builtin_shuffle(load<vf>(x_scale + at / 2), twice);
     }
   };
   for (; g + lanes <= groups; g += lanes) {
@@ -207,15 +208,16 @@ void matvec_f32(const Matrix& w, int64_t begin, int64_t end, const float* x, int
 template <int group, int zero, int max_code, bool has_min>
 inline void multiply_tile(const uint8_t* codes, const float* scale, const float* min, const int8_t* q, const float* x_scale,
                           const int32_t* sum, int64_t K, float* out) {
-  vf acc[panel] = {};
+  constexpr int whole = (panel + lanes - 1) / lanes * lanes;
+  if (group == 32) sum += K / 16 * panel;
+  vf acc[panel];
+  for (int t = 0; t < panel; ++t) acc[t] = vf{};
   for (int64_t g = 0; g < K / group; ++g) {
-    int32_t sums[(panel + lanes - 1) / lanes * lanes];
-    for (int t = 0; t < panel; ++t)
-      sums[t] = group == 32 ? sum[2 * g * panel + t] + sum[(2 * g + 1) * panel + t] : sum[g * panel + t];
+    const float* xs = x_scale + (group == 32 ? g : g / 2) * panel;
     vi dot[panel];
     if constexpr (zero != 0) { // the offset of symmetric formats is the accumulator's start value
-      int32_t start[panel];
-      for (int t = 0; t < panel; ++t) start[t] = -zero * sums[t];
+      int32_t start[whole];
+      for (int i = 0; i < whole; i += lanes) store(start + i, load<vi>(sum + g * panel + i) * -zero);
       for (int t = 0; t < panel; ++t) dot[t] = splat(start[t]);
     } else {
       for (int t = 0; t < panel; ++t) dot[t] = vi{};
@@ -224,12 +226,13 @@ inline void multiply_tile(const uint8_t* codes, const float* scale, const float*
       const vb w = load<vb>(codes);
       for (int t = 0; t < panel; ++t) dot[t] = dot4_splat<max_code>(dot[t], w, q + 4 * t);
     }
-    const float* xs = x_scale + (group == 32 ? g : g / 2) * panel;
     const vf s = load<vf>(scale + g * lanes);
     for (int t = 0; t < panel; ++t) acc[t] += to_float(dot[t]) * (s * xs[t]);
     if constexpr (has_min) {
       const vf m = load<vf>(min + g * lanes);
-      for (int t = 0; t < panel; ++t) acc[t] += m * (xs[t] * float(sums[t]));
+      float product[whole];
+      for (int i = 0; i < whole; i += lanes) store(product + i, load<vf>(xs + i) * to_float(load<vi>(sum + g * panel + i)));
+      for (int t = 0; t < panel; ++t) acc[t] += m * product[t];
     }
   }
   for (int t = 0; t < panel; ++t) store(out + t * lanes, acc[t]);
@@ -271,7 +274,7 @@ void matmul_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int
     for (int64_t i = 0; i < tiles; ++i) {
       multiply_tile<F::group, F::zero, F::max_code, F::has_min>(
           codes + i * lanes * K, scale + i * lanes * groups, min + i * lanes * groups, x.q + p * panel * K,
-          x.scale + p * panel * (K / 32), x.sum + p * panel * (K / 16), K, tile);
+          x.scale + p * panel * (K / 32), x.sum + p * panel * (K / 16 + K / 32), K, tile);
       const int64_t first = begin + i * lanes;
       copy_tile(tile, end - first < lanes ? end - first : lanes, T - t < panel ? T - t : panel, out + t * stride + first, stride);
     }
@@ -297,7 +300,8 @@ void matmul_f32(const Matrix& w, int64_t begin, int64_t end, const float* panels
     }
     for (int64_t t = 0; t < T; t += panel) {
       const float* x = panels + t * K;
-      vf low[panel] = {}, high[panel] = {};
+      vf low[panel], high[panel];
+      for (int i = 0; i < panel; ++i) low[i] = high[i] = vf{};
       for (int64_t k = 0; k < K; ++k) {
         const vf a = load<vf>(tile + k * width), b = load<vf>(tile + k * width + lanes);
         for (int i = 0; i < panel; ++i) {

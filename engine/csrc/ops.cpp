@@ -59,7 +59,7 @@ void LinearOp::prepare(const Run& run, bool panels) const {
     if (int8)
       e.kernels.quantize_panel(
           rows, K, tokens, K,
-          {e.quantized.q + p * panel * K, e.quantized.scale + p * panel * (K / 32), e.quantized.sum + p * panel * (K / 16)});
+          {e.quantized.q + p * panel * K, e.quantized.scale + p * panel * (K / 32), e.quantized.sum + p * panel * (K / 16 + K / 32)});
     if (floats) e.kernels.pack_panel(rows, K, tokens, K, e.packed + p * panel * K);
   });
 }
