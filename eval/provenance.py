@@ -1,0 +1,37 @@
+"""What a result was made of and measured on."""
+
+import hashlib
+import platform
+from functools import cache
+from pathlib import Path
+
+from lltool import __version__
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def tool_digest() -> str:
+    """A digest of this package's version and sources: results of one digest were made by the same code."""
+    digest = hashlib.sha256(__version__.encode())
+    package = Path(__file__).resolve().parent.parent
+    for folder in ("gguf", "quant", "engine", "eval", "tools"):
+        for path in sorted((package / folder).rglob("*")):
+            if path.suffix in (".py", ".h", ".cpp"):
+                digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def cpu_name() -> str:
+    """The processor's name, as its maker writes it where the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
