@@ -9,4 +9,9 @@ def available_isas() -> list[str]:
 
 def select_isa(name: str) -> None: ...
 
-def decode(type: int, blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], block_bytes: int, block: int) -> None: ...
+def decode(type: int, blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], block: int, block_bytes: int, threads: int) -> None: ...
+
+def encode(type: int, values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], importance: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, out: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')], block: int, block_bytes: int, threads: int) -> tuple[int, str] | None:
+    """
+    None, or the first row that cannot be encoded and why: 'not finite' or 'too large'.
+    """

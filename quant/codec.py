@@ -1,5 +1,7 @@
 """Weights to bytes and back, for every tensor type."""
 
+import os
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,6 +10,7 @@ from lltool.gguf.ggml_types import LAYOUT, GGMLType, row_bytes
 from lltool.gguf.source import Bytes
 from lltool.quant import _native, isa
 
+# Types that hold plain numbers but no weights: numpy reads them.
 _NUMBERS = {
     GGMLType.I8: np.dtype("<i1"),
     GGMLType.I16: np.dtype("<i2"),
@@ -16,42 +19,65 @@ _NUMBERS = {
     GGMLType.F64: np.dtype("<f8"),
 }
 
-isa.chosen()
+ENCODED = frozenset(
+    {
+        GGMLType.F32,
+        GGMLType.F16,
+        GGMLType.BF16,
+        GGMLType.Q4_0,
+        GGMLType.Q4_1,
+        GGMLType.Q5_0,
+        GGMLType.Q5_1,
+        GGMLType.Q8_0,
+        GGMLType.Q6_K,
+    }
+)
+"""Types that `encode` makes."""
+
+isa.apply(_native)
 
 
-def decode(data: Bytes, type: GGMLType) -> NDArray[np.float32]:
+def decode(data: Bytes, type: GGMLType, threads: int | None = None) -> NDArray[np.float32]:
     """The weights of `data`, uint8 of (rows, row_bytes), as (rows, columns)."""
     block, size = LAYOUT[type]
     rows, width = data.shape
     if width % size:
         raise ValueError(f"row of {width} bytes is not a multiple of the {type.name} block of {size} bytes")
+    data = np.ascontiguousarray(data)
     if type in _NUMBERS:
-        return np.ascontiguousarray(data).view(_NUMBERS[type]).astype(np.float32)
+        return data.view(_NUMBERS[type]).astype(np.float32)
     weights = np.empty((rows, width // size * block), np.float32)
-    _native.decode(type, np.ascontiguousarray(data).reshape(-1), weights.reshape(-1), size, block)
+    _native.decode(type, data, weights, block, size, threads or default_threads())
     return weights
 
 
 def encode(
-    values: NDArray[np.float32], type: GGMLType, importance: NDArray[np.float32] | None = None, threads: int | None = None
+    values: NDArray[np.float32],
+    type: GGMLType,
+    importance: NDArray[np.float32] | None = None,
+    threads: int | None = None,
 ) -> Bytes:
-    """Quantizes `values`, (rows, columns), to (rows, row_bytes)."""
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-        raise InputError(f"row {row} holds a weight that is not finite")
+    """The bytes of `values`, (rows, columns), as (rows, row_bytes): ggml's bytes, whatever the instruction set.
+
+    `importance` is (columns,): how much the error of each column counts. Raises InputError for a row that holds NaN or
+    infinity, or weights that `type` cannot hold.
+    """
+    if type not in ENCODED:
+        raise InputError(f"encoding to {type.name} is not supported; types are {', '.join(t.name for t in sorted(ENCODED))}")
     rows, columns = values.shape
-    if type == GGMLType.F32:
-        return np.ascontiguousarray(values, np.float32).view(np.uint8)
-    if type == GGMLType.F16:
-        return values.astype(np.float16).view(np.uint8)
-    if type == GGMLType.BF16:
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).view(np.uint8)
-    if type == GGMLType.Q8_0:
-        blocks = values.reshape(-1, 32)
-        d = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-        inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
-        scaled = blocks * inverse
-        codes = (np.trunc(scaled) + np.trunc(2 * (scaled - np.trunc(scaled)))).astype(np.int8)
-        return np.hstack([d.astype(np.float16).view(np.uint8), codes.view(np.uint8)]).reshape(rows, row_bytes(type, columns))
-    raise InputError(f"cannot encode to {type.name} yet")
+    out = np.empty((rows, row_bytes(type, columns)), np.uint8)
+    values = np.ascontiguousarray(values, np.float32)
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, np.float32)
+    fault = _native.encode(type, values, importance, out, *LAYOUT[type], threads or default_threads())
+    if fault:
+        row, reason = fault
+        if reason == "not finite":
+            raise InputError(f"row {row} holds NaN or infinity; the source is damaged")
+        raise InputError(f"row {row} holds weights beyond what {type.name}'s half precision can hold; use BF16 or F32")
+    return out
+
+
+def default_threads() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,9 +1,16 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <optional>
 #include <stdexcept>
+#include <thread>
 
 #include "isa.h"
 #include "kernels.h"
@@ -23,19 +30,69 @@ static void select_isa(const std::string& name) {
   }
 }
 
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T, int rank> using Array = nb::ndarray<T, nb::ndim<rank>, nb::c_contig, nb::device::cpu>;
 
-static void decode(int type, Bytes blocks, Floats out, int64_t block_bytes, int64_t block) {
-  if (int64_t(blocks.size()) % block_bytes || int64_t(out.size()) != int64_t(blocks.size()) / block_bytes * block)
-    throw std::invalid_argument("decode: sizes do not agree");
-  nb::gil_scoped_release release;
-  if (!kernels->decode(type, blocks.data(), int64_t(out.size()), out.data()))
+// Calls work(first, last) for chunks of rows on `threads` threads, the caller's being one.
+template <class Work> static void share_rows(int64_t rows, int64_t columns, int threads, Work work) {
+  const int64_t chunk = std::max<int64_t>(1, (1 << 17) / std::max<int64_t>(1, columns));
+  std::atomic<int64_t> next{0};
+  const auto run = [&] {
+    for (int64_t first; (first = next.fetch_add(chunk)) < rows;) work(first, std::min(first + chunk, rows));
+  };
+  std::vector<std::thread> others;
+  for (int64_t t = 1; t < std::min<int64_t>(threads, (rows + chunk - 1) / chunk); ++t) others.emplace_back(run);
+  run();
+  for (auto& other : others) other.join();
+}
+
+static void decode(int type, Array<const uint8_t, 2> blocks, Array<float, 2> out, int64_t block, int64_t block_bytes,
+                   int threads) {
+  const int64_t rows = int64_t(out.shape(0)), columns = int64_t(out.shape(1)), width = int64_t(blocks.shape(1));
+  if (int64_t(blocks.shape(0)) != rows || columns % block || width != columns / block * block_bytes)
+    throw std::invalid_argument("decode: shapes do not agree");
+  if (!kernels->decode(type, blocks.data(), 0, out.data()))
     throw std::invalid_argument("decode: no native format of type " + std::to_string(type));
+  nb::gil_scoped_release release;
+  share_rows(rows, columns, threads, [&](int64_t first, int64_t last) {
+    kernels->decode(type, blocks.data() + first * width, (last - first) * columns, out.data() + first * columns);
+  });
+}
+
+// None, or the first row that cannot be encoded and why.
+static std::optional<std::pair<int64_t, std::string>> encode(int type, Array<const float, 2> values,
+                                                             std::optional<Array<const float, 1>> importance,
+                                                             Array<uint8_t, 2> out, int64_t block, int64_t block_bytes,
+                                                             int threads) {
+  const int64_t rows = int64_t(values.shape(0)), columns = int64_t(values.shape(1)), width = int64_t(out.shape(1));
+  if (int64_t(out.shape(0)) != rows || columns % block || width != columns / block * block_bytes ||
+      (importance && int64_t(importance->size()) != columns))
+    throw std::invalid_argument("encode: shapes do not agree");
+  if (kernels->encode(type, nullptr, 0, columns, nullptr, nullptr).reason == lltool::Fault::unknown_type)
+    throw std::invalid_argument("encode: no native encoder of type " + std::to_string(type));
+  lltool::Fault worst;
+  std::mutex mutex;
+  {
+    nb::gil_scoped_release release;
+    const float* important = importance ? importance->data() : nullptr;
+    share_rows(rows, columns, threads, [&](int64_t first, int64_t last) {
+      const auto fault = kernels->encode(type, values.data() + first * columns, last - first, columns, important,
+                                         out.data() + first * width);
+      if (fault.reason == lltool::Fault::none) return;
+      const std::lock_guard lock(mutex);
+      if (worst.reason == lltool::Fault::none || first + fault.row < worst.row)
+        worst = {first + fault.row, fault.reason};
+    });
+  }
+  if (worst.reason == lltool::Fault::none) return {};
+  return std::pair{worst.row, worst.reason == lltool::Fault::not_finite ? "not finite" : "too large"};
 }
 
 NB_MODULE(_native, m) {
   m.def("available_isas", &lltool::available_isas, "Instruction sets this processor can run, best first.");
   m.def("select_isa", &select_isa, nb::arg("name"));
-  m.def("decode", &decode, nb::arg("type"), nb::arg("blocks"), nb::arg("out"), nb::arg("block_bytes"), nb::arg("block"));
+  m.def("decode", &decode, nb::arg("type"), nb::arg("blocks"), nb::arg("out"), nb::arg("block"), nb::arg("block_bytes"),
+        nb::arg("threads"));
+  m.def("encode", &encode, nb::arg("type"), nb::arg("values"), nb::arg("importance").none(), nb::arg("out"),
+        nb::arg("block"), nb::arg("block_bytes"), nb::arg("threads"),
+        "None, or the first row that cannot be encoded and why: 'not finite' or 'too large'.");
 }

@@ -23,21 +23,27 @@
 
 namespace {
 
-// The formats that store each weight as a float; `decode` gives n of them.
+// The formats that store each weight as a float; `decode` gives n of them, `encode` takes n.
 struct F32 {
   static constexpr int type = 0, block = 1, bytes = 4;
   static void decode(const uint8_t* p, int64_t n, float* out) { std::memcpy(out, p, size_t(n) * 4); }
+  static void encode(const float* x, int64_t n, uint8_t* out) { std::memcpy(out, x, size_t(n) * 4); }
 };
 struct F16 {
   static constexpr int type = 1, block = 1, bytes = 2;
-  static void decode(const uint8_t* p, int64_t n, float* out) {
-    f16_row_to_f32(p, n, out);
-  }
+  static void decode(const uint8_t* p, int64_t n, float* out) { f16_row_to_f32(p, n, out); }
+  static void encode(const float* x, int64_t n, uint8_t* out) { f32_row_to_f16(x, n, out); }
 };
 struct BF16 {
   static constexpr int type = 30, block = 1, bytes = 2;
   static void decode(const uint8_t* p, int64_t n, float* out) {
     for (int64_t i = 0; i < n; ++i) out[i] = bf16_to_f32(load_u16(p + 2 * i));
+  }
+  static void encode(const float* x, int64_t n, uint8_t* out) {
+    for (int64_t i = 0; i < n; ++i) {
+      const uint16_t half = f32_to_bf16(x[i]);
+      std::memcpy(out + 2 * i, &half, 2);
+    }
   }
 };
 #define LLTOOL_FLOAT_FORMATS(X) X(F32) X(F16) X(BF16)

@@ -78,6 +78,17 @@ inline void f16_row_to_f32(const uint8_t* p, int64_t n, float* out) {
 #endif
   for (; i < n; ++i) out[i] = f16_to_f32(load_u16(p + 2 * i));
 }
+inline void f32_row_to_f16(const float* x, int64_t n, uint8_t* out) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
+#endif
+  for (; i < n; ++i) {
+    const uint16_t half = f32_to_f16(x[i]);
+    std::memcpy(out + 2 * i, &half, 2);
+  }
+}
 inline float load_f16(const uint8_t* p) { return f16_to_f32(load_u16(p)); }
 
 } // namespace

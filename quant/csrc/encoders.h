@@ -1,0 +1,102 @@
+// Encoding of rows: any number of blocks, a lane each.
+#pragma once
+#include "encoders/k_quants.h"
+#include "encoders/legacy.h"
+#include "formats.h"
+#include "kernels.h"
+
+#define LLTOOL_ENCODED_FORMATS(X) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q6_K)
+
+namespace {
+
+using lltool::Fault;
+
+inline bool is_finite(const float* x, int64_t n) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t size = f32_bits(x[i]) & 0x7fffffff;
+    largest = size > largest ? size : largest;
+  }
+  return largest < 0x7f800000;
+}
+
+inline bool is_finite_half(const uint8_t* p) { return (load_u16(p) & 0x7c00) != 0x7c00; }
+
+// The mean square of each row, summed in ggml's order; eight rows side by side, as a sum waits for its predecessor.
+inline void mean_squares(const float* x, int64_t rows, int64_t columns, float* out) {
+  for (int64_t r = 0; r < rows; r += 8) {
+    const float* row[8];
+    for (int k = 0; k < 8; ++k) row[k] = x + (r + k < rows ? r + k : r) * columns;
+    float sum[8] = {};
+    for (int64_t i = 0; i < columns; ++i)
+      for (int k = 0; k < 8; ++k) sum[k] += row[k][i] * row[k][i];
+    for (int k = 0; k < 8 && r + k < rows; ++k) out[r + k] = sum[k] / float(columns);
+  }
+}
+
+// Rows of finite weights; `damping` (the rows' mean squares) is read where importance is damped.
+template <class F>
+void encode_rows(const float* x, int64_t rows, int64_t columns, const float* importance, const float* damping,
+                 uint8_t* out) {
+  const int64_t a_row = columns / F::block, total = rows * a_row;
+  Floats tile[F::block], weight[F::block];
+  uint8_t spare[F::bytes];
+  for (int64_t first = 0; first < total; first += lanes) {
+    const float *source[lanes], *importances[lanes];
+    Floats mean_square{};
+    Blocks blocks;
+    for (int l = 0; l < lanes; ++l) {
+      const bool is_spare = first + l >= total;
+      const int64_t block = is_spare ? first : first + l;
+      source[l] = x + block * F::block;
+      blocks.lane[l] = is_spare ? spare : out + block * F::bytes;
+      if (!importance) continue;
+      importances[l] = importance + block % a_row * F::block;
+      if (damping) mean_square[l] = damping[block / a_row];
+    }
+    load_tile(source, F::block, tile);
+    if (importance) {
+      load_tile(importances, F::block, weight);
+      if (damping)
+        for (int i = 0; i < F::block; ++i) weight[i] *= square_root(mean_square + tile[i] * tile[i]);
+    }
+    Encoder<F>::encode(tile, importance ? weight : nullptr, blocks);
+  }
+}
+
+template <class F>
+Fault encode_blocks(const float* x, int64_t rows, int64_t columns, const float* importance, uint8_t* out) {
+  constexpr int64_t at_once = 64;
+  constexpr bool is_damped = Encoder<F>::importance == Importance::damped;
+  if (Encoder<F>::importance == Importance::ignored) importance = nullptr;
+  const int64_t row_bytes = columns / F::block * F::bytes;
+  float damping[at_once];
+  for (int64_t start = 0; start < rows; start += at_once) {
+    const int64_t n = rows - start < at_once ? rows - start : at_once;
+    const float* from = x + start * columns;
+    uint8_t* to = out + start * row_bytes;
+    for (int64_t r = 0; r < n; ++r)
+      if (!is_finite(from + r * columns, columns)) return {start + r, Fault::not_finite};
+    if (importance && is_damped) mean_squares(from, n, columns, damping);
+    encode_rows<F>(from, n, columns, importance, importance && is_damped ? damping : nullptr, to);
+    for (int64_t r = 0; r < n; ++r)
+      for (const uint8_t* block = to + r * row_bytes; block < to + (r + 1) * row_bytes; block += F::bytes)
+        for (const int offset : Encoder<F>::halves)
+          if (!is_finite_half(block + offset)) return {start + r, Fault::too_large};
+  }
+  return {};
+}
+
+template <class F> Fault encode_floats(const float* x, int64_t rows, int64_t columns, uint8_t* out) {
+  for (int64_t r = 0; r < rows; ++r, x += columns, out += columns * F::bytes) {
+    if (!is_finite(x, columns)) return {r, Fault::not_finite};
+    F::encode(x, columns, out);
+    if (F::type != F16::type) continue;
+    bool fits = true;
+    for (int64_t i = 0; i < columns; ++i) fits &= is_finite_half(out + 2 * i);
+    if (!fits) return {r, Fault::too_large};
+  }
+  return {};
+}
+
+} // namespace

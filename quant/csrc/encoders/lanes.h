@@ -1,0 +1,78 @@
+// Vectors for encoders: each lane works on a block of its own, with the arithmetic of the scalar algorithm in its order, so
+// that the bytes agree with ggml's. The only place where an encoder's code depends on what the target has is the width.
+#pragma once
+#include "../half.h"
+
+#pragma GCC diagnostic ignored "-Wpsabi" // no vector crosses a translation unit
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+#else
+constexpr int lanes = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * lanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * lanes)));
+
+inline Floats all_lanes(float v) { return v - Floats{}; }
+inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+// Towards zero; what does not fit becomes INT_MIN, as on x86.
+inline Ints to_ints(Floats v) { return __builtin_convertvector(v, Ints); }
+inline Ints bits_of(Floats v) { return (Ints)v; }
+inline Floats floats_of(Ints v) { return (Floats)v; }
+inline Floats magnitude(Floats v) { return floats_of(bits_of(v) & 0x7fffffff); }
+inline Ints clamp(Ints v, int low, int high) {
+  v = v < low ? Ints{} + low : v;
+  return v > high ? Ints{} + high : v;
+}
+inline Floats square_root(Floats v) {
+  float each[lanes];
+  std::memcpy(each, &v, sizeof v);
+  for (int l = 0; l < lanes; ++l) each[l] = __builtin_sqrtf(each[l]);
+  std::memcpy(&v, each, sizeof v);
+  return v;
+}
+
+// ggml's nearest_int: ties to even below 2^22 in magnitude, and the same nonsense above.
+inline Ints nearest(Floats v) { return (bits_of(v + 12582912.0f) & 0x007fffff) - 0x00400000; }
+
+// C's roundf: ties away from zero.
+inline Floats round_away(Floats v) {
+  const Floats whole = to_floats(to_ints(v)), rest = magnitude(v - whole);
+  return rest >= 0.5f ? whole + (v < 0 ? all_lanes(-1) : all_lanes(1)) : whole;
+}
+
+// tile[i] holds weight i of every lane's block.
+inline void load_tile(const float* const (&source)[lanes], int n, Floats* tile) {
+  float* out = reinterpret_cast<float*>(tile);
+  for (int l = 0; l < lanes; ++l)
+    for (int i = 0; i < n; ++i) out[i * lanes + l] = source[l][i];
+}
+
+// Where every lane's block goes.
+struct Blocks {
+  uint8_t* lane[lanes];
+
+  void store_halves(int offset, Floats v) const {
+    for (int l = 0; l < lanes; ++l) {
+      const uint16_t half = f32_to_f16(v[l]);
+      std::memcpy(lane[l] + offset, &half, 2);
+    }
+  }
+  void store_words(int offset, Ints v) const {
+    for (int l = 0; l < lanes; ++l) {
+      const int32_t word = v[l];
+      std::memcpy(lane[l] + offset, &word, 4);
+    }
+  }
+  // bytes[i] (0 to 255) of n, a multiple of four, go to offset + i.
+  void store_bytes(int offset, const Ints* bytes, int n) const {
+    for (int i = 0; i < n; i += 4)
+      store_words(offset + i, bytes[i] | bytes[i + 1] << 8 | bytes[i + 2] << 16 | bytes[i + 3] << 24);
+  }
+};
+
+} // namespace
