@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from numpy.typing import NDArray
+
 
 class ValueType(IntEnum):
     """Value types as GGUF numbers them."""
@@ -54,5 +56,5 @@ def string(value: str) -> Value:
     return Value(ValueType.STRING, value)
 
 
-def array(item: ValueType, values: Sequence[Any]) -> Value:
+def array(item: ValueType, values: Sequence[Any] | NDArray[Any]) -> Value:
     return Value(ValueType.ARRAY, values, item)

@@ -101,3 +101,15 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
 def _constant(name: str, values: np.ndarray) -> Tensor:
     data = values.astype(np.float32).view(np.uint8).reshape(1, -1)
     return Tensor(name, GGMLType.F32, values.shape, lambda start, stop: data[start:stop])
+
+
+def _choose(tensor: Tensor, outtype: str) -> GGMLType:
+    """Vectors are F32; matrices keep their type with `auto`."""
+    if len(tensor.shape) == 1:
+        return GGMLType.F32
+    return tensor.type if outtype == "auto" else GGMLType[outtype.upper()]
+
+
+def _file_type(tensors: list[Tensor], outtype: str) -> FileType:
+    first = next(tensor.type for tensor in tensors if len(tensor.shape) > 1)
+    return FileType[first.name if outtype == "auto" else outtype.upper()]

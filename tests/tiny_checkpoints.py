@@ -1,4 +1,4 @@
-"""Tiny random Hugging Face checkpoints, one a family: transformers' own model code, every parameter random, real tokenizer.
+"""Tiny random Hugging Face checkpoints, one a family: transformers' own models, every parameter random.
 
 Nothing is downloaded. Norm weights and biases are random too: at their initial ones and zeros, mistakes would not show.
 """
@@ -11,9 +11,12 @@ from typing import Any
 TEXT = """The quick brown fox jumps over the lazy dog. It's 2024, isn't it? They've 12345 reasons, we'll see them all.
 def main(argv: list[str]) -> int:\n    for i in range(10):\n        print(f"{i}: {i ** 2}")\n    return 0\n
 The old man went to the sea, and the sea went to the old man; the dog and the fox went there together, then rested.
-Grüße aus Köln, à bientôt, señor! 你好世界 привет мир こんにちは  \t\n\n  The end of the story, and the end of the day."""
+Grüße aus Köln, à bientôt, señor! 你好世界 привет мир こんにちは  \t\n\n  The end of the story and of the day."""
 
-LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 

@@ -30,6 +30,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def byte_size(text: str) -> int:
+    """The type of an argument like `500M`: bytes, or thousands (K), millions (M), thousand millions (G) of them."""
+    digits, factor = text, 1
+    if text[-1:].upper() in ("K", "M", "G"):
+        digits, factor = text[:-1], 1000 ** ("KMG".index(text[-1].upper()) + 1)
+    return positive(digits) * factor
+
+
 def print_json(report: Any) -> None:
     """Prints a report as JSON, in ASCII so that any terminal and any string of a file will do."""
     json.dump(report, sys.stdout, indent=2)

@@ -1,0 +1,74 @@
+"""Qwen 2 and 2.5: Llama's blocks with biases on q, k and v, and a sliding window for some of the layers."""
+
+from typing import Any
+
+import numpy as np
+
+from lltool.gguf.families import llama
+from lltool.gguf.families.config import Config
+from lltool.gguf.families.family import Family, Keys, Row, Stored, describe_sizes, restore_sizes
+from lltool.gguf.families.rope import describe_rope, read_rope, restore_rope
+from lltool.gguf.metadata import ValueType, array, u32
+
+ROPE_TYPES = ("default", "linear", "yarn")
+
+
+# Llama's rows without its pairs: this architecture rotates i and i + half in GGUF files too.
+BIASES = ("blk.{}.attn_q.bias", "blk.{}.attn_k.bias", "blk.{}.attn_v.bias")
+ROWS = tuple(Row(row.gguf, row.checkpoint) for row in llama.ROWS if row.gguf.endswith("weight") or row.gguf in BIASES)
+
+
+def describe(config: Config) -> Keys:
+    config.expect("hidden_act", "silu")
+    return describe_sizes(config) | describe_rope(config, read_rope(config, ROPE_TYPES)) | describe_windows(config)
+
+
+def describe_windows(config: Config) -> Keys:
+    """A window in the layers from max_window_layers on, or in those that layer_types names."""
+    layers, first = config.integer("num_hidden_layers"), config.get("max_window_layers", 28)
+    types, window = config.get("layer_types"), config.get("sliding_window")
+    if not config.get("use_sliding_window", False):
+        window = None
+    if types is None:
+        types = ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers)]
+    config.require("layer_types", isinstance(types, list) and len(types) == layers, f"one for each of {layers} layers")
+    config.require("layer_types", set(types) <= {"sliding_attention", "full_attention"}, "sliding or full attention")
+    slides = [type == "sliding_attention" for type in types]
+    if not any(slides) or window is None:
+        return {}
+    keys = {"attention.sliding_window": u32(config.integer("sliding_window"))}
+    if not all(slides):
+        keys["attention.sliding_window_pattern"] = array(ValueType.BOOL, np.array(slides))
+    return keys
+
+
+def restore(stored: Stored) -> dict[str, Any]:
+    config = restore_sizes(stored.keys) | restore_windows(stored) | {"hidden_act": "silu"}
+    config["rope_parameters"] = restore_rope(stored.keys, stored.rope_divisors)
+    return config | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+
+
+def restore_windows(stored: Stored) -> dict[str, Any]:
+    window = stored.keys.get("attention.sliding_window")
+    if not window:
+        return {"use_sliding_window": False}
+    slides = stored.keys.get("attention.sliding_window_pattern", [True] * stored.keys["block_count"])
+    types = ["sliding_attention" if flag else "full_attention" for flag in slides]
+    return {"use_sliding_window": True, "sliding_window": window, "layer_types": types}
+
+
+QWEN2 = Family(
+    architecture="qwen2",
+    models=("Qwen2ForCausalLM",),
+    rows=ROWS,
+    defaults={
+        **llama.SIZES_7B,
+        "intermediate_size": 22016,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+        "tie_word_embeddings": False,
+    },
+    describe=describe,
+    restore=restore,
+)
