@@ -1,6 +1,7 @@
 """Weights to bytes and back, for every tensor type."""
 
 import os
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from lltool.gguf.source import Bytes
 from lltool.quant import _native, isa
 
 # Types that hold plain numbers but no weights: numpy reads them.
-_NUMBERS = {
+_NUMBERS: dict[GGMLType, np.dtype[Any]] = {
     GGMLType.I8: np.dtype("<i1"),
     GGMLType.I16: np.dtype("<i2"),
     GGMLType.I32: np.dtype("<i4"),
@@ -45,7 +46,7 @@ def decode(data: Bytes, type: GGMLType, threads: int | None = None) -> NDArray[n
         raise ValueError(f"row of {width} bytes is not a multiple of the {type.name} block of {size} bytes")
     data = np.ascontiguousarray(data)
     if type in _NUMBERS:
-        return data.view(_NUMBERS[type]).astype(np.float32)
+        return np.asarray(data.view(_NUMBERS[type]), np.float32)
     weights = np.empty((rows, width // size * block), np.float32)
     _native.decode(type, data, weights, block, size, threads or default_threads())
     return weights
@@ -63,7 +64,7 @@ def encode(
     infinity, or weights that `type` cannot hold.
     """
     if type not in ENCODED:
-        raise InputError(f"encoding to {type.name} is not supported; types are {', '.join(t.name for t in sorted(ENCODED))}")
+        raise InputError(f"cannot encode to {type.name}; choose of {', '.join(t.name for t in sorted(ENCODED))}")
     rows, columns = values.shape
     out = np.empty((rows, row_bytes(type, columns)), np.uint8)
     values = np.ascontiguousarray(values, np.float32)

@@ -25,7 +25,7 @@ def chosen() -> str:
     if not name:
         return available[0]
     if name not in available:
-        raise InputError(f"LLTOOL_ISA={name}: this processor and build run {', '.join(available)}; unset it or name one")
+        raise InputError(f"LLTOOL_ISA={name}: this machine runs {', '.join(available)}; unset it or name one of them")
     return name
 
 

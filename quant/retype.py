@@ -19,7 +19,7 @@ def retype(source: Source, choose: Callable[[Tensor], GGMLType], threads: int | 
 
 
 def retype_tensor(tensor: Tensor, type: GGMLType, threads: int | None = None) -> Tensor:
-    """`tensor` as `type`, computed when its rows are read. A row with a weight that is not finite raises InputError then."""
+    """`tensor` as `type`, computed when its rows are read; weights that `type` cannot hold raise InputError then."""
     if type == tensor.type:
         return tensor
     width = row_bytes(type, tensor.columns)
@@ -30,7 +30,9 @@ def retype_tensor(tensor: Tensor, type: GGMLType, threads: int | None = None) ->
         for first in range(start, stop, window):
             last = min(first + window, stop)
             try:
-                out[first - start : last - start] = encode(decode(tensor.read(first, last), tensor.type), type, threads=threads)
+                out[first - start : last - start] = encode(
+                    decode(tensor.read(first, last), tensor.type), type, threads=threads
+                )
             except InputError as error:
                 raise InputError(f"{tensor.name}: rows {first} to {last - 1}: {error}") from error
         return out

@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "formats/codebooks.h"
 #include "isa.h"
 #include "kernels.h"
 
@@ -87,9 +88,26 @@ static std::optional<std::pair<int64_t, std::string>> encode(int type, Array<con
   return std::pair{worst.row, worst.reason == lltool::Fault::not_finite ? "not finite" : "too large"};
 }
 
+template <class Word, int N> static nb::object codebook_of(const Book<Word, N>& book) {
+  const auto* values = reinterpret_cast<const uint8_t*>(book.entry);
+  return nb::cast(nb::ndarray<nb::numpy, const uint8_t, nb::ndim<2>>(values, {size_t(N), sizeof(Word)}, nb::handle()));
+}
+
+static nb::object codebook(const std::string& name) {
+  if (name == "iq1") return codebook_of(book_iq1);
+  if (name == "iq2_xxs") return codebook_of(book_iq2_xxs);
+  if (name == "iq2_xs") return codebook_of(book_iq2_xs);
+  if (name == "iq2_s") return codebook_of(book_iq2_s);
+  if (name == "iq3_xxs") return codebook_of(book_iq3_xxs);
+  if (name == "iq3_s") return codebook_of(book_iq3_s);
+  throw std::invalid_argument("no codebook is named " + name);
+}
+
 NB_MODULE(_native, m) {
   m.def("available_isas", &lltool::available_isas, "Instruction sets this processor can run, best first.");
   m.def("select_isa", &select_isa, nb::arg("name"));
+  m.def("codebook", &codebook, nb::arg("name"), "The entries of an IQ codebook, uint8 (entries, weights); IQ1 as eighths above -1.",
+        nb::sig("def codebook(name: str) -> NDArray[numpy.uint8]"));
   m.def("decode", &decode, nb::arg("type"), nb::arg("blocks"), nb::arg("out"), nb::arg("block"), nb::arg("block_bytes"),
         nb::arg("threads"));
   m.def("encode", &encode, nb::arg("type"), nb::arg("values"), nb::arg("importance").none(), nb::arg("out"),
