@@ -1,35 +1,46 @@
-# make install | demo | test | check | bench: each sets up what it needs, once.
+# make install | demo | bench | check | test: each sets up what it needs, once. Wants Python 3.11 or later and g++.
 PYTHON ?= python3
+# A Python with llama-cpp-python, for `make bench` to compare with.
+PEER_PYTHON ?= $(BIN)/python
+
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 NATIVE := $(shell find quant/csrc engine/csrc -type f 2>/dev/null)
+MODEL := .cache/demo/SmolLM2-135M-Instruct
 
-.PHONY: install demo test check bench clean
-install: $(STAMP)
+.PHONY: install demo bench check test clean
+install: $(VENV)/.installed
 
-$(BIN)/pip:
-	$(PYTHON) -m venv $(VENV)
+demo: $(VENV)/.installed
+	$(BIN)/lltool demo
 
-# Rebuilt when the package's dependencies or its native code change.
-$(STAMP): $(BIN)/pip pyproject.toml constraints.txt $(NATIVE)
-	$(BIN)/pip install -q -c constraints.txt "scikit-build-core>=1.1" "nanobind>=3.1" cmake ninja
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"
-	touch $@
+bench: demo
+	$(BIN)/lltool bench -m $(MODEL)-Q4_0.gguf,$(MODEL)-Q8_0.gguf -p 512 -n 64 --peer $(PEER_PYTHON)
 
-check: $(STAMP)
+check: $(VENV)/.developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(STAMP)
+test: $(VENV)/.developed
 	$(BIN)/python -m pytest -q
 
-demo: $(STAMP)
-	$(BIN)/lltool demo
+$(BIN)/pip:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	  { echo "lltool needs Python 3.11 or later: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
 
-bench: $(STAMP)
-	$(BIN)/lltool bench --help
+# Made again when the package's dependencies or its native code change.
+$(VENV)/.installed: $(BIN)/pip pyproject.toml constraints.txt $(NATIVE)
+	$(PIP) "scikit-build-core>=1.1" "nanobind>=3.1" cmake ninja
+	$(PIP) --no-build-isolation -e .
+	touch $@
+
+# What checks and tests need besides: torch and transformers among others.
+$(VENV)/.developed: $(VENV)/.installed
+	$(PIP) --no-build-isolation -e ".[dev]"
+	touch $@
 
 clean:
 	rm -rf build $(VENV)

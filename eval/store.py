@@ -1,0 +1,58 @@
+"""A folder of results that are made once, and again when what they were made of has changed."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Recipe = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Results in `folder`, each with a record beside it, `.NAME.json`: its recipe, and its files' sizes and times.
+
+    `base` is part of every recipe.
+
+    A result is used again when its recipe is the recorded one and its files are as they were left. The record is
+    written last, so what was interrupted is made anew.
+    """
+
+    folder: Path
+    base: Recipe
+
+    def make(self, name: str, recipe: Recipe, make: Callable[[Path], object]) -> Path:
+        """The file or folder `name`, made by `make(path)` unless it is there already. `recipe` is plain JSON data."""
+        target = self.folder / name
+        record = self.folder / f".{name}.json"
+        recipe = json.loads(json.dumps({**self.base, **recipe}))
+        if record.exists() and json.loads(record.read_text()) == {"recipe": recipe, "files": _stamps(target)}:
+            return target
+        record.unlink(missing_ok=True)
+        if target.is_dir():
+            shutil.rmtree(target)
+        target.unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        make(target)
+        _write_whole(record, json.dumps({"recipe": recipe, "files": _stamps(target)}, indent=1))
+        return target
+
+    def compute(self, name: str, recipe: Recipe, compute: Callable[[], Any]) -> Any:
+        """Like `make` for plain JSON data, kept in the file `name`."""
+        path = self.make(name, recipe, lambda target: _write_whole(target, json.dumps(compute(), indent=1)))
+        return json.loads(path.read_text())
+
+
+def _stamps(target: Path) -> dict[str, list[int]]:
+    """Size and time of each file of a result; empty when it is not there."""
+    files = sorted(target.rglob("*")) if target.is_dir() else [target] if target.exists() else []
+    stats = {str(path.relative_to(target.parent)): path.stat() for path in files if path.is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

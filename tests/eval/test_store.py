@@ -1,0 +1,75 @@
+"""Results are made once; a changed recipe, a touched, half or missing result is made again."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lltool.eval.store import Store
+
+
+class Maker:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def file(self, path: Path) -> None:
+        self.calls += 1
+        assert not path.exists()
+        path.write_text(f"made {self.calls}")
+
+    def folder(self, path: Path) -> None:
+        self.calls += 1
+        path.mkdir()
+        (path / "a").write_text("a")
+        (path / "b").write_text("b")
+
+
+def test_same_recipe_is_made_once(tmp_path: Path) -> None:
+    store, maker = Store(tmp_path / "new", {}), Maker()
+    for _ in range(3):
+        assert store.make("x", {"n": (1, 2)}, maker.file).read_text() == "made 1"
+    assert store.make("x", {"n": (1, 3)}, maker.file).read_text() == "made 2"
+    assert store.make("y", {"n": (1, 3)}, maker.file).read_text() == "made 3"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: (path / "b").unlink(),
+        lambda path: (path / "b").write_text("longer"),
+        lambda path: os.utime(path / "b", ns=(1, 1)),
+        lambda path: (path / "c").write_text("new"),
+    ],
+)
+def test_a_result_that_changed_is_made_again(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    store, maker = Store(tmp_path, {"source": 1}), Maker()
+    spoil(store.make("x", {}, maker.folder))
+    store.make("x", {}, maker.folder)
+    assert maker.calls == 2
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["a", "b"]
+
+
+def test_an_interrupted_result_is_made_again(tmp_path: Path) -> None:
+    store, maker = Store(tmp_path, {"source": 1}), Maker()
+
+    def interrupted(path: Path) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.make("x", {}, interrupted)
+    assert store.make("x", {}, maker.file).read_text() == "made 1"
+
+
+def test_another_base_makes_everything_again(tmp_path: Path) -> None:
+    maker = Maker()
+    for base in ({"source": 1}, {"source": 2}, {"source": 2}):
+        Store(tmp_path, base).make("x", {}, maker.file)
+    assert maker.calls == 2
+
+
+def test_plain_data_comes_back(tmp_path: Path) -> None:
+    values = iter([{"a": [1, 2.5, "ä"]}])
+    store = Store(tmp_path, {"source": 1})
+    assert store.compute("v.json", {}, lambda: next(values)) == store.compute("v.json", {}, lambda: next(values))

@@ -1,0 +1,44 @@
+"""`lltool demo`: every command's work on a small model, ending in a table, a plot and the paths of what it made."""
+
+import sys
+from pathlib import Path
+
+from lltool.tools.arguments import command_parser
+
+EXAMPLES = """
+lltool demo
+lltool demo --cache /tmp/lltool
+"""
+
+
+def main(argv: list[str]) -> int:
+    parser = command_parser(
+        "demo",
+        "Takes SmolLM2-135M-Instruct the whole way: checkpoint, GGUF, Q8_0 and Q4_0, speed, perplexity, text. "
+        "A second run reuses what the first one made.",
+        EXAMPLES,
+    )
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder of what it makes (default .cache)")
+    arguments = parser.parse_args(argv)
+
+    from tqdm import tqdm
+
+    from lltool.eval.demo import QUESTIONS, format_table, run_demo
+
+    with tqdm(unit="step", disable=None, file=sys.stderr) as bar:
+
+        def show(done: int, total: int, title: str) -> None:
+            bar.total = total
+            bar.set_description_str(title, refresh=False)
+            bar.update(done - bar.n)
+            bar.refresh()
+
+        demo = run_demo(arguments.cache, progress=show)
+    for number, question in enumerate(QUESTIONS):
+        print(f"> {question}")
+        for variant in demo.variants:
+            print(f"  {variant.quality.name:<5} {variant.answers[number]}")
+    print(f"\n{format_table(demo)}\n")
+    for path in (demo.checkpoint, *(variant.path for variant in demo.variants), demo.plot):
+        print(path)
+    return 0
