@@ -3,7 +3,6 @@
 import mmap
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +14,10 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.header import Header, TensorEntry, parse_header
 from lltool.gguf.metadata import Value
 from lltool.gguf.source import Bytes, Tensor
+
+# Bytes behind a sequential reader that stay mapped (the two windows of a writer), and the step of letting go.
+_KEEP = 128 << 20
+_DROP = 64 << 20
 
 
 class GGUFFile:
@@ -82,13 +85,25 @@ def open_gguf(path: str | Path) -> GGUFFile:
     return model
 
 
-@dataclass(frozen=True)
 class _Part:
     """One mapped file."""
 
-    path: Path
-    data: Bytes  # the whole file, (bytes,)
-    header: Header
+    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
+        self.path = path
+        self.header: Header = parse_header(path, memoryview(mapped))
+        self.data: Bytes = np.frombuffer(mapped, np.uint8)  # the whole file, (bytes,)
+        self._mapped = mapped
+        self._passed = 0
+
+    def pass_to(self, position: int) -> None:
+        """Unmaps, once, the pages far behind a reader who has come to `position`.
+
+        So a model that streams through does not stay resident. A view of such a page still works: it is mapped again.
+        """
+        passed = max(0, position - _KEEP) // _DROP * _DROP
+        if passed > self._passed:
+            self._mapped.madvise(mmap.MADV_DONTNEED, self._passed, passed - self._passed)
+            self._passed = passed
 
 
 def _open_part(path: Path) -> _Part:
@@ -102,13 +117,14 @@ def _open_part(path: Path) -> _Part:
             raise InputError(f"{path}: the file is empty")
         # Views hold on to the map, so it is closed by the last of them and not by hand.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return _Part(path, np.frombuffer(mapped, np.uint8), parse_header(path, memoryview(mapped)))
+    return _Part(path, mapped)
 
 
 def _tensor(part: _Part, entry: TensorEntry) -> Tensor:
     data = part.data[entry.offset : entry.offset + entry.nbytes]
 
     def read(start: int, stop: int) -> Bytes:
+        part.pass_to(entry.offset + start * tensor.row_bytes)
         return rows[start:stop]
 
     tensor = Tensor(entry.name, entry.type, entry.shape, read)

@@ -1,7 +1,10 @@
 """The reader on hand-made bytes: what a good file gives, and one case for each thing that a file can have wrong."""
 
+import os
 import random
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -270,3 +273,21 @@ def test_fuzz(write) -> None:
         tracemalloc.stop()
     assert refused > 100
     assert opened > 100
+
+
+def test_streaming_through_a_large_file_keeps_little_of_it_resident(write) -> None:
+    size, count = 32 << 20, 24  # 768 MiB, sparse on disk
+    tensors = tuple(tensor(b"t%d" % i, (size // 4,), 0, i * size) for i in range(count))
+    path = write(gguf((), tensors))
+    os.truncate(path, path.stat().st_size + count * size)
+    code = f"""
+import resource
+from lltool.gguf.reader import open_gguf
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for tensor in open_gguf({str(path)!r}).tensors:
+    assert tensor.data().max() == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kilobytes = int(run.stdout)
+    assert kilobytes < 300 << 10  # the 192 MiB that may stay mapped and a tensor, not all of it
