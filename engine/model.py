@@ -128,9 +128,9 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> "Tokenizer":
-        from lltool.engine.tokenizer import Tokenizer
+        from lltool.engine.tokenizer import read_tokenizer
 
-        return Tokenizer.from_gguf(self.file.metadata)
+        return read_tokenizer(self.file)
 
     def new_sequence(self) -> Sequence:
         return Sequence(self._pool)
@@ -260,7 +260,10 @@ def load_model(
         precision=precision,
         cache_type=cache_type or ("f32" if precision == "f32" else "f16"),
     )
-    return Model(file, config, program, EXECUTORS[executor](program, setup), setup, context)
+    try:
+        return Model(file, config, program, EXECUTORS[executor](program, setup), setup, context)
+    except MemoryError:
+        raise InputError(f"a cache of {pages * PAGE} tokens does not fit in memory; ask for less context") from None
 
 
 def _choose_context(wanted: int | None, config: ModelConfig) -> int:

@@ -1,0 +1,114 @@
+"""Metadata to ModelConfig: what is missing, absurd or unknown is named; what is implied is filled in."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lltool.engine.config import ModelConfig
+from lltool.engine.model import load_model
+from lltool.engine.program import Weight
+from lltool.gguf.errors import InputError
+from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.metadata import Value, ValueType, array, boolean, f32, string, u32
+from tests.engine import tiny_gguf
+
+EMBEDDING = Weight("token_embd.weight", GGMLType.F32, (96, 32), np.zeros((96, 128), np.uint8))
+
+
+def config(architecture: str = "gemma3", **changes: Value | None) -> ModelConfig:
+    return ModelConfig.from_gguf(tiny_gguf.metadata(architecture, **changes), {"token_embd.weight": EMBEDDING})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_count": None}, "gemma3.block_count: found nothing, wanted a value"),
+        ({"block_count": u32(0)}, "gemma3.block_count: found 0, wanted an integer from 1"),
+        ({"block_count": string("3")}, "gemma3.block_count: found 3, wanted an integer from 1"),
+        ({"embedding_length": boolean(True)}, "gemma3.embedding_length: found True, wanted an integer from 1"),
+        ({"context_length": f32(512.0)}, "gemma3.context_length: found 512.0, wanted an integer from 1"),
+        ({"attention.head_count_kv": u32(3)}, "head_count: found 4, wanted a multiple of the 3 key/value heads"),
+        ({"attention.value_length": u32(8)}, "attention.value_length: found 8, wanted 16, as attention.key_length"),
+        ({"attention.layer_norm_rms_epsilon": f32(float("nan"))}, "rms_epsilon: found nan, wanted a number"),
+        ({"attention.layer_norm_rms_epsilon": f32(-1.0)}, "rms_epsilon: found -1.0, wanted a number, not negative"),
+        ({"rope.freq_base": f32(0.0)}, "gemma3.rope.freq_base: found 0.0, wanted above 1"),
+        ({"rope.dimension_count": u32(18)}, "rope.dimension_count: found 18, wanted even and at most 16"),
+        ({"rope.dimension_count": u32(7)}, "rope.dimension_count: found 7, wanted even and at most 16"),
+        ({"rope.scaling.type": string("longrope")}, "scaling.type: found 'longrope', this version runs none, linear"),
+        ({"rope.scaling.yarn_log_multiplier": f32(0.1)}, "yarn_log_multiplier: found .*, this version runs .* 0 only"),
+        ({"expert_count": u32(8)}, "gemma3.expert_count: found 8, this version runs models with 0 only"),
+        ({"logit_scale": f32(0.0625)}, "gemma3.logit_scale: found 0.0625, this version runs models with 1 only"),
+        ({"attention.causal": boolean(False)}, "attention.causal: found False, this version runs .* True only"),
+        ({"ssm.state_size": u32(16)}, "gemma3.ssm.state_size: found 16, this version does not know the key"),
+        (
+            {"feed_forward_length": array(ValueType.UINT32, np.array([64, 64, 32], np.uint32))},
+            "gemma3.feed_forward_length: found .64 64 32., wanted one value for all layers",
+        ),
+        (
+            {"attention.sliding_window_pattern": array(ValueType.BOOL, np.array([True, False]))},
+            "sliding_window_pattern: found .*, wanted one flag for each of 3 layers",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_values_are_named(changes: dict[str, Value | None], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config(**changes)
+
+
+def test_unknown_architectures_name_the_known_ones() -> None:
+    with pytest.raises(InputError, match="found 'rwkv6', this version runs llama, qwen2, qwen3, gemma3"):
+        config("rwkv6")
+    with pytest.raises(InputError, match=r"general\.architecture: found None"):
+        ModelConfig.from_gguf({}, {})
+
+
+def test_errors_of_a_file_name_it(tmp_path: Path) -> None:
+    tensors = tiny_gguf.tensors()
+
+    def load(keys: dict[str, Value], arrays: dict[str, Any]) -> None:
+        load_model(tiny_gguf.write_model(tmp_path / "m.gguf", keys, arrays), executor="reference")
+
+    load(tiny_gguf.metadata(), tensors)
+    with pytest.raises(InputError, match=r"m\.gguf: gemma3\.block_count: found nothing"):
+        load(tiny_gguf.metadata(block_count=None), tensors)
+    with pytest.raises(InputError, match=r"m\.gguf: blk\.3\.attn_norm\.weight: tensor missing"):
+        load(tiny_gguf.metadata(block_count=u32(4), attention__sliding_window_pattern=None), tensors)
+    with pytest.raises(InputError, match=r"m\.gguf: tensors .* no use for: blk\.2\.attn_k.*, .* and 9 more"):
+        load(tiny_gguf.metadata(block_count=u32(2), attention__sliding_window_pattern=None), tensors)
+    with pytest.raises(InputError, match=r"m\.gguf: token_embd\.weight: I32 is not a type to compute with"):
+        load(tiny_gguf.metadata(), tensors | {"token_embd.weight": np.zeros((96, 32), np.int32)})
+    with pytest.raises(InputError, match=r"m\.gguf: blk\.1\.ffn_up\.weight: shape \(64, 31\), wanted \(64, 32\)"):
+        load(tiny_gguf.metadata(), tensors | {"blk.1.ffn_up.weight": np.zeros((64, 31), np.float32)})
+    with pytest.raises(InputError, match=r"m\.gguf: output_norm\.weight: I32 is not"):
+        load(tiny_gguf.metadata(), tensors | {"output_norm.weight": np.zeros(32, np.int32)})
+
+
+def test_what_files_leave_out() -> None:
+    """Gemma's first converters wrote no pattern, no local base and no scale; Mistral's window is for all layers."""
+    gemma = config(attention__sliding_window_pattern=None, block_count=u32(12), rope__freq_base=f32(1e6))
+    assert gemma.windows == (64, 64, 64, 64, 64, 0) * 2
+    assert (gemma.rotary.base, gemma.local_rotary.base) == (1e6, 1e4)
+    assert gemma.attention_scale == 16**-0.5
+    assert gemma.embedding_scale == 32**0.5
+    assert config(rope__freq_base_swa=f32(5e4)).local_rotary.base == 5e4
+    biggest = config(block_count=u32(62), attention__sliding_window_pattern=None)
+    assert biggest.attention_scale == pytest.approx((32 / 4) ** -0.5)
+    assert config(attention__scale=f32(0.25)).attention_scale == 0.25
+
+    mistral = config("llama", attention__sliding_window_pattern=None, attention__key_length=None,
+                     attention__value_length=None, attention__head_count_kv=None)  # fmt: skip
+    assert mistral.windows == (64, 64, 64)
+    assert (mistral.head_dim, mistral.kv_heads) == (8, 4)
+    assert mistral.local_rotary == mistral.rotary
+    assert (mistral.rotary.base, mistral.rotary.dims) == (1e4, 8)
+    assert config("qwen2", attention__sliding_window=None).windows == (0, 0, 0)
+
+
+def test_patterns_are_flags_or_a_period() -> None:
+    assert config().windows == (64, 0, 64)
+    assert config(attention__sliding_window_pattern=u32(2)).windows == (64, 0, 64)
+    assert config(attention__sliding_window_pattern=u32(3)).windows == (64, 64, 0)
+    heads = array(ValueType.INT32, np.array([2, 2, 2], np.int32))
+    assert config(attention__head_count_kv=heads).kv_heads == 2
