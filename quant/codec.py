@@ -38,6 +38,14 @@ ENCODED = frozenset(
 isa.apply(_native)
 
 
+class BadWeights(InputError):
+    """Row `row` cannot be encoded, because of `problem`."""
+
+    def __init__(self, row: int, problem: str, tensor: str = "") -> None:
+        super().__init__(f"{tensor}{': ' if tensor else ''}row {row} {problem}")
+        self.row, self.problem = row, problem
+
+
 def decode(data: Bytes, type: GGMLType, threads: int | None = None) -> NDArray[np.float32]:
     """The weights of `data`, uint8 of (rows, row_bytes), as (rows, columns)."""
     block, size = LAYOUT[type]
@@ -60,7 +68,7 @@ def encode(
 ) -> Bytes:
     """The bytes of `values`, (rows, columns), as (rows, row_bytes): ggml's bytes, whatever the instruction set.
 
-    `importance` is (columns,): how much the error of each column counts. Raises InputError for a row that holds NaN or
+    `importance` is (columns,): how much the error of each column counts. Raises BadWeights for a row that holds NaN or
     infinity, or weights that `type` cannot hold.
     """
     if type not in ENCODED:
@@ -74,8 +82,8 @@ def encode(
     if fault:
         row, reason = fault
         if reason == "not finite":
-            raise InputError(f"row {row} holds NaN or infinity; the source is damaged")
-        raise InputError(f"row {row} holds weights beyond what {type.name}'s half precision can hold; use BF16 or F32")
+            raise BadWeights(row, "holds NaN or infinity; the source is damaged")
+        raise BadWeights(row, f"holds weights too large for {type.name}'s half precision; use BF16 or F32")
     return out
 
 

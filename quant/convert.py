@@ -1,38 +1,47 @@
 """Checkpoint to GGUF, quantized on the way if asked: `checkpoint source → retype → writer`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lltool.gguf.checkpoint import Checkpoint, open_checkpoint
+from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.families.registry import find_family
-from lltool.gguf.families.rope import read_rope, rope_divisors
 from lltool.gguf.file_types import FileType
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import Value, string, u32
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.vocabulary import read_vocabulary
 from lltool.gguf.writer import write_gguf
+from lltool.quant.codec import BadWeights
+from lltool.quant.quantize import QUANTIZATION_VERSION
+from lltool.quant.recipes import RECIPES, Choice, choose_types, find_recipe
 from lltool.quant.retype import retype
 
-OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+OUTTYPES = ("auto", *(recipe.name.lower() for recipe in RECIPES.values()))
 
 
 @dataclass(frozen=True)
-class Converted:
-    """A GGUF model that is ready to be written; `notes` are what its maker should know."""
+class Conversion:
+    """What converting a checkpoint will do; `notes` are what the user should know. No weight has been read."""
 
-    name: str
+    checkpoint: Checkpoint
     model: Model
     file_type: FileType
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str]
+
+    @property
+    def bytes(self) -> int:
+        """Of tensor data."""
+        return sum(tensor.nbytes for tensor in self.model.tensors)
 
     def default_path(self) -> Path:
-        return Path(f"{self.name.rsplit('/')[-1]}-{self.file_type.name}.gguf")
+        return Path(f"{self.checkpoint.name.rsplit('/')[-1]}-{self.file_type.name}.gguf")
 
 
 def convert(
@@ -41,6 +50,7 @@ def convert(
     outtype: str = "auto",
     *,
     pre: str | None = None,
+    strict: bool = False,
     threads: int | None = None,
     shard_bytes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -49,24 +59,69 @@ def convert(
 
     `outtype` is one of OUTTYPES, `pre` a value for `tokenizer.ggml.pre` where the pre-tokenizer is not a known one.
     """
-    converted = plan_conversion(source, outtype, pre=pre, threads=threads)
-    path = Path(target) if target else converted.default_path()
-    return write_gguf(path, converted.model, shard_bytes=shard_bytes, progress=progress)[0]
+    conversion = plan_conversion(source, outtype, pre=pre, strict=strict, threads=threads)
+    return write_conversion(conversion, target, shard_bytes=shard_bytes, progress=progress)[0]
 
 
 def plan_conversion(
-    source: str | Path, outtype: str = "auto", *, pre: str | None = None, threads: int | None = None
-) -> Converted:
-    """Everything but the writing: reads configs and headers, no weights. Raises InputError as `convert` does."""
+    source: str | Path,
+    outtype: str = "auto",
+    *,
+    pre: str | None = None,
+    strict: bool = False,
+    threads: int | None = None,
+) -> Conversion:
+    """Everything but the writing. With `auto` the matrices keep the types they have; vectors are always F32.
+
+    Raises InputError for a checkpoint that is damaged or of an unsupported kind, and with `strict` where a shape does
+    not allow the type that is asked for.
+    """
     if outtype not in OUTTYPES:
-        raise InputError(f"outtype {outtype!r}, wanted {', '.join(OUTTYPES)}")
+        raise InputError(f"outtype {outtype!r} is not one of {', '.join(OUTTYPES)}")
     checkpoint = open_checkpoint(source)
     metadata, tensors, notes = _read_model(checkpoint, pre)
-    file_type = _file_type(tensors, outtype)
+    types = {tensor.name: tensor.type for tensor in tensors}
+    file_type = FileType[next(tensor.type for tensor in tensors if len(tensor.shape) > 1).name]
+    if outtype != "auto":
+        recipe = find_recipe(outtype)
+        file_type = recipe.file_type
+        choices = choose_types(tensors, recipe)
+        types = {choice.tensor.name: choice.type for choice in choices}
+        if fallbacks := _describe_fallbacks(choices):
+            if strict:
+                raise InputError(f"{checkpoint.path}: {fallbacks[0]}, refused with --strict")
+            notes += fallbacks
     metadata["general.file_type"] = u32(file_type)
-    metadata["general.quantization_version"] = u32(2)
-    model = retype(Model(metadata, tensors), lambda tensor: _choose(tensor, outtype), threads)
-    return Converted(checkpoint.name, model, file_type, notes)
+    metadata["general.quantization_version"] = u32(QUANTIZATION_VERSION)
+    vectors = {tensor.name for tensor in tensors if len(tensor.shape) == 1}
+    model = retype(
+        Model(metadata, tensors), lambda tensor: GGMLType.F32 if tensor.name in vectors else types[tensor.name], threads
+    )
+    return Conversion(checkpoint, model, file_type, notes)
+
+
+def write_conversion(
+    conversion: Conversion,
+    target: str | Path | None = None,
+    *,
+    shard_bytes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Carries out a plan; returns the files. Raises InputError for weights that the type cannot hold."""
+    path = Path(target) if target else conversion.default_path()
+    weights = sorted({file.path for file in conversion.checkpoint.files.values()})
+    made = {
+        "lltool.version": string(version("lltool")),
+        "lltool.convert.source": string(conversion.checkpoint.name),
+        "lltool.convert.source_sha256": string(sha256_of(weights)),
+    }
+    if conversion.checkpoint.revision:
+        made["lltool.convert.source_revision"] = string(conversion.checkpoint.revision)
+    model = Model({**conversion.model.metadata, **made}, conversion.model.tensors)
+    try:
+        return write_gguf(path, model, shard_bytes=shard_bytes, progress=progress, inputs=weights)
+    except BadWeights as error:
+        raise InputError(f"{conversion.checkpoint.path}: {error}; take another --outtype") from None
 
 
 def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Value], list[Tensor], list[str]]:
@@ -74,9 +129,7 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
     family, config = find_family(checkpoint.config, str(checkpoint.path / "config.json"))
     described = family.describe(config)
     tensors = family.to_gguf(list(checkpoint.files), checkpoint.tensor, config.values)
-    rope = read_rope(config, ("default", "linear", "llama3", "yarn"))
-    if rope["rope_type"] == "llama3":
-        divisors = rope_divisors(rope, config.values["head_dim"])
+    if (divisors := family.rope_divisors(config)) is not None:
         tensors.append(_constant("rope_freqs.weight", divisors))
     embedding = tensors[0]
     vocabulary = read_vocabulary(checkpoint.path, config.values, embedding.rows, pre)
@@ -89,8 +142,6 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
         "general.architecture": string(family.architecture),
         "general.type": string("model"),
         "general.name": string(checkpoint.name.rsplit("/")[-1]),
-        "lltool.version": string(version("lltool")),
-        "lltool.source": string(checkpoint.name),
         **{f"{family.architecture}.{key}": value for key, value in described.items()},
         f"{family.architecture}.vocab_size": u32(embedding.rows),
         **vocabulary.metadata(),
@@ -98,18 +149,17 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
     return metadata, tensors, notes
 
 
-def _constant(name: str, values: np.ndarray) -> Tensor:
-    data = values.astype(np.float32).view(np.uint8).reshape(1, -1)
+def _describe_fallbacks(choices: Sequence[Choice]) -> list[str]:
+    """A line for each type that some shapes do not allow."""
+    lines = []
+    for wanted, type in sorted({(choice.wanted, choice.type) for choice in choices if choice.type != choice.wanted}):
+        those = [choice.tensor for choice in choices if (choice.wanted, choice.type) == (wanted, type)]
+        more = f" and {len(those) - 1} more" if len(those) > 1 else ""
+        found = f"rows of {those[0].columns} are not whole {wanted.name} blocks"
+        lines.append(f"{those[0].name}{more}: {found}; {type.name} instead")
+    return lines
+
+
+def _constant(name: str, values: NDArray[np.float32]) -> Tensor:
+    data = values.view(np.uint8).reshape(1, -1)
     return Tensor(name, GGMLType.F32, values.shape, lambda start, stop: data[start:stop])
-
-
-def _choose(tensor: Tensor, outtype: str) -> GGMLType:
-    """Vectors are F32; matrices keep their type with `auto`."""
-    if len(tensor.shape) == 1:
-        return GGMLType.F32
-    return tensor.type if outtype == "auto" else GGMLType[outtype.upper()]
-
-
-def _file_type(tensors: list[Tensor], outtype: str) -> FileType:
-    first = next(tensor.type for tensor in tensors if len(tensor.shape) > 1)
-    return FileType[first.name if outtype == "auto" else outtype.upper()]

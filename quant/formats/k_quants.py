@@ -19,7 +19,7 @@ class Q2_K(Format, type=GGMLType.Q2_K):
 
 
 class Q3_K(Format, type=GGMLType.Q3_K):
-    """32 bytes of third bits, 64 of bit pairs, sixteen 6-bit scales (8 bytes of low nibbles, 4 of high pairs), f16 d."""
+    """32 bytes of third bits, 64 of bit pairs, sixteen 6-bit scales (8 bytes of nibbles, 4 of high pairs), f16 d."""
 
     group, zero = 16, 4
 
