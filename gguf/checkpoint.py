@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,13 @@ class Checkpoint:
     config: Mapping[str, Any]
     files: Mapping[str, SafetensorsFile | TorchFile]
 
+    @property
+    def revision(self) -> str | None:
+        """The commit of a checkpoint from the Hub."""
+        return self.path.name if self.path.parent.name == "snapshots" else None
+
     def tensor(self, name: str) -> Tensor:
         return self.files[name].tensor(name)
-
-    @cached_property
-    def generation_config(self) -> Mapping[str, Any]:
-        return read_json(self.path / "generation_config.json", missing={})
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:

@@ -56,7 +56,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     except (ValueError, KeyError, IndexError, struct.error) as error:
         raise InputError(f"{path}: not a SentencePiece model, or damaged: {error}") from None
     if trainer[3] != _BPE:
-        found = _MODEL_KINDS.get(trainer[3], trainer[3])
+        found = _MODEL_KINDS.get(trainer[3], "unknown")
         raise InputError(f"{path}: a SentencePiece model of kind {found}, wanted bpe")
     return SentencePieceModel(pieces, scores, types, bool(normalizer[3]), bool(normalizer[4]))
 

@@ -112,6 +112,9 @@ def _read_byte_level(path: Path, files: Mapping[str, Any], pre: str | None) -> V
 def _read_sentencepiece(path: Path) -> Vocabulary:
     model = read_sentencepiece(path)
     vocabulary = Vocabulary("llama", list(model.pieces), list(model.types), list(model.scores))
+    for id, type in enumerate(model.types):
+        if type == TokenType.USER_DEFINED:
+            vocabulary.put(id, model.pieces[id], special=False)
     vocabulary.keys["add_space_prefix"] = boolean(model.add_space_prefix)
     if model.remove_extra_whitespaces:
         vocabulary.notes.append("the tokenizer drops extra spaces; engines of GGUF files keep them")

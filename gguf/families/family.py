@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.families.config import Config
+from lltool.gguf.families.rope import ROPE_TYPES, llama3_divisors, read_rope
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import Value, f32, u32
 from lltool.gguf.source import Bytes, Tensor
@@ -66,6 +67,11 @@ class Family:
             for row in inside:
                 yield Row(row.gguf.format(layer), row.checkpoint.format(layer), row.change, row.optional)
         yield from self.rows[first + len(inside) :]
+
+    def rope_divisors(self, config: Config) -> NDArray[np.float32] | None:
+        """The data of `rope_freqs.weight`, (head_dim / 2,), for models that have Llama 3's scaling."""
+        parameters = read_rope(config, ROPE_TYPES)
+        return llama3_divisors(parameters, config.values["head_dim"]) if parameters["rope_type"] == "llama3" else None
 
     def to_gguf(self, names: Sequence[str], read: Callable[[str], Tensor], config: Mapping[str, Any]) -> list[Tensor]:
         """Tensors in GGUF order. Raises InputError for one that is missing, and for one that has no place."""
@@ -136,7 +142,8 @@ def _reorder_pairs(tensor: Tensor, name: str, heads: int, inverse: bool) -> Tens
         first, last = start // dim, -(-stop // dim)  # whole heads around the rows
         rows = tensor.read(first * dim, last * dim)
         wanted = (np.arange(first, last)[:, None] * dim + pairs).reshape(-1)
-        return rows[wanted[start - first * dim : stop - first * dim] - first * dim]
+        reordered: Bytes = rows[wanted[start - first * dim : stop - first * dim] - first * dim]
+        return reordered
 
     return Tensor(name, tensor.type, tensor.shape, read_bias if len(tensor.shape) == 1 else read_rows)
 
@@ -155,7 +162,8 @@ def _shift(tensor: Tensor, name: str, amount: int) -> Tensor:
                 values = (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
             case _:
                 raise InputError(f"{tensor.name}: a norm in {tensor.type.name}, wanted F32, F16 or BF16")
-        return (values + np.float32(amount)).view(np.uint8)
+        shifted: Bytes = (values + np.float32(amount)).view(np.uint8)
+        return shifted
 
     return Tensor(name, GGMLType.F32, tensor.shape, read)
 

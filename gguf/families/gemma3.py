@@ -78,14 +78,14 @@ def restore(stored: Stored) -> dict[str, Any]:
         scaled_dim = keys["attention.scale"] ** -2
     pattern = keys.get("attention.sliding_window_pattern", _PERIOD)
     slides = [(n + 1) % pattern != 0 for n in range(layers)] if isinstance(pattern, int) else pattern
-    local = {"rope_type": "default", "rope_theta": keys.get("rope.freq_base_swa", _LOCAL_BASE)}
     return config | {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
         "query_pre_attn_scalar": round(scaled_dim),
         "sliding_window": keys["attention.sliding_window"],
         "layer_types": ["sliding_attention" if flag else "full_attention" for flag in slides],
-        "rope_parameters": {"full_attention": restore_rope(keys, None), "sliding_attention": local},
+        **restore_rope(keys, None),
+        "rope_local_base_freq": keys.get("rope.freq_base_swa", _LOCAL_BASE),
         "final_logit_softcapping": keys.get("final_logit_softcapping"),
         "attn_logit_softcapping": None,
     }

@@ -4,10 +4,8 @@ from typing import Any
 
 from lltool.gguf.families.config import Config
 from lltool.gguf.families.family import Family, Keys, Row, Stored, describe_sizes, restore_sizes
-from lltool.gguf.families.rope import describe_rope, read_rope, restore_rope
+from lltool.gguf.families.rope import ROPE_TYPES, describe_rope, read_rope, restore_rope
 from lltool.gguf.metadata import u32
-
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 ROWS = (
     Row("token_embd.weight", "model.embed_tokens.weight"),
@@ -49,7 +47,7 @@ def describe(config: Config) -> Keys:
 
 def restore(stored: Stored) -> dict[str, Any]:
     config = restore_sizes(stored.keys) | {"hidden_act": "silu"}
-    config["rope_parameters"] = restore_rope(stored.keys, stored.rope_divisors)
+    config |= restore_rope(stored.keys, stored.rope_divisors)
     if window := stored.keys.get("attention.sliding_window"):
         return config | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": window}
     config["attention_bias"] = "blk.0.attn_q.bias" in stored.names

@@ -44,7 +44,7 @@ def describe_windows(config: Config) -> Keys:
 
 def restore(stored: Stored) -> dict[str, Any]:
     config = restore_sizes(stored.keys) | restore_windows(stored) | {"hidden_act": "silu"}
-    config["rope_parameters"] = restore_rope(stored.keys, stored.rope_divisors)
+    config |= restore_rope(stored.keys, stored.rope_divisors)
     return config | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 
 

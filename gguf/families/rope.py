@@ -15,6 +15,7 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.families.config import Config
 from lltool.gguf.metadata import Value, f32, string, u32
 
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 LAYER_KINDS = ("full_attention", "sliding_attention")
 
 
@@ -48,7 +49,7 @@ def read_rope(config: Config, types: Sequence[str], kind: str = "full_attention"
 
 
 def describe_rope(config: Config, parameters: Mapping[str, Any]) -> dict[str, Value]:
-    """GGUF keys (without the architecture) of one rotary. Llama 3's scaling is a tensor instead: `rope_divisors`."""
+    """GGUF keys (without the architecture) of one rotary. Llama 3's scaling is a tensor instead: `llama3_divisors`."""
     keys = {"rope.freq_base": f32(parameters["rope_theta"])}
     if parameters["rope_type"] not in ("linear", "yarn"):
         return keys
@@ -69,14 +70,18 @@ def describe_rope(config: Config, parameters: Mapping[str, Any]) -> dict[str, Va
 
 
 def restore_rope(keys: Mapping[str, Any], divisors: NDArray[np.float32] | None) -> dict[str, Any]:
-    """`rope_parameters` from GGUF keys (without the architecture) and the data of `rope_freqs.weight`."""
-    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": keys.get("rope.freq_base", 10000.0)}
+    """rope_theta and rope_scaling from GGUF keys (without the architecture) and the data of `rope_freqs.weight`.
+
+    They are the older spelling, which every version of transformers reads.
+    """
+    base = keys.get("rope.freq_base", 10000.0)
     if divisors is not None:
-        return parameters | _restore_llama3(divisors, parameters["rope_theta"])
-    type, factor = keys.get("rope.scaling.type", "none"), keys.get("rope.scaling.factor", 1.0)
-    if type == "none" or factor == 1.0:
-        return parameters
-    parameters |= {"rope_type": type, "factor": factor}
+        return {"rope_theta": base, "rope_scaling": _restore_llama3(divisors, base)}
+    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
+    type = keys.get("rope.scaling.type", "linear")
+    if type == "none" or factor in (0.0, 1.0):
+        return {"rope_theta": base, "rope_scaling": None}
+    parameters: dict[str, Any] = {"rope_type": type, "factor": factor}
     if type == "yarn":
         original = keys.get("rope.scaling.original_context_length", keys["context_length"])
         parameters["original_max_position_embeddings"] = original
@@ -85,10 +90,10 @@ def restore_rope(keys: Mapping[str, Any], divisors: NDArray[np.float32] | None) 
         for name in ("beta_fast", "beta_slow"):
             if f"rope.scaling.yarn_{name}" in keys:
                 parameters[name] = keys[f"rope.scaling.yarn_{name}"]
-    return parameters
+    return {"rope_theta": base, "rope_scaling": parameters}
 
 
-def rope_divisors(parameters: Mapping[str, Any], head_dim: int) -> NDArray[np.float32]:
+def llama3_divisors(parameters: Mapping[str, Any], head_dim: int) -> NDArray[np.float32]:
     """What Llama 3 divides each pair's frequency by: (head_dim / 2,), from 1 (fast pairs) to `factor` (slow pairs)."""
     factor, original = parameters["factor"], parameters["original_max_position_embeddings"]
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
@@ -104,7 +109,7 @@ def _restore_llama3(divisors: NDArray[np.float32], theta: float) -> dict[str, An
     fixed = {"rope_type": "llama3", "factor": float(divisors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     for original in (8192, *(1 << n for n in range(5, 21))):
         parameters = {**fixed, "original_max_position_embeddings": original}
-        rebuilt = rope_divisors({**parameters, "rope_theta": theta}, 2 * divisors.size)
+        rebuilt = llama3_divisors({**parameters, "rope_theta": theta}, 2 * divisors.size)
         if np.allclose(rebuilt, divisors, rtol=1e-5):
             return parameters
     raise InputError("rope_freqs.weight: not the factors of Llama 3's rope scaling; no config.json can say them")

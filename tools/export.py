@@ -1,0 +1,28 @@
+"""`lltool export`: GGUF to a Hugging Face checkpoint."""
+
+from pathlib import Path
+
+from lltool.tools.arguments import command_parser, positive
+
+EXAMPLES = """
+lltool export model-Q4_K_M.gguf -o model-hf
+lltool export model.gguf -o model-hf --dtype bf16
+"""
+
+
+def main(argv: list[str]) -> int:
+    from lltool.quant.export import DTYPE_NAMES, export
+    from lltool.tools.progress import progress_bar
+
+    parser = command_parser("export", "Makes a Hugging Face checkpoint of a GGUF file.", EXAMPLES)
+    parser.add_argument("model", metavar="MODEL", type=Path, help="GGUF file; of a split model, any shard")
+    parser.add_argument("-o", "--outdir", type=Path, required=True, help="folder to make")
+    parser.add_argument(
+        "--dtype", choices=DTYPE_NAMES, default="auto", help="type of the weights (default auto: the file's, or f16)"
+    )
+    parser.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
+    arguments = parser.parse_args(argv)
+    with progress_bar("B", arguments.outdir.name) as show:
+        folder = export(arguments.model, arguments.outdir, arguments.dtype, threads=arguments.threads, progress=show)
+    print(folder)
+    return 0
