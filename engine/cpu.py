@@ -37,8 +37,8 @@ HEAD_ROWS = 32
 class CpuExecutor:
     """Runs a Program on CPU threads.
 
-    `precision` int8 rounds the activations of quantized linears to int8 by 32 (as llama.cpp does); f32 decodes the
-    weights and computes in float32. Float weights always compute in float32. The weights' arrays are read where they lie.
+    `precision` int8 rounds the activations of quantized linears to int8, 32 to a scale (as llama.cpp does); f32 decodes
+    the weights and computes in float32. Float weights always do. The weights' arrays are read where they lie.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class CpuExecutor:
         threads: int,
         precision: Precision = "int8",
         cache_type: CacheType = "f16",
+        instruction_set: str | None = None,
     ) -> None:
         self.head_rows = min(HEAD_ROWS, max_batch)
         self._program = program
-        self._vectors: dict[str, NDArray[np.float32]] = {}
         self._native = _native.Executor(
-            isa=isa.chosen(),
+            isa=instruction_set or isa.chosen(),
             threads=threads,
             max_batch=max_batch,
             head_rows=self.head_rows,

@@ -32,13 +32,14 @@ class Session {
 public:
   explicit Session(const Settings& s) : executor(s) {}
   Executor executor;
+  int64_t token_ids = 0; // rows of the embedding
 
   void run(Array1<int32_t> ids, Array1<int32_t> positions, Array1<int32_t> sequences, Tables tables, Array1<int32_t> outputs) {
     const size_t n = ids.size();
     if (n == 0 || n > size_t(executor.settings.max_batch) || positions.size() != n || sequences.size() != n || outputs.size() > n)
       throw std::invalid_argument("run: a batch of wrong size");
     for (size_t i = 0; i < n; ++i) {
-      const bool fits = ids.data()[i] >= 0 && ids.data()[i] < executor.settings.vocabulary && sequences.data()[i] >= 0 &&
+      const bool fits = ids.data()[i] >= 0 && ids.data()[i] < token_ids && sequences.data()[i] >= 0 &&
                         size_t(sequences.data()[i]) < tables.shape(0) && positions.data()[i] >= 0 &&
                         size_t(positions.data()[i] / page_tokens) < tables.shape(1);
       if (!fits) throw std::invalid_argument("run: token " + std::to_string(i) + " is out of range");
@@ -115,6 +116,7 @@ NB_MODULE(_native, m) {
           nb::kw_only(), nb::arg("isa"), nb::arg("threads"), nb::arg("max_batch"), nb::arg("head_rows"), nb::arg("arena_width"),
           nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"), nb::arg("half_cache"))
       .def("embed", [](Session& s, Place out, int type, int64_t columns, Bytes2 data, float scale) {
+        s.token_ids = int64_t(data.shape(0));
         s.executor.add(std::make_unique<EmbedOp>(buffer(out), matrix(type, columns, data), scale));
       })
       .def("norm", [](Session& s, Place x, Place out, Array1<float> weight, float eps, int groups) {

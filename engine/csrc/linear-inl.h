@@ -300,21 +300,27 @@ void matmul_f32(const Matrix& w, int64_t begin, int64_t end, const float* panels
     }
     for (int64_t t = 0; t < T; t += panel) {
       const float* x = panels + t * K;
-      vf low[panel], high[panel];
-      for (int i = 0; i < panel; ++i) low[i] = high[i] = vf{};
-      for (int64_t k = 0; k < K; ++k) {
-        const vf a = load<vf>(tile + k * width), b = load<vf>(tile + k * width + lanes);
+      alignas(64) float result[panel * width] = {};
+      // Sums of 256 products each: rounding errors grow with the length of a running sum.
+      for (int64_t start = 0; start < K; start += 256) {
+        const int64_t stop = start + 256 < K ? start + 256 : K;
+        vf low[panel], high[panel];
+        for (int i = 0; i < panel; ++i) low[i] = high[i] = vf{};
+        for (int64_t k = start; k < stop; ++k) {
+          const vf a = load<vf>(tile + k * width), b = load<vf>(tile + k * width + lanes);
+          for (int i = 0; i < panel; ++i) {
+            low[i] += a * x[k * panel + i];
+            high[i] += b * x[k * panel + i];
+          }
+        }
         for (int i = 0; i < panel; ++i) {
-          low[i] += a * x[k * panel + i];
-          high[i] += b * x[k * panel + i];
+          float* r = result + i * width;
+          store(r, load<vf>(r) + low[i]);
+          store(r + lanes, load<vf>(r + lanes) + high[i]);
         }
       }
-      alignas(64) float result[width];
-      for (int i = 0; i < panel && t + i < T; ++i) {
-        store(result, low[i]);
-        store(result + lanes, high[i]);
-        std::memcpy(out + (t + i) * stride + first, result, size_t(rows) * 4);
-      }
+      for (int i = 0; i < panel && t + i < T; ++i)
+        std::memcpy(out + (t + i) * stride + first, result + i * width, size_t(rows) * 4);
     }
   }
 }

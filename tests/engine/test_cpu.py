@@ -1,0 +1,299 @@
+"""The native executor, operation by operation, under every instruction set that this machine has."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lltool.engine import _native
+from lltool.engine.batch import PAGE, Batch
+from lltool.engine.cpu import CacheType, CpuExecutor, Precision
+from lltool.engine.program import NOT_MULTIPLIED, Buffer, Program, Tracer, Weight
+from lltool.engine.reference import ReferenceExecutor
+from lltool.gguf.ggml_types import LAYOUT, GGMLType
+from lltool.quant.codec import decode, encode
+
+ISAS = _native.available_isas()
+TYPES = [type for type in LAYOUT if type not in NOT_MULTIPLIED]
+FLOAT_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
+VOCAB = 40
+QKV = ("q.weight", "k.weight", "v.weight")
+
+Array = NDArray[np.float32]
+
+
+def random_weight(rng: np.random.Generator, name: str, type: GGMLType, rows: int, columns: int) -> Weight:
+    """Random bytes of any format, but for blocks whose scale is not finite or makes weights of no use."""
+    block, size = LAYOUT[type]
+    if type in FLOAT_TYPES:
+        data = encode(rng.standard_normal((rows, columns), np.float32), type)
+        return Weight(name, type, (rows, columns), data)
+    need, blocks = rows * columns // block, np.empty((0, size), np.uint8)
+    while len(blocks) < need:
+        more = rng.integers(0, 256, (4 * need, size), np.uint8)
+        with np.errstate(all="ignore"):
+            largest = np.abs(decode(more, type)).max(axis=1)
+        blocks = np.concatenate([blocks, more[(largest > 1e-3) & (largest < 1e3)]])
+    return Weight(name, type, (rows, columns), blocks[:need].reshape(rows, -1))
+
+
+def f32_weight(name: str, values: Array) -> Weight:
+    return Weight(
+        name, GGMLType.F32, values.shape, np.ascontiguousarray(values).view(np.uint8).reshape(len(values), -1)
+    )
+
+
+def vector(name: str, values: Array) -> Weight:
+    return Weight(name, GGMLType.F32, values.shape, np.ascontiguousarray(values).view(np.uint8).reshape(1, -1))
+
+
+def program(weights: list[Weight], width: int, build: Callable[[Tracer, Buffer], Buffer]) -> Program:
+    """Embeds tokens in rows of `width`, builds on them, and gives what it built as the logits."""
+    g = Tracer({w.name: w for w in weights})
+    x = build(g, g.embed("embed", VOCAB, width))
+    x = g.select(x)
+    g.scale(x, 1.0)
+    return g.finish()
+
+
+def one_sequence(tokens: int, outputs: NDArray[np.int32] | None = None) -> Batch:
+    ids = (np.arange(tokens) * 7 % VOCAB).astype(np.int32)
+    return Batch(
+        tokens=ids,
+        positions=np.arange(tokens, dtype=np.int32),
+        sequences=np.zeros(tokens, np.int32),
+        tables=np.arange(-(-tokens // PAGE), dtype=np.int32)[None],
+        outputs=np.arange(tokens, dtype=np.int32) if outputs is None else outputs,
+    )
+
+
+def run_all(executor: CpuExecutor | ReferenceExecutor, batch: Batch) -> Array:
+    executor.run(batch)
+    step = executor.head_rows
+    count = len(batch.outputs)
+    return np.concatenate([executor.logits(i, min(count, i + step)).copy() for i in range(0, count, step)])
+
+
+def int8_values(rng: np.random.Generator, rows: int, columns: int) -> Array:
+    """Activations that int8 holds exactly: integers up to 127, which each 32 reach, times a power of two."""
+    groups = rng.integers(-127, 128, (rows, columns // 32, 32))
+    groups[..., 0] = 127
+    scales = 2.0 ** rng.integers(-8, -5, (rows, columns // 32, 1))
+    return (groups * scales).reshape(rows, columns).astype(np.float32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("precision", ["int8", "f32"])
+def test_linear_multiplies_every_type(type: GGMLType, isa: str, precision: Precision) -> None:
+    """One token, a few, and panels of tokens; rows and tokens that fill no tile; a bias and a residual."""
+    rng = np.random.default_rng(int(type))
+    columns = max(160, LAYOUT[type].block * 3)  # 160: a whole number of groups, not of vectors
+    rows = 37
+    embed = int8_values(rng, VOCAB, columns)
+    weight = random_weight(rng, "w.weight", type, rows, columns)
+    bias = rng.standard_normal(rows, np.float32)
+
+    def build(g: Tracer, x: Buffer) -> Buffer:
+        return g.linear(x, ("w.weight",), (rows,))[0]
+
+    made = program([f32_weight("embed", embed), weight, vector("w.bias", bias)], columns, build)
+    cpu = CpuExecutor(made, 1, max_batch=40, threads=2, precision=precision, instruction_set=isa)
+    matrix = decode(weight.data, type).astype(np.float64)
+    for tokens in (1, 3, 16, 29):
+        batch = one_sequence(tokens)
+        x = embed[batch.tokens].astype(np.float64)
+        found = run_all(cpu, batch)
+        # Sums of float32 products round to 2^-24 of what is summed; int8 sums codes of up to 255 before the offset is
+        # taken off, where the weights themselves may be small.
+        bound = np.abs(x) @ np.abs(matrix).T * 2**-24 * (256 if precision == "int8" else 16) + 1e-6
+        error = np.abs(found - (x @ matrix.T + bias))
+        assert np.all(error <= bound), (tokens, np.max(error / bound))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("tokens", [1, 5, 20])
+def test_int8_activations_round_to_the_nearest(isa: str, tokens: int) -> None:
+    rng = np.random.default_rng(2)
+    embed = rng.standard_normal((VOCAB, 160), np.float32)
+    weight = random_weight(rng, "w.weight", GGMLType.Q8_0, 24, 160)
+    made = program([f32_weight("embed", embed), weight], 160, lambda g, x: g.linear(x, ("w.weight",), (24,))[0])
+    cpu = CpuExecutor(made, 1, max_batch=32, threads=2, instruction_set=isa)
+    batch = one_sequence(tokens)
+    x, matrix = embed[batch.tokens], decode(weight.data, weight.type)
+    steps = np.repeat(np.abs(x.reshape(tokens, 5, 32)).max(axis=2) / 127, 32, axis=1)
+    error = np.abs(run_all(cpu, batch) - x @ matrix.T)
+    worst = 0.5 * steps @ np.abs(matrix).T
+    assert np.all(error <= worst * 1.001)
+    # Roundings are as often up as down: errors of a sum of 160 stay far below the worst, and are not zero.
+    assert 0.005 < np.sqrt(np.mean((error / worst) ** 2)) < 0.2
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_linear_shares_an_input_and_adds_a_residual(isa: str) -> None:
+    rng = np.random.default_rng(3)
+    embed = f32_weight("embed", rng.standard_normal((VOCAB, 96), np.float32))
+    weights = [
+        embed,
+        random_weight(rng, "a.weight", GGMLType.Q8_0, 96, 96),
+        random_weight(rng, "b.weight", GGMLType.F16, 96, 96),
+        random_weight(rng, "c.weight", GGMLType.Q5_0, 96, 96),
+    ]
+
+    def build(g: Tracer, x: Buffer) -> Buffer:
+        a, b = g.linear(x, ("a.weight", "b.weight"), (96, 96))
+        return g.linear(g.add(a, b), ("c.weight",), (96,), residual=x)[0]
+
+    compare(program(weights, 96, build), one_sequence(20), isa, 2e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_elementwise_operations(isa: str) -> None:
+    """A width that is no multiple of any vector."""
+    rng = np.random.default_rng(4)
+    values = (rng.standard_normal((VOCAB, 90)) * 4).astype(np.float32)
+    weights = [f32_weight("embed", values), vector("norm", rng.standard_normal(90, np.float32))]
+    weights.append(vector("heads", rng.standard_normal(30, np.float32)))
+
+    def build(g: Tracer, x: Buffer) -> Buffer:
+        y = g.norm(x, "norm", 1e-6)
+        y = g.gated(x, y, "silu")
+        y = g.gated(y, x, "gelu_tanh")
+        y = g.norm(y, "heads", 1e-5, groups=3)
+        y = g.add(g.scale(y, 0.3), x)
+        return g.softcap(y, 5.0)
+
+    compare(program(weights, 90, build), one_sequence(37), isa, 1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rope_turns_pairs_and_leaves_the_rest(isa: str, interleaved: bool) -> None:
+    rng = np.random.default_rng(5)
+    weights = [f32_weight("embed", rng.standard_normal((VOCAB, 48), np.float32))]
+    frequencies = tuple(10000.0 ** -(i / 5) for i in range(5))  # of 24: 10 turn, 14 stay
+
+    def build(g: Tracer, x: Buffer) -> Buffer:
+        return g.rope(x, 24, frequencies, 1.25, interleaved)
+
+    compare(program(weights, 48, build), one_sequence(38), isa, 1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cache", ["f32", "f16"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "window", "softcap"),
+    [(4, 2, 16, 0, 0.0), (3, 1, 80, 0, 0.0), (2, 2, 24, 70, 0.0), (6, 2, 64, 5, 20.0), (1, 1, 256, 64, 0.0)],
+)
+def test_attention(
+    isa: str, cache: CacheType, heads: int, kv_heads: int, head_dim: int, window: int, softcap: float
+) -> None:
+    """Two sequences in one batch, then more tokens of both behind what the cache holds; pages out of order."""
+    rng = np.random.default_rng(heads * head_dim)
+    width = heads * head_dim
+    weights = [f32_weight("embed", rng.standard_normal((VOCAB, width), np.float32))]
+    for name, rows in (("q", width), ("k", kv_heads * head_dim), ("v", kv_heads * head_dim)):
+        values = rng.standard_normal((rows, width), np.float32) / np.sqrt(width).astype(np.float32)
+        weights.append(f32_weight(f"{name}.weight", values))
+
+    def build(g: Tracer, x: Buffer) -> Buffer:
+        q, k, v = g.linear(x, QKV, (width, kv_heads * head_dim, kv_heads * head_dim))
+        return g.attention(q, k, v, layer=0, head_dim=head_dim, scale=0.5, window=window, softcap=softcap)
+
+    made = program(weights, width, build)
+    cpu = CpuExecutor(made, 8, max_batch=256, threads=2, cache_type=cache, instruction_set=isa)
+    reference = ReferenceExecutor(made, 8)
+    tables = np.array([[5, 1, 7], [0, 3, 2]], np.int32)
+    starts = [0, 0]
+    for counts in ((130, 40), (1, 1), (30, 90)):
+        positions = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)]).astype(np.int32)
+        total = sum(counts)
+        batch = Batch(
+            tokens=rng.integers(0, VOCAB, total).astype(np.int32),
+            positions=positions,
+            sequences=np.repeat(np.arange(2, dtype=np.int32), counts),
+            tables=tables,
+            outputs=np.arange(total, dtype=np.int32),
+        )
+        expected, found = run_all(reference, batch), run_all(cpu, batch)
+        # f16 keys and values round to 2^-11; scores of a few units move the weights by as much.
+        assert np.max(np.abs(found - expected)) < (2e-5 if cache == "f32" else 6e-3) * np.abs(expected).max()
+        starts = [s + n for s, n in zip(starts, counts, strict=True)]
+
+
+def compare(made: Program, batch: Batch, isa: str, tolerance: float) -> None:
+    cpu = CpuExecutor(made, 4, max_batch=64, threads=2, precision="f32", cache_type="f32", instruction_set=isa)
+    expected, found = run_all(ReferenceExecutor(made, 4, dtype=np.float64), batch), run_all(cpu, batch)
+    assert np.max(np.abs(found - expected)) < tolerance * np.abs(expected).max()
+
+
+def test_blocks_of_logits_scores_and_copied_pages() -> None:
+    """Outputs in any block sizes; scores are log-softmax at the targets; a copied page serves another table."""
+    rng = np.random.default_rng(6)
+    weights = [f32_weight("embed", rng.standard_normal((VOCAB, 64), np.float32))]
+    weights += [f32_weight(f"{n}.weight", rng.standard_normal((64, 64), np.float32) / 8) for n in "qkv"]
+
+    def build(g: Tracer, x: Buffer) -> Buffer:
+        q, k, v = g.linear(x, QKV, (64, 64, 64))
+        return g.attention(q, k, v, layer=0, head_dim=32, scale=0.2, window=0, softcap=0.0)
+
+    made = program(weights, 64, build)
+    cpu = CpuExecutor(made, 4, max_batch=128, threads=2)
+    batch = one_sequence(100)
+    cpu.run(batch)
+    whole = np.concatenate([cpu.logits(i, min(i + 32, 100)).copy() for i in range(0, 100, 32)])
+    assert np.array_equal(cpu.logits(17, 20), whole[17:20])
+    assert np.array_equal(cpu.logits(90, 100), whole[90:])
+    targets = rng.integers(0, 64, 75).astype(np.int32)
+    x = whole[20:95].astype(np.float64)
+    expected = x[np.arange(75), targets] - np.log(np.exp(x).sum(axis=1))
+    np.testing.assert_allclose(cpu.score(20, targets), expected, atol=1e-5)
+
+    cpu.copy_page(0, 2)
+    cpu.copy_page(1, 3)
+    last = Batch(
+        *(a[-1:] for a in (batch.tokens, batch.positions, batch.sequences)),
+        np.array([[2, 3]], np.int32),
+        np.zeros(1, np.int32),
+    )
+    np.testing.assert_allclose(run_all(cpu, last)[0], whole[-1], atol=1e-6)  # one token sums in another order
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tokens", VOCAB + 24), ("tokens", -1), ("sequences", 1), ("positions", 64), ("tables", 1), ("outputs", 1)],
+)
+def test_a_batch_out_of_range_is_refused(field: str, value: int) -> None:
+    made = program([f32_weight("embed", np.ones((VOCAB, 64), np.float32))], 64, lambda g, x: x)
+    cpu = CpuExecutor(made, 1, max_batch=4, threads=1)
+    batch = one_sequence(1)
+    arrays = {
+        name: np.array(getattr(batch, name)) for name in ("tokens", "positions", "sequences", "tables", "outputs")
+    }
+    arrays[field][...] = value
+    with pytest.raises(ValueError, match="run: "):
+        cpu.run(Batch(**arrays))
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    made = program([f32_weight("embed", np.ones((VOCAB, 64), np.float32))], 64, lambda g, x: x)
+    with pytest.raises(ValueError, match="'mmx' is not one of"):
+        CpuExecutor(made, 1, max_batch=4, threads=1, instruction_set="mmx")
+
+
+def test_threads_share_the_work_and_agree() -> None:
+    """More threads than cores, many short runs: nothing hangs, nothing differs."""
+    rng = np.random.default_rng(7)
+    weights = [f32_weight("embed", rng.standard_normal((VOCAB, 64), np.float32))]
+    weights.append(random_weight(rng, "w.weight", GGMLType.Q4_K, 96, 256))
+    weights.append(random_weight(rng, "up.weight", GGMLType.Q8_0, 256, 64))
+
+    def build(g: Tracer, x: Buffer) -> Buffer:
+        return g.linear(g.linear(x, ("up.weight",), (256,))[0], ("w.weight",), (96,))[0]
+
+    made = program(weights, 64, build)
+    one, many = (CpuExecutor(made, 1, max_batch=64, threads=n) for n in (1, 5))
+    for i in range(60):
+        batch = one_sequence(1 + i % 40)
+        assert np.array_equal(run_all(one, batch), run_all(many, batch))
