@@ -1,6 +1,5 @@
 """GGUF to smaller GGUF: `open → retype by recipe → write`."""
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType, row_bytes
 from lltool.gguf.metadata import Value, string, u32
@@ -150,14 +150,5 @@ def _metadata(plan: Plan) -> dict[str, Value]:
         "lltool.version": string(version("lltool")),
         "lltool.quantize.recipe": string(plan.recipe.name + (" pure" if plan.options.pure else "")),
         "lltool.quantize.source": string(plan.file.path.name),
-        "lltool.quantize.source_sha256": string(_sha256(plan.file.paths)),
+        "lltool.quantize.source_sha256": string(sha256_of(plan.file.paths)),
     }
-
-
-def _sha256(paths: Sequence[Path]) -> str:
-    """Of one file; of several the digest of their digests."""
-    digests = []
-    for path in paths:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
