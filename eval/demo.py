@@ -23,6 +23,7 @@ from lltool.gguf.sample_models import fetch_sample
 from lltool.quant.convert import convert
 from lltool.quant.export import export
 from lltool.quant.quantize import quantize_file
+from lltool.quant.recipes import Options
 
 NAME = "SmolLM2-135M-Instruct"
 QUANTIZED = ("Q8_0", "Q4_0")
@@ -69,7 +70,7 @@ def run_demo(cache: Path, *, progress: Progress | None = None) -> Demo:
     files = {"F16": full}
     for name in QUANTIZED:
         steps.begin(f"quantize to {name}")
-        quantize = partial(quantize_file, full, type=name, pure=True)
+        quantize = partial(quantize_file, full, type=name, options=Options(pure=True))
         files[name] = store.make(f"{NAME}-{name}.gguf", {}, quantize)
 
     steps.begin("measure speed")
