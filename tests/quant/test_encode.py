@@ -1,0 +1,126 @@
+"""Encoders against libgguf, which is ggml's own quantizer: byte for byte, under every instruction set."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lltool.gguf.errors import InputError
+from lltool.gguf.ggml_types import GGMLType
+from lltool.quant.codec import ENCODED, BadWeights, decode, encode
+
+COLUMNS = 768
+QUANTIZED = sorted(ENCODED - {GGMLType.F32, GGMLType.F16, GGMLType.BF16})
+
+
+def make_rows(kind: str) -> NDArray[np.float32]:
+    random = np.random.default_rng(7)
+    normal = random.standard_normal((13, COLUMNS))  # 13 rows: lanes are left over
+    if kind == "one outlier a row":
+        normal[:, 5] = 3000
+    zeros = np.zeros((3, COLUMNS))
+    zeros[:, ::3] = -0.0
+    zeros[1, ::7], zeros[2, ::7] = 1, -1
+    rows = {
+        "normal": normal * 0.05,
+        "one outlier a row": normal * 0.01,
+        "heavy tails": random.standard_t(2, normal.shape) * 0.02,
+        "all positive": random.uniform(0.5, 1, normal.shape),
+        "all negative": random.uniform(-1, -0.5, normal.shape),
+        "constant": np.full((3, COLUMNS), 0.37),
+        "negative constant": np.full((3, COLUMNS), -0.37),
+        "zeros of both signs": zeros,
+        "subnormal": normal * 1e-41,
+        "tiny": normal * 1e-20,
+        "inverse of the scale overflows": normal * 1e-37,
+        "huge": random.uniform(-1, 1, normal.shape) * 30000,
+        "plus and minus one": random.choice([-1.0, 1.0], normal.shape),
+        "integers": random.integers(-8, 8, normal.shape),
+        "half precision": (normal * 0.05).astype(np.float16),
+    }
+    return rows[kind].astype(np.float32)
+
+
+KINDS = (
+    *("normal", "one outlier a row", "heavy tails", "all positive", "all negative", "constant", "negative constant"),
+    *("zeros of both signs", "subnormal", "tiny", "inverse of the scale overflows", "huge", "plus and minus one"),
+    *("integers", "half precision"),
+)
+
+
+@pytest.mark.parametrize("with_importance", [False, True], ids=["", "importance"])
+@pytest.mark.parametrize("type", QUANTIZED, ids=lambda type: type.name)
+def test_bytes_equal_ggml(type: GGMLType, with_importance: bool, each_isa: str) -> None:
+    libgguf = pytest.importorskip("libgguf")
+    importance = None
+    if with_importance:
+        importance = (np.random.default_rng(3).random(COLUMNS) ** 4).astype(np.float32)
+        importance[::11] = 0
+    for kind in KINDS:
+        rows = make_rows(kind)
+        expected = libgguf.quantize_rows(rows, int(type), importance)
+        np.testing.assert_array_equal(encode(rows, type, importance), expected, err_msg=kind)
+
+
+@pytest.mark.parametrize("type", [GGMLType.F16, GGMLType.BF16], ids=lambda type: type.name)
+def test_sixteen_bits_round_to_nearest_even(type: GGMLType, each_isa: str) -> None:
+    """All signs, exponents that fit, and mantissas about the halfway points."""
+    bits = np.arange(0x33000000, 0x47800000, 0x1001, dtype=np.uint32) & ~np.uint32(0x0FFF)
+    around = (bits[:, None] + np.array([0, 1, 0x7FF, 0x800, 0xFFF], np.uint32)).reshape(1, -1)
+    rows = np.concatenate([around, around | 0x80000000]).view(np.float32)
+    rows = np.ascontiguousarray(rows[:, np.abs(rows[0]) < 65520])
+    if type == GGMLType.F16:
+        expected = rows.astype(np.float16).view(np.uint8)
+    else:
+        wide = rows.view(np.uint32).astype(np.uint64)
+        expected = ((wide + 0x7FFF + (wide >> 16 & 1)) >> 16).astype(np.uint16).view(np.uint8)
+    np.testing.assert_array_equal(encode(rows, type), expected)
+
+
+@pytest.mark.parametrize("type", sorted(ENCODED), ids=lambda type: type.name)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_first_row_that_is_not_finite_is_named(type: GGMLType, bad: float, each_isa: str) -> None:
+    rows = np.ones((700, 256), np.float32)
+    rows[[612, 333], [3, 250]] = bad
+    with pytest.raises(BadWeights, match="row 333 holds NaN or infinity"):
+        encode(rows, type, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("type", "size"),
+    [
+        (GGMLType.F16, 65520),
+        (GGMLType.Q4_0, 600000),
+        (GGMLType.Q4_1, -7e4),
+        (GGMLType.Q8_0, 1e7),
+        (GGMLType.Q6_K, 1e12),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_weights_beyond_half_precision_are_refused(type: GGMLType, size: float) -> None:
+    rows = np.ones((3, 256), np.float32)
+    rows[1, 7] = size
+    with pytest.raises(BadWeights, match=f"row 1 holds weights too large for {type.name}"):
+        encode(rows, type)
+
+
+def test_threads_change_nothing() -> None:
+    rows = np.random.default_rng(0).standard_normal((1000, 512)).astype(np.float32)
+    np.testing.assert_array_equal(encode(rows, GGMLType.Q4_1, threads=1), encode(rows, GGMLType.Q4_1, threads=5))
+
+
+def test_importance_lowers_the_error_that_counts() -> None:
+    random = np.random.default_rng(1)
+    rows = random.standard_normal((64, 512)).astype(np.float32)
+    importance = (random.random(512) ** 8).astype(np.float32)
+
+    def error(data: NDArray[np.uint8]) -> float:
+        return float((importance * (decode(data, GGMLType.Q4_0) - rows) ** 2).sum())
+
+    assert error(encode(rows, GGMLType.Q4_0, importance)) < 0.8 * error(encode(rows, GGMLType.Q4_0))
+
+
+def test_types_without_encoder_and_partial_blocks_are_refused() -> None:
+    with pytest.raises(InputError, match="cannot encode to IQ1_S; choose of F32"):
+        encode(np.zeros((1, 256), np.float32), GGMLType.IQ1_S)
+    with pytest.raises(ValueError, match="row of 48 is not a multiple of the Q4_0 block of 32"):
+        encode(np.zeros((1, 48), np.float32), GGMLType.Q4_0)
