@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lltool.engine import tokenizer_bpe, tokenizer_spm
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType
+from lltool.gguf.reader import GGUFFile
 
 # Types of tokens as `tokenizer.ggml.token_type` numbers them (5 is unused, which has no meaning of its own here).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -108,7 +109,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """The text of `ids`; control tokens are left out unless `special`, bytes that are not UTF-8 become U+FFFD."""
-        decoder = StreamDecoder(self, special=special)
+        decoder = StreamDecoder(self, special=special, drop_space=self.add_space_prefix)
         return "".join(map(decoder.push, ids)) + decoder.flush()
 
     def piece(self, id: int) -> bytes:
@@ -156,13 +157,16 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text of tokens as they come; a character whose bytes are not all there yet is held back."""
+    """Text of tokens as they come; a character whose bytes are not all there yet is held back.
 
-    def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
+    Control tokens give no text unless `special`; `drop_space` leaves out the space that encoding puts before a text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, special: bool = False, drop_space: bool = False) -> None:
         self._tokenizer = tokenizer
         self._special = special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._drop_space = tokenizer.add_space_prefix
+        self._drop_space = drop_space
 
     def push(self, id: int) -> str:
         """The text that `id` completes."""
@@ -170,7 +174,6 @@ class StreamDecoder:
             return ""
         text = self._utf8.decode(self._tokenizer.piece(id))
         if self._drop_space and text:
-            # The space that encoding put before the first text.
             self._drop_space = False
             return text.removeprefix(" ")
         return text
@@ -180,6 +183,14 @@ class StreamDecoder:
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return text
+
+
+def read_tokenizer(file: GGUFFile) -> Tokenizer:
+    """The tokenizer of an open file. Raises InputError naming file and key."""
+    try:
+        return Tokenizer.from_gguf(file.metadata)
+    except InputError as error:
+        raise InputError(f"{file.path}: {error}") from None
 
 
 def _valid(text: str) -> str:

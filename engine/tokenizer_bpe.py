@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value
 from lltool.gguf.pretokenizers import PRE_TOKENIZERS, PreTokenizer
@@ -80,11 +82,12 @@ def _is_utf8(text: str) -> bool:
 def _split_merges(merges: Sequence[str], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
     """The pairs of "left right" strings, split and checked in bulk as there are some 150 thousand."""
     is_token = vocabulary.__contains__
-    text = merges.joined(b"\n").decode("utf-8", "replace") if isinstance(merges, StringArray) else "\n".join(merges)
-    parts = text.replace("\n", " ").split(" ")
-    are_tokens = len(parts) == 2 * len(merges) and vocabulary.keys() >= set(parts)
-    if are_tokens and all(map(is_token, text.replace(" ", "").split("\n"))):
-        return list(zip(parts[::2], parts[1::2], strict=True))
+    lines = merges.joined(b"\n") if isinstance(merges, StringArray) else "\n".join(merges).encode("utf-8", "replace")
+    if _are_pairs(lines, len(merges)):
+        text = lines.decode("utf-8", "replace")
+        parts = text.replace("\n", " ").split(" ")
+        if vocabulary.keys() >= set(parts) and all(map(is_token, text.replace(" ", "").split("\n"))):
+            return list(zip(parts[::2], parts[1::2], strict=True))
 
     pairs = []
     for index, merge in enumerate(merges):
@@ -94,3 +97,14 @@ def _split_merges(merges: Sequence[str], vocabulary: Mapping[str, int]) -> list[
             raise InputError(f"tokenizer.ggml.merges[{index}]: {merge!r}: {unknown!r} is not in tokenizer.ggml.tokens")
         pairs.append((left, right))
     return pairs
+
+
+def _are_pairs(lines: bytes, count: int) -> bool:
+    """Whether there are `count` lines, each with one space."""
+    data = np.frombuffer(lines, np.uint8)
+    separators = data[(data == ord(" ")) | (data == ord("\n"))]
+    return (
+        len(separators) == 2 * count - 1
+        and bool((separators[0::2] == ord(" ")).all())
+        and bool((separators[1::2] == ord("\n")).all())
+    )

@@ -1,0 +1,168 @@
+"""Generation on a model made of rules: what comes out, why it ends, and what is evaluated again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lltool.engine.generate import Dialogue, Generation, StopStrings, generate
+from lltool.engine.sampling import Sampler
+from lltool.engine.tokenizer import CONTROL, NORMAL, Tokenizer
+from lltool.gguf.errors import InputError
+from lltool.gguf.metadata import ValueType, array, string, u32
+
+END = 26
+LETTERS = [chr(ord("a") + i) for i in range(26)]
+GREEDY = Sampler(temperature=0)
+
+
+def make_tokenizer(*, bos: int | None = None) -> Tokenizer:
+    metadata = {
+        "tokenizer.ggml.model": string("gpt2"),
+        "tokenizer.ggml.pre": string("gpt-2"),
+        "tokenizer.ggml.tokens": array(ValueType.STRING, [*LETTERS, "<|im_end|>"]),
+        "tokenizer.ggml.token_type": array(ValueType.INT32, np.array([NORMAL] * 26 + [CONTROL], np.int32)),
+        "tokenizer.ggml.merges": array(ValueType.STRING, []),
+    }
+    return Tokenizer.from_gguf(metadata | ({} if bos is None else {"tokenizer.ggml.bos_token_id": u32(bos)}))
+
+
+@dataclass
+class FakeSequence:
+    ids: list[int] = field(default_factory=list)
+
+    def truncate(self, length: int) -> None:
+        assert length <= len(self.ids)
+        del self.ids[length:]
+
+
+@dataclass
+class Alphabet:
+    """Says the next letter of the alphabet, and after `last` that the text ends."""
+
+    tokenizer: Tokenizer = field(default_factory=make_tokenizer)
+    context: int = 64
+    last: int = 25
+    evaluated: list[list[int]] = field(default_factory=list)
+
+    def new_sequence(self) -> FakeSequence:
+        return FakeSequence()
+
+    def evaluate(self, sequence: FakeSequence, ids: Sequence[int]) -> NDArray[np.float32]:
+        assert ids
+        assert len(sequence.ids) + len(ids) <= self.context
+        sequence.ids += ids
+        self.evaluated.append(list(ids))
+        logits = np.zeros(27, np.float32)
+        logits[END if ids[-1] >= self.last else ids[-1] + 1] = 9
+        return logits
+
+
+def run(model: Alphabet, text: str, **options: Any) -> tuple[str, Generation]:
+    generation = generate(cast(Any, model), model.tokenizer.encode(text), sampler=GREEDY, **options)
+    return "".join(token.text for token in generation), generation
+
+
+def test_generates_until_the_model_ends_the_text() -> None:
+    text, generation = run(Alphabet(last=6), "abc")
+    assert text == "defg"
+    assert (generation.reason, generation.detail) == ("stop", "the model ended the text with <|im_end|>")
+
+
+def test_generates_at_most_max_tokens() -> None:
+    for count in (0, 1, 3):
+        text, generation = run(Alphabet(), "abc", max_tokens=count)
+        assert text == "defg"[:count]
+        assert (generation.reason, generation.detail) == ("length", f"{count} tokens were asked for")
+
+
+def test_ends_at_the_first_stop_string() -> None:
+    text, generation = run(Alphabet(), "ab", stop=["xyz", "fgh", "gh"])
+    assert text == "cde"
+    assert (generation.reason, generation.detail) == ("stop", "the stop string 'fgh'")
+    assert run(Alphabet(last=6), "ab", stop=["fgz"])[0] == "cdefg"  # what was held back comes out at the end
+    assert run(Alphabet(), "ab", stop=["eg"], max_tokens=3)[0] == "cde"
+
+
+def test_ends_when_the_context_is_full() -> None:
+    text, generation = run(Alphabet(context=8), "abc")
+    assert text == "defghi"  # five tokens behind the prompt fill the context, the logits of the last give one more
+    assert (generation.reason, generation.detail) == ("length", "the context of 8 tokens is full")
+
+
+def test_a_prompt_that_fills_the_context_is_refused() -> None:
+    with pytest.raises(InputError, match="the prompt has 8 tokens and the context 8; shorten"):
+        run(Alphabet(context=8), "abcdefgh")
+
+
+def test_an_empty_prompt_begins_with_the_begin_token_if_there_is_one() -> None:
+    assert run(Alphabet(make_tokenizer(bos=3), last=6), "")[0] == "efg"
+    with pytest.raises(InputError, match="the prompt is empty and the model has no token that begins a text"):
+        run(Alphabet(), "")
+
+
+def test_each_token_is_evaluated_once() -> None:
+    model = Alphabet()
+    _, generation = run(model, "abc", max_tokens=3)
+    assert model.evaluated == [[0, 1, 2], [3], [4]]
+    assert (generation.timings.prompt_tokens, generation.timings.tokens) == (3, 3)
+
+
+def test_timings_follow_the_clock() -> None:
+    ticks = iter([0.0, 2.0, 2.5, 2.5, 3.0, 4.5])  # start, prompt, first token (twice), second, third
+    model = Alphabet()
+    generation = Generation(Dialogue(cast(Any, model)), [0, 1, 2, 3], GREEDY, 3, clock=lambda: next(ticks))
+    assert [token.id for token in generation] == [4, 5, 6]
+    times = generation.timings
+    assert (times.prompt_seconds, times.prompt_rate) == (2.0, 2.0)
+    assert times.first_token_seconds == 2.5
+    assert (times.decode_seconds, times.decode_rate) == (2.0, 1.0)
+
+
+def test_a_dialogue_evaluates_only_what_is_new() -> None:
+    model = Alphabet()
+    dialogue = Dialogue(cast(Any, model))
+    list(Generation(dialogue, [0, 1, 2], GREEDY, 3))  # leaves 0 1 2 3 4
+    model.evaluated.clear()
+    again = Generation(dialogue, [0, 1, 2, 3, 9, 8], GREEDY, 1)
+    assert [token.id for token in again] == [9]
+    assert (again.timings.cached, again.timings.prompt_tokens) == (4, 2)
+    assert model.evaluated == [[9, 8]]
+    same = Generation(dialogue, [0, 1, 2, 3, 9, 8], GREEDY, 1)
+    assert [token.id for token in same] == [9]
+    assert same.timings.cached == 5  # the last token is evaluated again for its logits
+
+
+def test_an_interrupted_answer_leaves_a_usable_dialogue() -> None:
+    model = Alphabet()
+    dialogue = Dialogue(cast(Any, model))
+    answer = Generation(dialogue, [0], GREEDY)
+    next(answer)
+    cast(Any, dialogue)._sequence.ids.append(17)  # evaluated, but the interrupt came before it was noted
+    assert [token.id for token in Generation(dialogue, [0, 1], GREEDY, 2)] == [2, 3]
+    assert cast(Any, dialogue)._sequence.ids == dialogue.ids == [0, 1, 2]
+
+
+@given(text=st.text("ab", max_size=20), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_stop_strings_cut_where_the_first_one_would_be_found(text: str, stops: list[str]) -> None:
+    held = StopStrings(stops)
+    out = ""
+    for char in text:
+        out += held.push(char)
+        if held.found is not None:
+            break
+    else:
+        out += held.flush("")
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if not ends:
+        assert (out, held.found) == (text, None)
+    else:
+        # The stop string that is complete first ends the text, and nothing of it comes out.
+        assert held.found is not None
+        assert text.startswith(out + held.found)
+        assert len(out) + len(held.found) == min(ends)
