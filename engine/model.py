@@ -165,8 +165,9 @@ class Model:
         return logits
 
     def close(self) -> None:
-        """Lets go of the file and the cache."""
-        del self.program, self.executor, self._pool
+        """Lets go of the file and the cache; nothing but closing again is possible afterwards."""
+        for name in ("program", "executor", "_pool"):
+            self.__dict__.pop(name, None)
         self.file.close()
 
     def __enter__(self) -> Self:
