@@ -116,14 +116,16 @@ void pack_panel(const float* x, int64_t stride, int tokens, int64_t K, float* ou
 
 // ---- a few tokens: one row of the weight at a time ----
 
-// sum over k of (scale * (code - zero) + min) * x[k]. `product` is scratch for scale * activation scale of each group.
-template <int group, int zero, int max_code, bool has_min>
-inline float dot_row(Row row, const int8_t* q, const float* x_scale, const int32_t* sum, int64_t Kp, float* product) {
+// out[r] = sum over k of (scale * (code - zero) + min) * x[k] for R rows, which share the reads of x. `product` of a row
+// is scratch for scale * activation scale of each group.
+template <int R, int group, int zero, int max_code, bool has_min>
+inline void dot_rows(const Row* rows, const int8_t* q, const float* x_scale, const int32_t* sum, int64_t Kp, float* const* product,
+                     float* out) {
   const int64_t groups = Kp / group;
   const int32_t* group_sum = group == 32 ? sum + Kp / 16 : sum;
-  vf offset{};
-  int64_t g = 0;
-  float tail = 0;
+  vf acc[R];
+  float tail[R];
+  for (int r = 0; r < R; ++r) acc[r] = vf{}, tail[r] = 0;
   const auto x_scales = [&](int64_t at) {
     if constexpr (group == 32) {
       return load<vf>(x_scale + at);
@@ -133,46 +135,66 @@ inline float dot_row(Row row, const int8_t* q, const float* x_scale, const int32
       return __builtin_shuffle(load<vf>(x_scale + at / 2), twice);
     }
   };
+  int64_t g = 0;
   for (; g + lanes <= groups; g += lanes) {
-    const vf s = x_scales(g), p = load<vf>(row.scale + g) * s, total = to_float(load<vi>(group_sum + g));
-    store(product + g, p);
-    if constexpr (zero != 0) offset -= p * total * float(zero);
-    if constexpr (has_min) offset += load<vf>(row.min + g) * s * total;
+    const vf s = x_scales(g), total = to_float(load<vi>(group_sum + g)), scaled = s * total;
+    for (int r = 0; r < R; ++r) {
+      const vf scale = load<vf>(rows[r].scale + g);
+      store(product[r] + g, scale * s);
+      if constexpr (zero != 0) acc[r] -= scale * (scaled * float(zero));
+      if constexpr (has_min) acc[r] += load<vf>(rows[r].min + g) * scaled;
+    }
   }
   for (; g < groups; ++g) {
-    const float s = x_scale[group == 32 ? g : g / 2];
-    product[g] = row.scale[g] * s;
-    if constexpr (zero != 0) tail -= product[g] * float(group_sum[g]) * float(zero);
-    if constexpr (has_min) tail += row.min[g] * s * float(group_sum[g]);
+    const float s = x_scale[group == 32 ? g : g / 2], scaled = s * float(group_sum[g]);
+    for (int r = 0; r < R; ++r) {
+      product[r][g] = rows[r].scale[g] * s;
+      if constexpr (zero != 0) tail[r] -= rows[r].scale[g] * (scaled * float(zero));
+      if constexpr (has_min) tail[r] += rows[r].min[g] * scaled;
+    }
   }
   constexpr int step = lanes * 4; // codes a vector
-  vf even = offset, odd{};
-  int64_t k = 0;
-  for (; k + 2 * step <= Kp; k += 2 * step) {
-    even += to_float(dot4<max_code>(vi{}, load<vb>(row.codes + k), load<vb>(q + k))) * spread<group>(product + k / group);
-    odd += to_float(dot4<max_code>(vi{}, load<vb>(row.codes + k + step), load<vb>(q + k + step))) *
-           spread<group>(product + (k + step) / group);
+  for (int64_t k = 0; k < Kp; k += step) {
+    const vb x = load<vb>(q + k);
+    for (int r = 0; r < R; ++r)
+      acc[r] += to_float(dot4<max_code>(vi{}, load<vb>(rows[r].codes + k), x)) * spread<group>(product[r] + k / group);
   }
-  for (; k < Kp; k += step)
-    even += to_float(dot4<max_code>(vi{}, load<vb>(row.codes + k), load<vb>(q + k))) * spread<group>(product + k / group);
-  return sum_of(even + odd) + tail;
+  for (int r = 0; r < R; ++r) out[r] = sum_of(acc[r]) + tail[r];
 }
+
+// Unpacking a few rows before multiplying them keeps the scalar stores of scales away from the vector loads that follow.
+constexpr int rows_at_once = 4;
 
 template <class F>
 void matvec_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
-  const int64_t K = w.columns, Kp = padded(K);
-  Row row;
-  row.codes = static_cast<uint8_t*>(scratch);
-  row.scale = reinterpret_cast<float*>(row.codes + Kp + 64);
-  row.min = row.scale + Kp / 16 + 16;
-  float* product = row.min + Kp / 16 + 16;
-  for (int64_t g = K / F::group; g < Kp / F::group; ++g) row.scale[g] = row.min[g] = 0;
-  std::memset(row.codes + K, 0, size_t(Kp - K));
-  for (int64_t r = begin; r < end; ++r) {
-    unpack_row<F>(w.data + r * w.row_bytes, K, row);
-    for (int t = 0; t < tokens; ++t)
-      out[t * stride + r] = dot_row<F::group, F::zero, F::max_code, F::has_min>(
-          row, x.q + t * Kp, x.scale + t * (Kp / 32), x.sum + t * (Kp / 16 + Kp / 32), Kp, product);
+  const int64_t K = w.columns, Kp = padded(K), groups = Kp / 16 + 16;
+  Row rows[rows_at_once];
+  float* product[rows_at_once];
+  uint8_t* space = static_cast<uint8_t*>(scratch);
+  for (int i = 0; i < rows_at_once; ++i) {
+    rows[i].codes = space;
+    rows[i].scale = reinterpret_cast<float*>(space + Kp);
+    rows[i].min = rows[i].scale + groups;
+    product[i] = rows[i].min + groups;
+    space = reinterpret_cast<uint8_t*>(product[i] + groups);
+    std::memset(rows[i].codes + K, 0, size_t(Kp - K));
+    for (int64_t g = K / F::group; g < Kp / F::group; ++g) rows[i].scale[g] = rows[i].min[g] = 0;
+  }
+  for (int64_t r = begin; r < end;) {
+    const int count = end - r >= rows_at_once ? rows_at_once : 1;
+    for (int i = 0; i < count; ++i) {
+      // The hardware's prefetcher stops at pages, and starves while rows are multiplied.
+      const uint8_t* row = w.data + (r + i) * w.row_bytes;
+      for (int64_t ahead = rows_at_once * w.row_bytes; ahead < (rows_at_once + 1) * w.row_bytes; ahead += 64)
+        __builtin_prefetch(row + ahead, 0, 2);
+      unpack_row<F>(row, K, rows[i]);
+    }
+    for (int t = 0; t < tokens; ++t) {
+      const auto dot = count == 1 ? dot_rows<1, F::group, F::zero, F::max_code, F::has_min>
+                                  : dot_rows<rows_at_once, F::group, F::zero, F::max_code, F::has_min>;
+      dot(rows, x.q + t * Kp, x.scale + t * (Kp / 32), x.sum + t * (Kp / 16 + Kp / 32), Kp, product, out + t * stride + r);
+    }
+    r += count;
   }
 }
 
