@@ -1,0 +1,155 @@
+"""Checkpoints in all their forms: one file, shards, `.bin`, the Hub's cache; and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lltool.gguf.checkpoint import open_checkpoint
+from lltool.gguf.errors import InputError
+
+
+def tensors() -> dict[str, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    return {f"layer.{n}": torch.randn(4, 8, generator=generator).to(torch.bfloat16) for n in range(5)}
+
+
+def write_config(folder: Path, **values: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **values}))
+    return folder
+
+
+def write_shards(folder: Path) -> Path:
+    from safetensors.torch import save_file
+
+    write_config(folder)
+    values = tensors()
+    parts = [dict(list(values.items())[:2]), dict(list(values.items())[2:])]
+    weight_map = {}
+    for number, part in enumerate(parts, 1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        save_file(part, folder / name)
+        weight_map |= dict.fromkeys(part, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def assert_whole(folder: str | Path) -> None:
+    import torch
+
+    checkpoint = open_checkpoint(folder)
+    wanted = tensors()
+    assert set(checkpoint.files) == set(wanted)
+    for name, values in wanted.items():
+        assert checkpoint.tensor(name).data().tobytes() == values.view(torch.uint8).numpy().tobytes()
+
+
+def test_shards(tmp_path: Path) -> None:
+    assert_whole(write_shards(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_torch_bin(tmp_path: Path, zipped: bool) -> None:
+    import torch
+
+    write_config(tmp_path)
+    torch.save(tensors(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    assert_whole(tmp_path)
+
+
+def test_torch_bin_views(tmp_path: Path) -> None:
+    """A transposed tensor, and two that share memory, are read by value."""
+    import torch
+
+    write_config(tmp_path)
+    base = torch.randn(8, 4)
+    torch.save({"t": base.T, "half": base[4:]}, tmp_path / "pytorch_model.bin")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.tensor("t").read(1, 3).tobytes() == base.T[1:3].contiguous().numpy().tobytes()
+    assert checkpoint.tensor("half").data().tobytes() == base[4:].numpy().tobytes()
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("code ran",))
+
+
+def test_torch_bin_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    write_config(tmp_path)
+    torch.save({"w": Payload()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="holds more than tensors, or is damaged"):
+        open_checkpoint(tmp_path)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_damaged_torch_bin(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin"):
+        open_checkpoint(tmp_path)
+
+
+def make_hub_cache(home: Path) -> None:
+    """What huggingface_hub's cache holds of `team/model` after a download."""
+    repository = home / "hub" / "models--team--model"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    write_shards(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+
+
+def test_hub_id_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_hub_cache(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert_whole("team/model")
+    checkpoint = open_checkpoint("team/model")
+    assert checkpoint.name == "team/model"
+    assert checkpoint.revision == "0123456789abcdef0123456789abcdef01234567"
+    with pytest.raises(InputError, match="team/other: no such folder; not in the Hub's cache"):
+        open_checkpoint("team/other")
+
+
+def test_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
+    write_config(tmp_path, quantization_config={"quant_method": "fp8"})
+    with pytest.raises(InputError, match=r"weights are quantized \(fp8\), not supported yet"):
+        open_checkpoint(tmp_path)
+
+
+def test_nothing_to_open(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json: missing"):
+        open_checkpoint(tmp_path)
+    write_config(tmp_path)
+    with pytest.raises(InputError, match="no weights: wanted"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        open_checkpoint(tmp_path / "none")
+    with pytest.raises(InputError, match="a file; wanted a checkpoint's folder"):
+        open_checkpoint(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read as JSON"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="found a JSON list, wanted an object"):
+        open_checkpoint(tmp_path)
+
+
+def test_bad_index(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "m")
+    index = folder / "model.safetensors.index.json"
+    good = json.loads(index.read_text())["weight_map"]
+    for weight_map, message in (
+        ([], "wanted weight_map"),
+        ({**good, "layer.9": good["layer.0"]}, "layer.9: is not in model-00001-of-00002.safetensors"),
+        ({**good, "layer.0": "../secret.safetensors"}, "wanted a file name without folders"),
+        ({**good, "layer.0": "model-9.safetensors"}, r"model-9\.safetensors: No such file"),
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(InputError, match=message):
+            open_checkpoint(folder)

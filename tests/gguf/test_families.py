@@ -1,0 +1,282 @@
+"""Conversion tables: every tensor of tiny checkpoints where and how it belongs, keys, and configs that are refused."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lltool.gguf.errors import InputError
+from lltool.gguf.families.registry import FAMILIES, find_family
+from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.reader import open_gguf
+from lltool.quant.convert import convert, plan_conversion
+from tests.tiny_checkpoints import FAMILIES as TINY
+from tests.tiny_checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = make_checkpoint(family, tmp_path_factory.mktemp("checkpoint") / family)
+        return made[family]
+
+    return make
+
+
+def edit_config(folder: Path, copy: Path, **values: Any) -> Path:
+    """A checkpoint that differs in config.json only; None removes a key."""
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).symlink_to(file)
+    config = json.loads((folder / "config.json").read_text()) | values
+    (copy / "config.json").unlink()
+    (copy / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return copy
+
+
+# The names that llama.cpp gives, told independently of our tables.
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+GEMMA_NAMES = GGUF_NAMES | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def expected_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    """The GGUF tensors of a checkpoint, from the definition: rotary pairs side by side (llama), 1 + norm (gemma)."""
+    from safetensors.numpy import load_file
+
+    names = GEMMA_NAMES if config["model_type"] == "gemma3_text" else GGUF_NAMES
+    expected = {}
+    for name, values in load_file(folder / "model.safetensors").items():
+        stem, kind = name.rsplit(".", 1)
+        layer = re.match(r"model\.layers\.(\d+)\.(.*)", stem)
+        gguf = f"blk.{layer[1]}.{names[layer[2]]}" if layer else names[stem]
+        if config["model_type"] in ("llama", "mistral") and gguf.endswith(("attn_q", "attn_k")):
+            heads = config["num_attention_heads" if gguf.endswith("q") else "num_key_value_heads"]
+            dim = values.shape[0] // heads
+            paired = np.empty_like(values)
+            for head in range(heads):
+                for i in range(dim // 2):
+                    paired[head * dim + 2 * i] = values[head * dim + i]
+                    paired[head * dim + 2 * i + 1] = values[head * dim + dim // 2 + i]
+            values = paired
+        if config["model_type"] == "gemma3_text" and "norm" in gguf:
+            values = 1 + values
+        expected[f"{gguf}.{kind}"] = values
+    return expected
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_every_tensor(family: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = checkpoint(family)
+    expected = expected_tensors(folder, json.loads((folder / "config.json").read_text()))
+    with open_gguf(convert(folder, tmp_path / "m.gguf")) as file:
+        found = {tensor.name: tensor for tensor in file.tensors}
+        assert found.keys() - {"rope_freqs.weight"} == expected.keys()
+        assert file.tensors[0].name == "token_embd.weight"
+        for name, values in expected.items():
+            assert found[name].type == GGMLType.F32
+            np.testing.assert_array_equal(found[name].data().view(np.float32).reshape(values.shape), values, name)
+
+
+def test_biases_of_llama(tmp_path: Path) -> None:
+    folder = make_checkpoint("llama", tmp_path / "llama", attention_bias=True, mlp_bias=True)
+    expected = expected_tensors(folder, json.loads((folder / "config.json").read_text()))
+    assert "blk.2.ffn_down.bias" in expected
+    # The pairs of a bias are its elements; the expected values were reordered as rows.
+    with open_gguf(convert(folder, tmp_path / "m.gguf")) as file:
+        for tensor in file.tensors:
+            np.testing.assert_array_equal(tensor.data().view(np.float32).ravel(), expected[tensor.name].ravel())
+
+
+# Keys by family, as llama.cpp's converter writes them.
+KEYS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "llama.block_count": 3,
+        "llama.context_length": 512,
+        "llama.embedding_length": 64,
+        "llama.feed_forward_length": 128,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.layer_norm_rms_epsilon": pytest.approx(1e-5),
+        "llama.rope.freq_base": 10000.0,
+        "llama.rope.dimension_count": 16,
+        "llama.vocab_size": 384,
+        "general.architecture": "llama",
+        "general.file_type": 0,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.add_bos_token": True,
+    },
+    "llama-linear": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+    "llama-yarn": {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.original_context_length": 128},
+    "mistral": {"llama.attention.sliding_window": 64, "tokenizer.ggml.model": "llama"},
+    "qwen2-yarn": {"qwen2.rope.scaling.type": "yarn", "tokenizer.ggml.pre": "qwen2"},
+    "qwen3": {"qwen3.attention.key_length": 32, "qwen3.attention.value_length": 32},
+    "gemma3": {
+        "gemma3.attention.sliding_window": 64,
+        "gemma3.attention.key_length": 32,
+        "gemma3.rope.freq_base": 1e6,
+        "tokenizer.ggml.add_space_prefix": False,
+    },
+}
+
+
+@pytest.mark.parametrize("family", KEYS)
+def test_keys(family: str, checkpoint: Callable[[str], Path]) -> None:
+    metadata = plan_conversion(checkpoint(family)).model.metadata
+    assert {key: metadata[key].data for key in KEYS[family]} == KEYS[family]
+
+
+def test_llama3_divisors(checkpoint: Callable[[str], Path]) -> None:
+    """rope_freqs divides the plain frequencies to those that transformers computes."""
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    folder = checkpoint("llama3-rope")
+    wanted, _ = ROPE_INIT_FUNCTIONS["llama3"](AutoConfig.from_pretrained(folder), None)
+    tensors = {tensor.name: tensor for tensor in plan_conversion(folder).model.tensors}
+    plain = 10000.0 ** (-np.arange(0, 16, 2) / 16)
+    np.testing.assert_allclose(plain / tensors["rope_freqs.weight"].data().view(np.float32)[0], wanted, rtol=1e-6)
+
+
+OLD_SPELLINGS: dict[str, dict[str, Any]] = {
+    "llama": {"rope_theta": 10000.0},
+    "llama3-rope": {
+        "rope_theta": 10000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "qwen2-yarn": {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
+    "gemma3": {
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window_pattern": 6,
+        "layer_types": None,
+    },
+}
+
+
+@pytest.mark.parametrize("family", OLD_SPELLINGS)
+def test_old_and_new_spelling_say_the_same(family: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    new = checkpoint(family)
+    old = edit_config(new, tmp_path / family, rope_parameters=None, **OLD_SPELLINGS[family])
+    old_model, new_model = plan_conversion(old).model, plan_conversion(new).model
+    keys = [key for key in new_model.metadata if "rope" in key or "sliding" in key]
+    assert keys
+    for key in keys:
+        assert old_model.metadata[key] == new_model.metadata[key]
+    assert [t.name for t in old_model.tensors] == [t.name for t in new_model.tensors]
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "hidden_act: found 'gelu', wanted silu"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope scaling 'dynamic' is not supp"),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, "rope factor: found None, wanted a positive number"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor: found 0.5"),
+        ("llama", {"sliding_window": 64}, "architectures: found"),
+        ("llama", {"num_key_value_heads": 3}, "num_key_value_heads: found 3, wanted a divisor of 4"),
+        ("llama", {"num_hidden_layers": -1}, "num_hidden_layers: found -1, wanted a positive integer"),
+        ("llama", {"rms_norm_eps": "tiny"}, "rms_norm_eps: found 'tiny', wanted a positive number"),
+        ("llama", {"architectures": ["MambaForCausalLM"]}, "architecture MambaForCausalLM is not supported"),
+        ("llama", {"num_hidden_layers": 4}, r"model\.layers\.3\.input_layernorm\.weight: missing"),
+        ("llama", {"num_hidden_layers": 2}, "9 tensors have no place in llama"),
+        ("qwen2", {"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "'llama3' is not supported for this"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types: found"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention: found True"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: found 50.0"),
+        ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation: found 'gelu'"),
+    ],
+)
+def test_what_would_compute_something_else_is_refused(
+    family: str, change: dict[str, Any], message: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        plan_conversion(edit_config(checkpoint(family), tmp_path / "edited", **change))
+
+
+def test_unknown_keys_are_told(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    assert plan_conversion(checkpoint("llama")).notes == []
+    notes = plan_conversion(edit_config(checkpoint("llama"), tmp_path / "x", mystery_factor=2.0)).notes
+    assert notes == ["config.json has keys that are not known, taken not to matter: mystery_factor"]
+
+
+def test_text_part_of_gemma3_with_vision(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Both spellings of the text model's names; vision tensors are left out, and it is said."""
+    from safetensors.numpy import load_file, save_file
+
+    text = checkpoint("gemma3")
+    config = json.loads((text / "config.json").read_text())
+    plain = plan_conversion(text).model
+    for prefix in ("language_model.model.", "model.language_model."):
+        folder = tmp_path / prefix.replace(".", "_")
+        folder.mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).symlink_to(text / name)
+        tensors = load_file(text / "model.safetensors")
+        renamed = {prefix + name.removeprefix("model."): values for name, values in tensors.items()}
+        renamed["vision_tower.vision_model.embeddings.weight"] = np.zeros((2, 2), np.float32)
+        save_file(renamed, folder / "model.safetensors")
+        outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config}
+        (folder / "config.json").write_text(json.dumps(outer))
+        conversion = plan_conversion(folder)
+        assert [t.name for t in conversion.model.tensors] == [t.name for t in plain.tensors]
+        assert conversion.model.metadata["gemma3.block_count"] == plain.metadata["gemma3.block_count"]
+        assert conversion.notes == ["1 tensors are not of the text model and left out"]
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    """A key that a config.json leaves out means what transformers' config class takes it for."""
+    import transformers
+
+    for family in FAMILIES:
+        model = family.models[0].replace("LLaMA", "Llama")
+        config = getattr(transformers, model).config_class()
+        for key, value in family.defaults.items():
+            if key.startswith("rope"):
+                continue
+            found = getattr(config, key)
+            if key == "sliding_window" and "Qwen" in model:
+                assert found is None or found == value  # null unless use_sliding_window
+            else:
+                assert found == value, (model, key)
+
+
+def test_a_sliding_window_that_is_null_is_none() -> None:
+    config = {"architectures": ["MistralForCausalLM"], "sliding_window": None}
+    family, parsed = find_family(config, "config.json")
+    assert "attention.sliding_window" not in family.describe(parsed)
+    family, parsed = find_family({"architectures": ["MistralForCausalLM"]}, "config.json")
+    assert family.describe(parsed)["attention.sliding_window"].data == 4096

@@ -1,0 +1,110 @@
+"""Our safetensors reader and writer against the safetensors library, and every error of a damaged header."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lltool.gguf.errors import InputError
+from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.safetensors import open_safetensors, write_safetensors
+from lltool.gguf.source import Tensor
+
+
+def write(path: Path, header: Any, data: bytes = b"") -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def entry(start: int, stop: int, shape: list[int], dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+def test_reads_what_the_library_writes(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {
+        "a": torch.randn(3, 5),
+        "b": torch.randn(7).to(torch.bfloat16),
+        "c": torch.randn(2, 3, 4).to(torch.float16),
+        "ids": torch.arange(4),
+    }
+    save_file(tensors, tmp_path / "m.safetensors", {"format": "pt"})
+    file = open_safetensors(tmp_path / "m.safetensors")
+    assert set(file.entries) == set(tensors)
+    for name, type in (("a", GGMLType.F32), ("b", GGMLType.BF16), ("c", GGMLType.F16)):
+        tensor = file.tensor(name)
+        assert (tensor.type, tensor.shape) == (type, tuple(tensors[name].shape))
+        assert tensor.data().tobytes() == tensors[name].view(torch.uint8).numpy().tobytes()
+    assert file.tensor("a").read(1, 3).tobytes() == tensors["a"][1:].numpy().tobytes()
+    with pytest.raises(InputError, match="ids: type I64 is not supported; wanted F32, F16, BF16"):
+        file.tensor("ids")
+
+
+def test_library_reads_what_we_write(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    half = np.arange(5, dtype=np.float16)
+    tensors = [
+        Tensor("w", GGMLType.F32, (3, 4), lambda start, stop: values.view(np.uint8)[start:stop]),
+        Tensor("b", GGMLType.F16, (5,), lambda start, stop: half.view(np.uint8).reshape(1, -1)[start:stop]),
+    ]
+    written: list[int] = []
+    write_safetensors(tmp_path / "m.safetensors", tensors, written.append)
+    loaded = load_file(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(loaded["w"], values)
+    np.testing.assert_array_equal(loaded["b"], half)
+    assert sum(written) == values.nbytes + half.nbytes
+
+
+GOOD = entry(0, 8, [2])
+ERRORS: dict[str, tuple[Any, bytes, str]] = {
+    "not JSON": (b"{nope", b"", "header is not JSON"),
+    "deep JSON": (b"[" * 100_000, b"", "header is not JSON"),
+    "not an object": ([1], b"", "header is a JSON list"),
+    "entry without shape": ({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, bytes(8), "a: wanted dtype, shape"),
+    "entry not an object": ({"a": 3}, b"", "a: wanted dtype, shape"),
+    "unknown dtype": ({"a": entry(0, 8, [2], "F99")}, bytes(8), "a: unknown dtype 'F99'"),
+    "negative shape": ({"a": entry(0, 8, [-1, -2])}, bytes(8), "wanted positive integers"),
+    "huge shape": ({"a": entry(0, 8, [2**60, 2**60])}, bytes(8), "wanted positive integers"),
+    "shape of floats": ({"a": entry(0, 8, [2.0])}, bytes(8), "wanted positive integers"),  # type: ignore[list-item]
+    "bytes not those of the shape": ({"a": entry(0, 8, [3])}, bytes(8), r"bytes 0 to 8, but F32 of shape \[3\] has 12"),
+    "negative offset": ({"a": entry(-8, 0, [2])}, b"", "bytes -8 to 0"),
+    "overlap": ({"a": GOOD, "b": entry(4, 12, [2])}, bytes(12), "b: starts at byte .* before ends at"),
+    "gap": ({"a": GOOD, "b": entry(12, 20, [2])}, bytes(20), "b: starts at byte .* before ends at"),
+    "cut off": ({"a": GOOD}, bytes(7), "cut off or damaged"),
+    "bytes left over": ({"a": GOOD}, bytes(9), "cut off or damaged"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_damaged_header_is_refused(case: str, tmp_path: Path) -> None:
+    header, data, message = ERRORS[case]
+    with pytest.raises(InputError, match=message):
+        open_safetensors(write(tmp_path / "m.safetensors", header, data))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"1234567", "7 bytes, too short"),
+        (struct.pack("<Q", 2**63) + b"{}", "header of 9223372036854775808 bytes"),
+        (struct.pack("<Q", 50) + b"{}", "the file has 2 after it"),
+    ],
+)
+def test_bad_length_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        open_safetensors(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.safetensors: No such file"):
+        open_safetensors(tmp_path / "none.safetensors")

@@ -1,0 +1,87 @@
+"""Conversion as a whole: types, names of files, and nothing left behind when it fails."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lltool.gguf.errors import InputError
+from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.reader import open_gguf
+from lltool.quant.codec import decode, encode
+from lltool.quant.convert import convert, plan_conversion
+from lltool.tools.cli import main
+from tests.tiny_checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("llama", tmp_path_factory.mktemp("convert") / "tiny", dtype="bfloat16")
+
+
+def test_auto_keeps_the_precision(checkpoint: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    with open_gguf(convert(checkpoint, tmp_path / "m.gguf")) as file:
+        types = {(len(tensor.shape), tensor.type) for tensor in file.tensors}
+        assert types == {(1, GGMLType.F32), (2, GGMLType.BF16)}
+        assert file.metadata["general.file_type"].data == 32
+        embedding = load_file(checkpoint / "model.safetensors")["model.embed_tokens.weight"]
+        assert file.tensors[0].data().tobytes() == embedding.view(torch.uint8).numpy().tobytes()
+        assert file.metadata["lltool.convert.source"].data == "tiny"
+
+
+@pytest.mark.parametrize("outtype", ["f32", "f16", "q8_0", "q4_0", "q5_1"])
+def test_outtype_is_the_encoded_checkpoint(outtype: str, checkpoint: Path, tmp_path: Path) -> None:
+    plain = convert(checkpoint, tmp_path / "plain.gguf", "f32")
+    made = convert(checkpoint, tmp_path / "made.gguf", outtype)
+    with open_gguf(plain) as source, open_gguf(made) as file:
+        for wanted, found in zip(source.tensors, file.tensors, strict=True):
+            type = GGMLType[outtype.upper()] if len(wanted.shape) > 1 else GGMLType.F32
+            if wanted.name == "output.weight" and outtype in ("q4_0", "q5_1"):
+                type = GGMLType.Q8_0  # the recipe's Q6_K has blocks of 256, a row has 64
+            assert found.type == type
+            values = decode(wanted.data(), GGMLType.F32)
+            np.testing.assert_array_equal(found.data(), encode(values, type))
+
+
+def test_fallback_is_said_or_refused(checkpoint: Path) -> None:
+    assert plan_conversion(checkpoint, "q4_0").notes == [
+        "output.weight: rows of 64 are not whole Q6_K blocks; Q8_0 instead"
+    ]
+    with pytest.raises(
+        InputError, match=r"output\.weight: rows of 64 are not whole Q6_K blocks; Q8_0 instead, refused with --strict"
+    ):
+        plan_conversion(checkpoint, "q4_0", strict=True)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = make_checkpoint("llama", tmp_path / "tiny")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 2] = 1e5
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"blk\.1\.ffn_up\.weight: row 3 "):
+        convert(folder, tmp_path / "m.gguf", "f16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny"]
+    convert(folder, tmp_path / "m.gguf", "bf16")
+
+
+def test_command(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", str(checkpoint), "--dry-run"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert main(["convert", str(checkpoint)]) == 0
+    assert capsys.readouterr().out == "tiny-BF16.gguf\n"
+    assert main(["convert", str(checkpoint), "--outtype", "Q8_0", "-o", "x.gguf", "--split-max-size", "100K"]) == 0
+    shards = capsys.readouterr().out.split()
+    assert len(shards) > 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny-BF16.gguf", *shards]
+    with open_gguf(shards[0]) as file:
+        assert len(file.tensors) == 30
+    assert main(["convert", "none"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "lltool: error: none: no such folder"

@@ -1,0 +1,141 @@
+"""The way back: exported folders load in transformers, with the same logits, ids and weights."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lltool.engine.tokenizer import Tokenizer
+from lltool.gguf.errors import InputError
+from lltool.gguf.pretokenizer_match import PROBES
+from lltool.gguf.reader import open_gguf
+from lltool.quant.codec import decode
+from lltool.quant.convert import convert
+from lltool.quant.export import export
+from lltool.tools.cli import main
+from tests.tiny_checkpoints import CHAT, FAMILIES, TEXT, make_checkpoint
+
+TOKENS = 100
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip_is_the_same_model(family: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    original = make_checkpoint(family, tmp_path / "original")
+    gguf = convert(original, tmp_path / "m.gguf")
+    folder = export(gguf, tmp_path / "back")
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(f, dtype="auto").eval() for f in (folder, original))
+    assert type(ours) is type(theirs)
+    state = ours.state_dict()
+    for name, values in theirs.state_dict().items():
+        if family == "gemma3" and name.endswith("norm.weight"):
+            # 1 + weight was rounded once to float32, of values up to 2.
+            torch.testing.assert_close(state[name], values, rtol=0, atol=2**-23)
+        else:
+            assert torch.equal(state[name], values), name
+    ids = torch.randint(0, 370, (1, TOKENS), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        spread = theirs(ids).logits.max() - theirs(ids).logits.min()
+        torch.testing.assert_close(ours(ids).logits / spread, theirs(ids).logits / spread, rtol=0, atol=1e-6)
+    loaded = AutoTokenizer.from_pretrained(folder)
+    with open_gguf(gguf) as file:
+        tokenizer = Tokenizer.from_gguf(file.metadata)
+    for text in (*PROBES, TEXT, "", " ", "<|im_start|>the<think>end<|im_end|>"):
+        text = unicodedata.normalize("NFC", text)  # transformers does it for Qwen, engines of GGUF files do not
+        assert loaded(text)["input_ids"] == tokenizer.encode(text, parse_special=True), text
+    if "mistral" not in family and "linear" not in family:
+        assert loaded.chat_template == CHAT
+    assert loaded.eos_token_id == ours.config.eos_token_id == ours.generation_config.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}),
+        ("qwen3", {"attention_bias": True}),
+        (
+            "gemma3",
+            {"query_pre_attn_scalar": 20, "final_logit_softcapping": 10.0, "layer_types": ["full_attention"] * 7},
+        ),
+    ],
+)
+def test_round_trip_of_variants(family: str, overrides: dict[str, object], tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    original = make_checkpoint(family, tmp_path / "original", **overrides)
+    folder = export(convert(original, tmp_path / "m.gguf"), tmp_path / "back")
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(f, dtype="auto").eval() for f in (folder, original))
+    ids = torch.randint(0, 370, (1, TOKENS), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        spread = theirs(ids).logits.max() - theirs(ids).logits.min()
+        torch.testing.assert_close(ours(ids).logits / spread, theirs(ids).logits / spread, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_bfloat16_comes_back_bit_for_bit(family: str, tmp_path: Path) -> None:
+    """Norms were widened on the way, and are narrow again."""
+    original = make_checkpoint(family, tmp_path / "original", dtype="bfloat16")
+    folder = export(convert(original, tmp_path / "m.gguf"), tmp_path / "back")
+    import torch
+    from safetensors.torch import load_file
+
+    theirs, ours = (load_file(f / "model.safetensors") for f in (original, folder))
+    assert ours.keys() == theirs.keys()
+    exact = [name for name in theirs if family != "gemma3" or "norm" not in name]
+    for name in exact:
+        assert ours[name].dtype == torch.bfloat16
+        assert torch.equal(ours[name], theirs[name]), name
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_shards_and_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    gguf = convert(make_checkpoint("qwen3", tmp_path / "original"), tmp_path / "m.gguf")
+    folder = export(gguf, tmp_path / "shards", shard_bytes=200_000)
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
+    assert main(["export", str(gguf), "-o", str(tmp_path / "one")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'one'}\n"
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (folder, tmp_path / "one"))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = convert(make_checkpoint("llama", tmp_path / "original"), tmp_path / "m.gguf")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").write_text("mine")
+    with pytest.raises(InputError, match="exists and is not an empty folder"):
+        export(gguf, taken)
+    with pytest.raises(InputError, match="no such folder"):
+        export(gguf, tmp_path / "none" / "out")
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(gguf, tmp_path / "out", progress=interrupt)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "original", "taken"]
+
+
+def test_smollm2_comes_back(real_model: object, tmp_path: Path) -> None:
+    """Q4_1 to a float16 checkpoint and back to F16: every tensor is what the original decodes to."""
+    assert callable(real_model)
+    path = real_model("smollm2-q4_1")
+    folder = export(path, tmp_path / "checkpoint")
+    with open_gguf(path) as original, open_gguf(convert(folder, tmp_path / "m.gguf")) as back:
+        assert {t.name for t in back.tensors} == {t.name for t in original.tensors}
+        for tensor in original.tensors:
+            values = decode(tensor.data(), tensor.type)
+            wanted = values if len(tensor.shape) == 1 else values.astype(np.float16)
+            assert back.tensor(tensor.name).data().tobytes() == wanted.tobytes(), tensor.name
+        for key in ("tokens", "token_type", "merges", "pre", "bos_token_id", "eos_token_id", "add_bos_token"):
+            name = f"tokenizer.ggml.{key}"
+            assert list(np.ravel(back.metadata[name].data)) == list(np.ravel(original.metadata[name].data)), key
+        assert back.metadata["tokenizer.chat_template"] == original.metadata["tokenizer.chat_template"]
