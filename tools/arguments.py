@@ -3,15 +3,17 @@
 import argparse
 import json
 import sys
-from typing import Any
+from typing import Any, NoReturn
+
+from lltool.gguf.errors import InputError
 
 
 def command_parser(
     command: str, description: str, examples: str, *, json_flag: bool = False
 ) -> argparse.ArgumentParser:
-    """A parser for `lltool COMMAND` whose help ends with `examples`, one command a line."""
+    """A parser for `lltool COMMAND` that raises InputError; its help ends with `examples`, one command a line."""
     lines = "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"lltool {command}",
         description=description,
         epilog=f"examples:\n{lines}",
@@ -21,6 +23,13 @@ def command_parser(
     if json_flag:
         parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse without its lines of usage before an error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def positive(text: str) -> int:

@@ -25,7 +25,7 @@ COMMANDS = {
     "bench": Command("bench", "measure prefill and decode speed"),
     "perplexity": Command("perplexity", "measure how well a model predicts a text"),
     "inspect": Command("inspect", "show what is in a GGUF file"),
-    "tokenize": Command("tokenize", "turn text into tokens and back"),
+    "tokenize": Command("tokenize", "show the tokens of a text"),
     "demo": Command("demo", "all of the above on a small model, with a table and a plot"),
 }
 _LISTING = "\n".join(f"  {name:<12}{command.help}" for name, command in COMMANDS.items())

@@ -143,7 +143,10 @@ def _choose_template(
     if TEMPLATE_KEY not in file.metadata and not is_chat:
         print("lltool: the model has no chat template: continuing the prompt as it is (as with --raw)", file=sys.stderr)
         return None
-    return ChatTemplate.from_gguf(file.metadata, tokenizer)
+    try:
+        return ChatTemplate.from_gguf(file.metadata, tokenizer)
+    except InputError as error:
+        raise InputError(f"{file.path}: {error}") from None
 
 
 @dataclass
@@ -235,9 +238,7 @@ class _Session:
             "reason": generation.reason,
             "detail": generation.detail,
             "load_seconds": self.load_seconds,
-            **asdict(times),
-            "prompt_tokens_per_second": times.prompt_rate,
-            "tokens_per_second": times.decode_rate,
+            "timings": asdict(times) | {"prompt_rate": times.prompt_rate, "decode_rate": times.decode_rate},
         }
 
 
@@ -249,9 +250,10 @@ def _print_stream(generation: "Generation", *, interruptible: bool = False) -> s
             text += token.text
             print(token.text, end="", flush=True)
     except KeyboardInterrupt:
+        print(flush=True)
         if not interruptible:
             raise
-    finally:
+    else:
         print(flush=True)
     return text
 

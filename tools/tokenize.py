@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from lltool.tools.arguments import command_parser, print_json
+from lltool.tools.arguments import command_parser, print_json, printable
 
 EXAMPLES = """
 lltool tokenize -m model.gguf -p "Hello world"
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         print(ids)
     else:
         for id, piece in zip(ids, pieces, strict=True):
-            print(f"{id:6d} -> {piece!r}")
+            print(f"{id:6d} -> '{printable(piece)}'")
     if arguments.show_count:
         print(f"Total number of tokens: {len(ids)}")
     return 0

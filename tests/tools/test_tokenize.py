@@ -1,0 +1,67 @@
+"""`lltool tokenize`: its three ways to print tokens."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lltool.tools import cli
+
+TEXT = "Hé<|im_end|>🚀"
+
+
+@pytest.fixture(scope="module")
+def models(real_model: Callable[[str], Path]) -> dict[str, str]:
+    return {name: str(real_model(name)) for name in ("smollm2-q4_1", "gemma3-270m-q4_k_m")}
+
+
+def test_prints_ids_and_pieces(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tokenize", "-m", models["smollm2-q4_1"], "-p", TEXT, "--show-count"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "    56 -> 'H'",
+        "  2756 -> 'é'",
+        "     2 -> '<|im_end|>'",
+        r" 10813 -> '\xf0\x9f'",
+        r"   244 -> '\x9a'",
+        r"   218 -> '\x80'",
+        "Total number of tokens: 6",
+    ]
+
+
+def test_prints_a_list_of_ids(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    gemma = ["tokenize", "-m", models["gemma3-270m-q4_k_m"], "-p", "Hello", "--ids"]
+    assert cli.main(gemma) == 0
+    assert capsys.readouterr().out == "[2, 9259]\n"
+    assert cli.main([*gemma, "--no-bos"]) == 0
+    assert capsys.readouterr().out == "[9259]\n"
+
+
+def test_json_of_a_file_and_of_standard_input(
+    models: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    monkeypatch.setattr("sys.stdin", io.StringIO(TEXT))
+    for source in (["-f", str(path)], ["--stdin"]):
+        assert cli.main(["tokenize", "-m", models["smollm2-q4_1"], *source, "--json", "--no-parse-special"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["count"] == len(report["tokens"]) > 5
+        assert 2 not in [token["id"] for token in report["tokens"]]
+
+
+def test_bad_input_is_one_line(models: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "latin1.txt"
+    path.write_bytes(b"caf\xe9")
+    for arguments, message in (
+        (["-m", models["smollm2-q4_1"]], "one of the arguments -p/--prompt -f/--file --stdin is required"),
+        (["-m", models["smollm2-q4_1"], "-f", str(path)], "byte 3 is not UTF-8"),
+        (["-m", str(path), "-p", "x"], "not a GGUF file"),
+    ):
+        assert cli.main(["tokenize", *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("lltool: error: ")
+        assert message in err
+        assert err.count("\n") == 1
