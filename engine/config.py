@@ -84,7 +84,7 @@ class ModelConfig:
         """Raises InputError for a missing, absurd or unknown value."""
         found = metadata.get("general.architecture")
         architecture = found.data if found else None
-        if architecture not in ARCHITECTURES:
+        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise InputError(f"general.architecture: found {architecture!r}, this version runs {known}")
         if "token_embd.weight" not in weights:
@@ -139,6 +139,8 @@ def _rotary(keys: "_Keys", head_dim: int, context_length: int) -> Rotary:
     keys.expect("rope.freq_base", base > 1, "above 1")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
     scaling = _scaling(keys.text("rope.scaling.type", "linear"), factor)
+    betas = [keys.number(f"rope.scaling.yarn_beta_{end}", default) for end, default in (("fast", 32.0), ("slow", 1.0))]
+    keys.expect("rope.scaling.yarn_beta_slow", 0 < betas[1] <= betas[0], f"above 0 and at most beta_fast, {betas[0]}")
     return Rotary(
         base=base,
         dims=dims,
@@ -146,8 +148,8 @@ def _rotary(keys: "_Keys", head_dim: int, context_length: int) -> Rotary:
         factor=factor,
         original_context=keys.integer("rope.scaling.original_context_length", context_length),
         attention_factor=keys.number("rope.scaling.attn_factor", 1.0),
-        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
+        beta_fast=betas[0],
+        beta_slow=betas[1],
     )
 
 
@@ -214,20 +216,27 @@ class _Keys:
 
     def expect(self, key: str, fine: bool, wanted: str) -> None:
         if not fine:
-            found = self.values[key].data if key in self.values else "nothing"
-            raise InputError(f"{self.prefix}{key}: found {str(found)[:60]}, wanted {wanted}")
+            raise InputError(f"{self.prefix}{key}: found {self._show(key)}, wanted {wanted}")
 
     def refuse_unread(self) -> None:
         """What a key means that we do not know, nobody can tell: running without it would be a guess."""
         for key in sorted(self.values.keys() - self.read):
             found = self.values[key].data
             if key not in NEUTRAL:
-                raise InputError(f"{self.prefix}{key}: found {str(found)[:60]}, this version does not know the key")
+                raise InputError(f"{self.prefix}{key}: found {self._show(key)}, this version does not know the key")
             allowed = NEUTRAL[key]
-            if allowed is not None and found not in allowed:
-                raise InputError(f"{self.prefix}{key}: found {found}, this version runs models with {allowed[-1]} only")
+            if allowed is not None and (isinstance(found, np.ndarray) or found not in allowed):
+                wanted = f"this version runs models with {allowed[-1]} only"
+                raise InputError(f"{self.prefix}{key}: found {self._show(key)}, {wanted}")
 
     def _get(self, key: str, default: Any) -> Any:
         found = self.raw(key)
         self.expect(key, found is not None or default is not None, "a value")
         return default if found is None else found
+
+    def _show(self, key: str) -> str:
+        """The value in a line of an error message."""
+        if key not in self.values:
+            return "nothing"
+        data = self.values[key].data
+        return repr(data.tolist() if isinstance(data, np.ndarray) else data)[:60]

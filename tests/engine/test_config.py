@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lltool.engine.config import ModelConfig
+from lltool.engine.architectures import trace_program
+from lltool.engine.config import NEUTRAL, ModelConfig
 from lltool.engine.model import load_model
 from lltool.engine.program import Weight
 from lltool.gguf.errors import InputError
@@ -26,7 +29,7 @@ def config(architecture: str = "gemma3", **changes: Value | None) -> ModelConfig
     [
         ({"block_count": None}, "gemma3.block_count: found nothing, wanted a value"),
         ({"block_count": u32(0)}, "gemma3.block_count: found 0, wanted an integer from 1"),
-        ({"block_count": string("3")}, "gemma3.block_count: found 3, wanted an integer from 1"),
+        ({"block_count": string("3")}, "gemma3.block_count: found '3', wanted an integer from 1"),
         ({"embedding_length": boolean(True)}, "gemma3.embedding_length: found True, wanted an integer from 1"),
         ({"context_length": f32(512.0)}, "gemma3.context_length: found 512.0, wanted an integer from 1"),
         ({"attention.head_count_kv": u32(3)}, "head_count: found 4, wanted a multiple of the 3 key/value heads"),
@@ -38,13 +41,14 @@ def config(architecture: str = "gemma3", **changes: Value | None) -> ModelConfig
         ({"rope.dimension_count": u32(7)}, "rope.dimension_count: found 7, wanted even and at most 16"),
         ({"rope.scaling.type": string("longrope")}, "scaling.type: found 'longrope', this version runs none, linear"),
         ({"rope.scaling.yarn_log_multiplier": f32(0.1)}, "yarn_log_multiplier: found .*, this version runs .* 0 only"),
+        ({"rope.scaling.yarn_beta_slow": f32(0.0)}, "beta_slow: found 0.0, wanted above 0 and at most beta_fast, 32.0"),
         ({"expert_count": u32(8)}, "gemma3.expert_count: found 8, this version runs models with 0 only"),
         ({"logit_scale": f32(0.0625)}, "gemma3.logit_scale: found 0.0625, this version runs models with 1 only"),
         ({"attention.causal": boolean(False)}, "attention.causal: found False, this version runs .* True only"),
         ({"ssm.state_size": u32(16)}, "gemma3.ssm.state_size: found 16, this version does not know the key"),
         (
             {"feed_forward_length": array(ValueType.UINT32, np.array([64, 64, 32], np.uint32))},
-            "gemma3.feed_forward_length: found .64 64 32., wanted one value for all layers",
+            "gemma3.feed_forward_length: found .64, 64, 32., wanted one value for all layers",
         ),
         (
             {"attention.sliding_window_pattern": array(ValueType.BOOL, np.array([True, False]))},
@@ -112,3 +116,40 @@ def test_patterns_are_flags_or_a_period() -> None:
     assert config(attention__sliding_window_pattern=u32(3)).windows == (64, 64, 0)
     heads = array(ValueType.INT32, np.array([2, 2, 2], np.int32))
     assert config(attention__head_count_kv=heads).kv_heads == 2
+
+
+ODD_VALUES = st.one_of(
+    st.none(),
+    st.integers(-(2**63), 2**64).map(lambda n: Value(ValueType.INT64, n)),
+    st.integers(0, 130).map(u32),
+    st.floats().map(f32),
+    st.booleans().map(boolean),
+    st.text(max_size=8).map(string),
+    st.lists(st.text(max_size=2), max_size=4).map(lambda texts: array(ValueType.STRING, texts)),
+    st.lists(st.integers(0, 99), max_size=4).map(lambda n: array(ValueType.INT32, np.array(n, np.int32))),
+    st.lists(st.booleans(), max_size=4).map(lambda flags: array(ValueType.BOOL, np.array(flags, bool))),
+)
+KEYS = [key.removeprefix("gemma3.") for key in tiny_gguf.metadata()] + [
+    "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast", "attention.scale", "vocab_size", *NEUTRAL,
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYS), ODD_VALUES, min_size=1, max_size=3), st.booleans())
+def test_odd_values_give_a_model_or_one_clear_error(changes: dict[str, Value | None], yarn: bool) -> None:
+    keys = tiny_gguf.metadata(**({"rope.scaling.type": string("yarn")} if yarn else {}) | changes)
+    if "general.architecture" in changes:
+        keys["general.architecture"] = changes["general.architecture"] or u32(1)
+    weights = {
+        name: Weight(name, GGMLType.F32, values.shape, values.view(np.uint8).reshape(-1, values.shape[-1] * 4))
+        for name, values in tiny_gguf.tensors().items()
+    }
+    try:
+        program = trace_program(ModelConfig.from_gguf(keys, weights), weights)
+    except InputError as error:
+        message = str(error)
+    else:
+        message = "a model"
+        assert program.logits.width == tiny_gguf.VOCAB
+    assert "\n" not in message
