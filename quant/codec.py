@@ -20,19 +20,7 @@ _NUMBERS: dict[GGMLType, np.dtype[Any]] = {
     GGMLType.F64: np.dtype("<f8"),
 }
 
-ENCODED = frozenset(
-    {
-        GGMLType.F32,
-        GGMLType.F16,
-        GGMLType.BF16,
-        GGMLType.Q4_0,
-        GGMLType.Q4_1,
-        GGMLType.Q5_0,
-        GGMLType.Q5_1,
-        GGMLType.Q8_0,
-        GGMLType.Q6_K,
-    }
-)
+ENCODED = frozenset(type for type in GGMLType if _native.can_encode(type))
 """Types that `encode` makes."""
 
 isa.apply(_native)
