@@ -114,11 +114,8 @@ def _ggml_type(text: str) -> GGMLType:
 
 def _announcement(plan: "Plan", with_tensors: bool) -> Iterator[str]:
     """What is going to happen, fallbacks first of all."""
-    for choice in plan.fallbacks:
-        yield (
-            f"note: {printable(choice.tensor.name)}: rows of {choice.tensor.columns} are not whole "
-            f"{choice.wanted.name} blocks; it becomes {choice.type.name}"
-        )
+    for note in plan.fallback_notes():
+        yield f"note: {printable(note)}"
     if with_tensors:
         for index, choice in enumerate(plan.choices, 1):
             tensor = choice.tensor

@@ -81,9 +81,12 @@ def test_plan_tells_fallbacks_and_sizes(small_file: Path) -> None:
         plan = plan_quantization(file, "Q8_0")
         assert [choice.tensor.name for choice in plan.fallbacks] == ["blk.0.attn_k.weight"]
         assert plan.fallbacks[0].type == GGMLType.F16
+        assert plan.fallback_notes() == [
+            "blk.0.attn_k.weight: rows of 40 are not whole Q8_0 blocks of 32; F16 instead (+0.0 MiB)"
+        ]
         assert plan.source_bytes == 4 * (8 * 64 + 4 * 40 + 64)
         assert plan.bytes == 8 * 2 * 34 + 2 * 4 * 40 + 4 * 64
-        with pytest.raises(InputError, match=r"attn_k\.weight: rows of 40 are not whole Q8_0 blocks .* become F16"):
+        with pytest.raises(InputError, match="not whole Q8_0 blocks of 32; F16 instead .* drop --strict"):
             plan_quantization(file, "Q8_0", strict=True)
 
 
