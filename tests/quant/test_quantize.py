@@ -86,7 +86,7 @@ def test_plan_tells_fallbacks_and_sizes(small_file: Path) -> None:
         ]
         assert plan.source_bytes == 4 * (8 * 64 + 4 * 40 + 64)
         assert plan.bytes == 8 * 2 * 34 + 2 * 4 * 40 + 4 * 64
-        with pytest.raises(InputError, match="not whole Q8_0 blocks of 32; F16 instead .* drop --strict"):
+        with pytest.raises(InputError, match=r"not whole Q8_0 blocks of 32; F16 instead .* drop --strict"):
             plan_quantization(file, "Q8_0", strict=True)
 
 
