@@ -144,8 +144,13 @@ class Model:
         """
         assert len({id(sequence) for sequence, _, _ in pieces}) == len(pieces), "a sequence comes once in a batch"
         self._check(pieces)
-        for sequence, tokens, _ in pieces:
-            sequence.reserve(len(tokens))
+        try:
+            for sequence, tokens, _ in pieces:
+                sequence.reserve(len(tokens))
+        except InputError:
+            for sequence, _, _ in pieces:
+                sequence.truncate(sequence.length)  # gives back what the first of them got
+            raise
         batch = make_batch(pieces)
         self.calls += 1
         self.executor.run(batch)

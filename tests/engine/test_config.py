@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lltool.engine.architectures import trace_program
-from lltool.engine.config import NEUTRAL, ModelConfig
+from lltool.engine.architectures import TRACES, trace_program
+from lltool.engine.config import ARCHITECTURES, NEUTRAL, ModelConfig
 from lltool.engine.model import load_model
 from lltool.engine.program import Weight
 from lltool.gguf.errors import InputError
@@ -59,6 +59,10 @@ def config(architecture: str = "gemma3", **changes: Value | None) -> ModelConfig
 def test_bad_values_are_named(changes: dict[str, Value | None], message: str) -> None:
     with pytest.raises(InputError, match=message):
         config(**changes)
+
+
+def test_every_architecture_has_a_trace() -> None:
+    assert TRACES.keys() == ARCHITECTURES.keys()
 
 
 def test_unknown_architectures_name_the_known_ones() -> None:

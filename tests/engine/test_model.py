@@ -182,6 +182,15 @@ def test_bad_input_changes_nothing(model: Model) -> None:
     np.testing.assert_allclose(found, logits_alone(model, tokens)[-1], atol=TOLERANCE)
 
 
+def test_a_batch_that_does_not_fit_takes_no_pages(path: Path) -> None:
+    with load(path, "reference", sequences=1, context=200) as model:  # 4 pages
+        first, second = model.new_sequence(), model.new_sequence()
+        with pytest.raises(InputError, match="the cache is full: 2 more pages of 64 tokens wanted, 1 of 4 free"):
+            model.forward([(first, text(19, 150), "last"), (second, text(20, 100), "last")])
+        assert (first.pages, second.pages) == ([], [])
+        model.forward([(second, text(20, 200), "last")])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
