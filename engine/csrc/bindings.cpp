@@ -87,10 +87,11 @@ static void add_attention(Session& s, Place q, Place k, Place v, Place out, int 
   if (head_dim > max_head_dim || heads % kv_heads || heads / kv_heads > attention_rows)
     throw std::invalid_argument("attention: head geometry is not supported");
   auto op = std::make_unique<AttentionOp>();
-  op->q = buffer(q), op->k = buffer(k), op->v = buffer(v), op->out = buffer(out);
+  op->q = buffer(q), op->out = buffer(out);
   op->layer = layer, op->heads = heads, op->kv_heads = kv_heads, op->head_dim = head_dim;
   op->scale = scale, op->window = window, op->softcap = softcap;
   s.executor.add_cache_layer(layer, kv_heads, head_dim);
+  s.executor.add_row(std::make_unique<StoreOp>(buffer(k), buffer(v), layer));
   s.executor.add(std::move(op));
 }
 
@@ -117,23 +118,23 @@ NB_MODULE(_native, m) {
           nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"), nb::arg("half_cache"))
       .def("embed", [](Session& s, Place out, int type, int64_t columns, Bytes2 data, float scale) {
         s.token_ids = int64_t(data.shape(0));
-        s.executor.add(std::make_unique<EmbedOp>(buffer(out), matrix(type, columns, data), scale));
+        s.executor.add_row(std::make_unique<EmbedOp>(buffer(out), matrix(type, columns, data), scale));
       })
       .def("norm", [](Session& s, Place x, Place out, Array1<float> weight, float eps, int groups) {
-        s.executor.add(std::make_unique<NormOp>(buffer(x), buffer(out), floats(weight), eps, groups));
+        s.executor.add_row(std::make_unique<NormOp>(buffer(x), buffer(out), floats(weight), eps, groups));
       })
       .def("linear", &add_linear)
       .def("rope", [](Session& s, Place x, Place out, int head_dim, std::vector<float> frequencies, float magnitude, bool interleaved) {
         const int table = s.executor.add_rope_table(std::move(frequencies), magnitude);
-        s.executor.add(std::make_unique<RopeOp>(buffer(x), buffer(out), head_dim, table, interleaved));
+        s.executor.add_row(std::make_unique<RopeOp>(buffer(x), buffer(out), head_dim, table, interleaved));
       })
       .def("attention", &add_attention)
       .def("elementwise", [](Session& s, const std::string& kind, Place x, Place y, Place out, float factor) {
-        s.executor.add(std::make_unique<ElementwiseOp>(kind_of(kind), buffer(x), buffer(y), buffer(out), factor));
+        s.executor.add_row(std::make_unique<ElementwiseOp>(kind_of(kind), buffer(x), buffer(y), buffer(out), factor));
       })
       .def("select", [](Session& s, Place x, Place out) {
         s.executor.begin_head();
-        s.executor.add(std::make_unique<SelectOp>(buffer(x), buffer(out)));
+        s.executor.add_row(std::make_unique<SelectOp>(buffer(x), buffer(out)));
       })
       .def("finish", [](Session& s) { s.executor.finish(); })
       .def("run", &Session::run)

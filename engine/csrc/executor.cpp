@@ -23,6 +23,25 @@ static int64_t padded(int64_t columns) { return (columns + 63) / 64 * 64; }
 
 Executor::Executor(const Settings& s) : settings(s), kernels(kernels_for(s.isa)) {}
 
+void Executor::add(std::unique_ptr<Op> op) {
+  ops_.push_back(std::move(op));
+  open_ = nullptr;
+}
+
+void Executor::add_row(std::unique_ptr<RowOp> op) {
+  if (!open_) {
+    auto group = std::make_unique<RowOps>();
+    open_ = group.get();
+    ops_.push_back(std::move(group));
+  }
+  open_->ops.push_back(std::move(op));
+}
+
+void Executor::begin_head() {
+  head_ = ops_.size();
+  open_ = nullptr;
+}
+
 int Executor::add_rope_table(std::vector<float> frequencies, float magnitude) {
   for (size_t i = 0; i < ropes.size(); ++i)
     if (ropes[i].frequencies == frequencies && ropes[i].magnitude == magnitude) return int(i);
@@ -63,9 +82,7 @@ void Executor::finish() {
   own_ = Memory<uint8_t>(threads * columns * 2);
   attention_ = Memory<float>(attention_floats_ * threads);
   segments.reserve(size_t(settings.max_batch));
-  int phases = 2;
-  for (const auto& op : ops_) phases += op->phases();
-  pool_ = std::make_unique<Pool>(settings.threads, phases);
+  pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()));
 }
 
 // Layout of a thread's own quantized token: K bytes, K / 32 floats, K / 16 + K / 32 sums: K (1 + 1/8 + 3/8) < 2 K.

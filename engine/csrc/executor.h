@@ -66,16 +66,33 @@ struct Run {
 
 struct Op {
   virtual ~Op() = default;
-  virtual int phases() const { return 1; }
-  virtual void run(const Run& run) const = 0;
+  virtual void run(const Run& run) const = 0; // called by every thread; at most two phases
+};
+
+// An operation whose row t of output needs only row t of input. Neighbours of this kind run as one phase, row by row:
+// a barrier less each, and the row is still in the cache.
+struct RowOp : Op {
+  virtual void row(const Run& run, int64_t t) const = 0;
+  void run(const Run& run) const override {
+    run.worker.parallel(run.rows, [&](int64_t t) { row(run, t); });
+  }
+};
+
+// Row operations that run together.
+struct RowOps : RowOp {
+  std::vector<std::unique_ptr<RowOp>> ops;
+  void row(const Run& run, int64_t t) const override {
+    for (const auto& op : ops) op->row(run, t);
+  }
 };
 
 class Executor {
 public:
   explicit Executor(const Settings& settings);
 
-  void add(std::unique_ptr<Op> op) { ops_.push_back(std::move(op)); }
-  void begin_head() { head_ = ops_.size(); }
+  void add(std::unique_ptr<Op> op);
+  void add_row(std::unique_ptr<RowOp> op); // joins the neighbour before it
+  void begin_head();
   int add_rope_table(std::vector<float> frequencies, float magnitude);
   void add_cache_layer(int layer, int kv_heads, int head_dim);
   void reserve_columns(int64_t K, int64_t outputs); // a linear reads K columns of its input
@@ -116,6 +133,7 @@ private:
 
   std::vector<std::unique_ptr<Op>> ops_;
   size_t head_ = 0;
+  RowOps* open_ = nullptr; // the group that the next row operation joins
   std::unique_ptr<Pool> pool_;
   Memory<float> arena_, logits_, attention_, packed_;
   Memory<uint8_t> scratch_, own_;

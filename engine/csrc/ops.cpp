@@ -9,26 +9,19 @@ namespace lltool {
 // From this many tokens on it pays to unpack a tile of the weight; below, each row is read once for all tokens.
 constexpr int64_t panels_from = 16;
 
-void EmbedOp::run(const Run& run) const {
-  float* to = run.executor.at(out);
-  run.worker.parallel(run.rows, [&](int64_t t) {
-    const uint8_t* row = weight.data + run.batch.ids[t] * weight.row_bytes;
-    run.executor.kernels.decode_row(weight.type, row, weight.columns, to + t * out.width);
-    if (scale != 1.0f)
-      for (int64_t i = 0; i < out.width; ++i) to[t * out.width + i] *= scale;
-  });
+void EmbedOp::row(const Run& run, int64_t t) const {
+  float* to = run.executor.at(out) + t * out.width;
+  const uint8_t* from = weight.data + run.batch.ids[t] * weight.row_bytes;
+  run.executor.kernels.decode_row(weight.type, from, weight.columns, to);
+  if (scale != 1.0f)
+    for (int64_t i = 0; i < out.width; ++i) to[i] *= scale;
 }
 
-void NormOp::run(const Run& run) const {
-  const float* from = run.executor.at(x);
-  float* to = run.executor.at(out);
+void NormOp::row(const Run& run, int64_t t) const {
+  const float* from = run.executor.at(x) + t * x.width;
+  float* to = run.executor.at(out) + t * x.width;
   const int64_t n = x.width / groups;
-  run.worker.parallel(run.rows, [&](int64_t t) {
-    for (int g = 0; g < groups; ++g) {
-      const int64_t i = t * x.width + g * n;
-      run.executor.kernels.rms_norm(from + i, weight.data(), eps, n, to + i);
-    }
-  });
+  for (int g = 0; g < groups; ++g) run.executor.kernels.rms_norm(from + g * n, weight.data(), eps, n, to + g * n);
 }
 
 LinearOp::LinearOp(Buffer x_, std::vector<Part> p, bool has, Buffer r, const Executor& executor)
@@ -122,45 +115,39 @@ void LinearOp::run(const Run& run) const {
   });
 }
 
-void RopeOp::run(const Run& run) const {
-  const Executor& e = run.executor;
-  const Executor::RopeTable& rope = e.ropes[size_t(table)];
+void RopeOp::row(const Run& run, int64_t t) const {
+  const Executor::RopeTable& rope = run.executor.ropes[size_t(table)];
   const int64_t pairs = int64_t(rope.frequencies.size()), heads = x.width / head_dim;
-  const float* from = e.at(x);
-  float* to = e.at(out);
   const int64_t step = interleaved ? 2 : 1, other = interleaved ? 1 : pairs;
-  run.worker.parallel(run.rows, [&](int64_t t) {
-    const float *cosine = rope.cosine.data() + t * pairs, *sine = rope.sine.data() + t * pairs;
-    for (int64_t h = 0; h < heads; ++h) {
-      const float* a = from + t * x.width + h * head_dim;
-      float* b = to + t * x.width + h * head_dim;
-      for (int64_t i = 0; i < pairs; ++i) {
-        const float first = a[i * step], second = a[i * step + other];
-        b[i * step] = first * cosine[i] - second * sine[i];
-        b[i * step + other] = first * sine[i] + second * cosine[i];
-      }
-      if (a != b) std::copy(a + 2 * pairs, a + head_dim, b + 2 * pairs);
+  const float *cosine = rope.cosine.data() + t * pairs, *sine = rope.sine.data() + t * pairs;
+  for (int64_t h = 0; h < heads; ++h) {
+    const float* a = run.executor.at(x) + t * x.width + h * head_dim;
+    float* b = run.executor.at(out) + t * x.width + h * head_dim;
+    for (int64_t i = 0; i < pairs; ++i) {
+      const float first = a[i * step], second = a[i * step + other];
+      b[i * step] = first * cosine[i] - second * sine[i];
+      b[i * step + other] = first * sine[i] + second * cosine[i];
     }
-  });
+    if (a != b) std::copy(a + 2 * pairs, a + head_dim, b + 2 * pairs);
+  }
 }
 
-void AttentionOp::store(const Run& run, int64_t t) const {
+void StoreOp::row(const Run& run, int64_t t) const {
   Executor& e = run.executor;
   const Executor::CacheLayer& c = e.cache[size_t(layer)];
   const Batch& b = run.batch;
   const int32_t position = b.positions[t], slot = position % page_tokens;
-  const int64_t page = b.tables[b.sequences[t] * b.table_width + position / page_tokens];
+  const int64_t page = b.tables[b.sequences[t] * b.table_width + position / page_tokens], dim = c.head_dim;
   const float *key = e.at(k) + t * k.width, *value = e.at(v) + t * v.width;
-  for (int64_t h = 0; h < kv_heads; ++h) {
-    const int64_t base = page * c.page_elements + h * head_dim * page_tokens;
-    const int64_t ki = base + slot, vi = base + int64_t(slot) * head_dim;
+  for (int64_t h = 0; h < c.kv_heads; ++h, key += dim, value += dim) {
+    const int64_t base = page * c.page_elements + h * dim * page_tokens, ki = base + slot, vi = base + slot * dim;
     if (e.settings.half_cache) {
-      e.kernels.store_half(key + h * head_dim, head_dim, reinterpret_cast<uint16_t*>(c.k.data()) + ki, page_tokens);
-      e.kernels.store_half(value + h * head_dim, head_dim, reinterpret_cast<uint16_t*>(c.v.data()) + vi, 1);
+      e.kernels.store_half(key, dim, reinterpret_cast<uint16_t*>(c.k.data()) + ki, page_tokens);
+      e.kernels.store_half(value, dim, reinterpret_cast<uint16_t*>(c.v.data()) + vi, 1);
     } else {
       float *ks = reinterpret_cast<float*>(c.k.data()) + ki, *vs = reinterpret_cast<float*>(c.v.data()) + vi;
-      for (int64_t d = 0; d < head_dim; ++d) ks[d * page_tokens] = key[h * head_dim + d];
-      std::copy_n(value + h * head_dim, head_dim, vs);
+      for (int64_t d = 0; d < dim; ++d) ks[d * page_tokens] = key[d];
+      std::copy_n(value, dim, vs);
     }
   }
 }
@@ -168,8 +155,6 @@ void AttentionOp::store(const Run& run, int64_t t) const {
 void AttentionOp::run(const Run& run) const {
   Executor& e = run.executor;
   const Executor::CacheLayer& c = e.cache[size_t(layer)];
-  run.worker.parallel(run.rows, [&](int64_t t) { store(run, t); });
-
   const int group = heads / kv_heads, tile = std::max(1, std::min(16, attention_rows / group));
   int64_t tiles = 0;
   for (const Segment& s : e.segments) tiles += (s.tokens + tile - 1) / tile;
@@ -201,33 +186,27 @@ void AttentionOp::run(const Run& run) const {
   });
 }
 
-void ElementwiseOp::run(const Run& run) const {
+void ElementwiseOp::row(const Run& run, int64_t t) const {
   const Executor& e = run.executor;
-  const float *a = e.at(x), *b = e.at(y);
-  float* to = e.at(out);
   const int64_t n = out.width;
-  run.worker.parallel(run.rows, [&](int64_t t) {
-    const int64_t i = t * n;
-    switch (kind) {
-    case Kind::silu: e.kernels.gated(0, a + i, b + i, n, to + i); return;
-    case Kind::gelu_tanh: e.kernels.gated(1, a + i, b + i, n, to + i); return;
-    case Kind::softcap: e.kernels.softcap(a + i, factor, n, to + i); return;
-    case Kind::add:
-      for (int64_t j = i; j < i + n; ++j) to[j] = a[j] + b[j];
-      return;
-    case Kind::scale:
-      for (int64_t j = i; j < i + n; ++j) to[j] = a[j] * factor;
-      return;
-    }
-  });
+  const float *a = e.at(x) + t * n, *b = e.at(y) + t * n;
+  float* to = e.at(out) + t * n;
+  switch (kind) {
+  case Kind::silu: e.kernels.gated(0, a, b, n, to); return;
+  case Kind::gelu_tanh: e.kernels.gated(1, a, b, n, to); return;
+  case Kind::softcap: e.kernels.softcap(a, factor, n, to); return;
+  case Kind::add:
+    for (int64_t i = 0; i < n; ++i) to[i] = a[i] + b[i];
+    return;
+  case Kind::scale:
+    for (int64_t i = 0; i < n; ++i) to[i] = a[i] * factor;
+    return;
+  }
 }
 
-void SelectOp::run(const Run& run) const {
-  const float* from = run.executor.at(x);
-  float* to = run.executor.at(out);
-  run.worker.parallel(run.rows, [&](int64_t r) {
-    std::copy_n(from + run.batch.output_rows[run.first_output + r] * x.width, x.width, to + r * x.width);
-  });
+void SelectOp::row(const Run& run, int64_t r) const {
+  const int64_t from = run.batch.output_rows[run.first_output + r];
+  std::copy_n(run.executor.at(x) + from * x.width, x.width, run.executor.at(out) + r * x.width);
 }
 
 } // namespace lltool

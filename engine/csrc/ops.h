@@ -4,21 +4,21 @@
 
 namespace lltool {
 
-struct EmbedOp : Op {
+struct EmbedOp : RowOp {
   Buffer out;
   Matrix weight;
   float scale;
   EmbedOp(Buffer o, Matrix w, float s) : out(o), weight(w), scale(s) {}
-  void run(const Run& run) const override;
+  void row(const Run& run, int64_t t) const override;
 };
 
-struct NormOp : Op {
+struct NormOp : RowOp {
   Buffer x, out;
   std::vector<float> weight;
   float eps;
   int groups;
   NormOp(Buffer x_, Buffer o, std::vector<float> w, float e, int g) : x(x_), out(o), weight(std::move(w)), eps(e), groups(g) {}
-  void run(const Run& run) const override;
+  void row(const Run& run, int64_t t) const override;
 };
 
 struct LinearOp : Op {
@@ -33,7 +33,6 @@ struct LinearOp : Op {
   Buffer residual;
   bool int8, floats; // which activations the parts want
   LinearOp(Buffer x_, std::vector<Part> p, bool has, Buffer r, const Executor& executor);
-  int phases() const override { return 2; }
   void run(const Run& run) const override;
 
 private:
@@ -41,39 +40,43 @@ private:
   void multiply(const Run& run, const Part& part, int64_t begin, int64_t end, bool panels, Quantized few) const;
 };
 
-struct RopeOp : Op {
+struct RopeOp : RowOp {
   Buffer x, out;
   int head_dim, table;
   bool interleaved;
   RopeOp(Buffer x_, Buffer o, int d, int t, bool i) : x(x_), out(o), head_dim(d), table(t), interleaved(i) {}
-  void run(const Run& run) const override;
+  void row(const Run& run, int64_t t) const override;
+};
+
+// Keys and values of the batch go into the cache.
+struct StoreOp : RowOp {
+  Buffer k, v;
+  int layer;
+  StoreOp(Buffer k_, Buffer v_, int l) : k(k_), v(v_), layer(l) {}
+  void row(const Run& run, int64_t t) const override;
 };
 
 struct AttentionOp : Op {
-  Buffer q, k, v, out;
+  Buffer q, out;
   int layer, heads, kv_heads, head_dim, window;
   float scale, softcap;
-  int phases() const override { return 2; }
   void run(const Run& run) const override;
-
-private:
-  void store(const Run& run, int64_t token) const;
 };
 
 // Operations on each element: out = f(x, y), row by row.
-struct ElementwiseOp : Op {
+struct ElementwiseOp : RowOp {
   enum class Kind { silu, gelu_tanh, add, scale, softcap };
   Kind kind;
   Buffer x, y, out;
   float factor;
   ElementwiseOp(Kind k, Buffer x_, Buffer y_, Buffer o, float f) : kind(k), x(x_), y(y_), out(o), factor(f) {}
-  void run(const Run& run) const override;
+  void row(const Run& run, int64_t t) const override;
 };
 
-struct SelectOp : Op {
+struct SelectOp : RowOp {
   Buffer x, out;
   SelectOp(Buffer x_, Buffer o) : x(x_), out(o) {}
-  void run(const Run& run) const override;
+  void row(const Run& run, int64_t t) const override;
 };
 
 } // namespace lltool
