@@ -38,6 +38,7 @@ ARCHITECTURES = {
 NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "vocab_size": None,
     "tensor_data_layout": None,
+    "pooling_type": None,
     "rope.scaling.finetuned": None,
     "attention.causal": (True,),
     "attention.max_alibi_bias": (0,),
