@@ -52,7 +52,7 @@ def _open_folder(path: Path, name: str) -> Checkpoint:
     config = read_json(path / "config.json")
     quantization = config.get("quantization_config") or config.get("compression_config")
     if quantization:
-        method = quantization.get("quant_method", "unknown method")
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise InputError(f"{path}: weights are quantized ({method}), not supported yet; take the 16-bit checkpoint")
     for stem, suffix, opener in (("model", "safetensors", open_safetensors), ("pytorch_model", "bin", open_torch)):
         single, index = path / f"{stem}.{suffix}", path / f"{stem}.{suffix}.index.json"

@@ -1,5 +1,6 @@
 """Which of the known pre-tokenizers a tokenizer.json has: the one that cuts the same texts the same way."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,16 @@ PROBES = (
 )
 
 
-def match_pretokenizer(path: Path, ignore_merges: bool) -> str:
-    """The name for `tokenizer.ggml.pre`. Raises InputError that names the nearest where none cuts as the file does."""
-    from tokenizers import Tokenizer
+def match_pretokenizer(path: Path, tokenizer: Any, ignore_merges: bool) -> str:
+    """The name for `tokenizer.ggml.pre` of the `tokenizers` object loaded from `path`.
 
-    found = Tokenizer.from_file(str(path)).pre_tokenizer
-    wanted = [found.pre_tokenize_str(text) for text in PROBES]
+    Raises InputError that names the nearest where none cuts the probes as it does.
+    """
+    found = tokenizer.pre_tokenizer
+    wanted = [found.pre_tokenize_str(text) if found else None for text in PROBES]
     scores: dict[str, int] = {}
     for name in _candidates():
-        cut = [build_pretokenizer(name).pre_tokenize_str(text) for text in PROBES]
-        scores[name] = sum(mine == theirs for mine, theirs in zip(cut, wanted, strict=True))
+        scores[name] = sum(mine == theirs for mine, theirs in zip(_cut_probes(name), wanted, strict=True))
     best = max(scores.values())
     matches = [name for name, score in scores.items() if score == best]
     if best == len(PROBES):
@@ -48,12 +49,15 @@ def match_pretokenizer(path: Path, ignore_merges: bool) -> str:
     )
 
 
-def build_pretokenizer(name: str) -> Any:
-    """The pre-tokenizer of that name as a `tokenizers` object."""
+@cache
+def _cut_probes(name: str) -> list[Any]:
+    """How the known pre-tokenizer of that name cuts each probe."""
     from tokenizers import Regex, pre_tokenizers
 
     steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[name].patterns]
-    return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    whole = pre_tokenizers.Sequence([*steps, byte_level])
+    return [whole.pre_tokenize_str(text) for text in PROBES]
 
 
 def _candidates() -> list[str]:

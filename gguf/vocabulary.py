@@ -65,8 +65,9 @@ def read_vocabulary(path: Path, config: Mapping[str, Any], rows: int, pre: str |
     """
     files = read_json(path / "tokenizer.json", missing={})
     settings = read_json(path / "tokenizer_config.json", missing={})
+    tokenizer = _load_tokenizer(path / "tokenizer.json") if files else None
     if _is_byte_level(files):
-        vocabulary = _read_byte_level(path / "tokenizer.json", files, pre)
+        vocabulary = _read_byte_level(path / "tokenizer.json", files, tokenizer, pre)
     elif (path / "tokenizer.model").exists():
         vocabulary = _read_sentencepiece(path / "tokenizer.model")
     elif files.get("model", {}).get("byte_fallback"):
@@ -82,9 +83,19 @@ def read_vocabulary(path: Path, config: Mapping[str, Any], rows: int, pre: str |
         raise InputError(f"{path}: tokenizer of {len(vocabulary.tokens)} tokens, but the embedding has {rows} rows")
     vocabulary.fill(rows)
     _add_special_ids(vocabulary, path, config, settings)
-    _add_bos_and_eos(vocabulary, path, files, settings)
+    _add_bos_and_eos(vocabulary, tokenizer, settings)
     _add_chat_templates(vocabulary, path, settings)
     return vocabulary
+
+
+def _load_tokenizer(path: Path) -> Any:
+    """The `tokenizers` object of a tokenizer.json; after that its contents have the form that they should."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise InputError(f"{path}: not a tokenizer.json that `tokenizers` can read: {error}") from None
 
 
 def _is_byte_level(files: Mapping[str, Any]) -> bool:
@@ -95,7 +106,7 @@ def _is_byte_level(files: Mapping[str, Any]) -> bool:
     return files.get("model", {}).get("type") == "BPE" and any(step["type"] == "ByteLevel" for step in steps)
 
 
-def _read_byte_level(path: Path, files: Mapping[str, Any], pre: str | None) -> Vocabulary:
+def _read_byte_level(path: Path, files: Mapping[str, Any], tokenizer: Any, pre: str | None) -> Vocabulary:
     model = files["model"]
     vocabulary = Vocabulary("gpt2", *_table(path, model["vocab"]))
     normalizer = files.get("normalizer")
@@ -103,7 +114,7 @@ def _read_byte_level(path: Path, files: Mapping[str, Any], pre: str | None) -> V
         raise InputError(f"{path}: normalizer {normalizer.get('type')} is not supported with byte-level BPE")
     if normalizer:
         vocabulary.notes.append("the tokenizer composes characters first (NFC); engines of GGUF files do not")
-    name = pre or match_pretokenizer(path, bool(model.get("ignore_merges")))
+    name = pre or match_pretokenizer(path, tokenizer, bool(model.get("ignore_merges")))
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     vocabulary.keys |= {"pre": string(name), "merges": array(ValueType.STRING, merges)}
     return vocabulary
@@ -188,7 +199,12 @@ def _looks_special(token: str) -> bool:
 
 
 def _text_of(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _is_token(id: Any, count: int) -> bool:
+    return type(id) is int and 0 <= id < count
 
 
 def _add_special_ids(
@@ -203,13 +219,15 @@ def _add_special_ids(
         if id is None:
             stated: Any = config.get(f"{kind}_token_id")
             id = stated[0] if isinstance(stated, list) and stated else stated
-        if isinstance(id, int) and 0 <= id < len(ids):
+        if _is_token(id, len(ids)):
             vocabulary.keys[f"{key}_token_id"] = u32(id)
     # Generation also ends at other tokens of this list: one that ends a turn, and Llama's end of message.
     ends = read_json(path / "generation_config.json", missing={}).get("eos_token_id")
     eos = vocabulary.keys.get("eos_token_id")
     more = (
-        [id for id in ends if 0 <= id < len(ids) and (eos is None or id != eos.data)] if isinstance(ends, list) else []
+        [id for id in ends if _is_token(id, len(ids)) and (eos is None or id != eos.data)]
+        if isinstance(ends, list)
+        else []
     )
     for id in list(more):
         if vocabulary.tokens[id] == "<|eom_id|>":
@@ -222,13 +240,11 @@ def _add_special_ids(
         ]
 
 
-def _add_bos_and_eos(vocabulary: Vocabulary, path: Path, files: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _add_bos_and_eos(vocabulary: Vocabulary, tokenizer: Any, settings: Mapping[str, Any]) -> None:
     """Whether encoding puts BOS first and EOS last: as stated, else as tokenizer.json does, else by the kind."""
     sides = {"bos": vocabulary.model == "llama", "eos": False}
-    if files.get("post_processor"):
-        from tokenizers import Tokenizer
-
-        encoded = Tokenizer.from_file(str(path / "tokenizer.json")).encode("a", add_special_tokens=True).ids
+    if tokenizer is not None and tokenizer.post_processor is not None:
+        encoded = tokenizer.encode("a", add_special_tokens=True).ids
         for side, place in (("bos", 0), ("eos", -1)):
             id = vocabulary.keys.get(f"{side}_token_id")
             sides[side] = id is not None and bool(encoded) and encoded[place] == id.data
@@ -243,7 +259,10 @@ def _add_chat_templates(vocabulary: Vocabulary, path: Path, settings: Mapping[st
     if isinstance(found, str):
         templates["default"] = found
     elif isinstance(found, list):
-        templates |= {item["name"]: item["template"] for item in found}
+        try:
+            templates |= {str(item["name"]): str(item["template"]) for item in found}
+        except (TypeError, KeyError):
+            raise InputError(f"{path}: chat_template is a list, wanted objects with name and template in it") from None
     for file in (path / "chat_template.jinja", *sorted(path.glob("additional_chat_templates/*.jinja"))):
         if file.exists():
             name = "default" if file.name == "chat_template.jinja" else file.stem

@@ -45,6 +45,18 @@ class Config:
         self.require(key, type(found) in (int, float) and 0 < found < float("inf"), "a positive number")
         return float(found)
 
+    def sliding_layers(self, layers: int) -> list[bool] | None:
+        """From layer_types, if there: whether each layer has the sliding window."""
+        found = self.get("layer_types")
+        if found is None:
+            return None
+        self.require(
+            "layer_types", isinstance(found, list) and len(found) == layers, f"one for each of {layers} layers"
+        )
+        kinds = ("sliding_attention", "full_attention")
+        self.require("layer_types", all(kind in kinds for kind in found), " or ".join(kinds))
+        return [kind == "sliding_attention" for kind in found]
+
     def expect(self, key: str, *allowed: Any) -> None:
         """Absent, or one of `allowed`: what this converter gives the engine to compute with."""
         found = self.get(key)

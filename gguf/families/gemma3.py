@@ -56,13 +56,7 @@ def describe(config: Config) -> Keys:
 def _describe_windows(config: Config) -> Keys:
     layers = config.integer("num_hidden_layers")
     period = config.integer("sliding_window_pattern", config.get("_sliding_window_pattern", _PERIOD))
-    slides = [(layer + 1) % period != 0 for layer in range(layers)]
-    if types := config.get("layer_types"):
-        config.require("layer_types", len(types) == layers, f"one for each of {layers} layers")
-        config.require(
-            "layer_types", set(types) <= {"sliding_attention", "full_attention"}, "sliding or full attention"
-        )
-        slides = [type == "sliding_attention" for type in types]
+    slides = config.sliding_layers(layers) or [(layer + 1) % period != 0 for layer in range(layers)]
     keys = {"attention.sliding_window": u32(config.integer("sliding_window"))}
     if slides != [(layer + 1) % _PERIOD != 0 for layer in range(layers)]:
         keys["attention.sliding_window_pattern"] = array(ValueType.BOOL, np.array(slides))

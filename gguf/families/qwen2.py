@@ -25,15 +25,14 @@ def describe(config: Config) -> Keys:
 
 def describe_windows(config: Config) -> Keys:
     """A window in the layers from max_window_layers on, or in those that layer_types names."""
-    layers, first = config.integer("num_hidden_layers"), config.get("max_window_layers", 28)
-    types, window = config.get("layer_types"), config.get("sliding_window")
+    layers, window = config.integer("num_hidden_layers"), config.get("sliding_window")
+    first = config.get("max_window_layers", 28)
+    slides = config.sliding_layers(layers)
     if not config.get("use_sliding_window", False):
         window = None
-    if types is None:
-        types = ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers)]
-    config.require("layer_types", isinstance(types, list) and len(types) == layers, f"one for each of {layers} layers")
-    config.require("layer_types", set(types) <= {"sliding_attention", "full_attention"}, "sliding or full attention")
-    slides = [type == "sliding_attention" for type in types]
+    if slides is None:
+        config.require("max_window_layers", type(first) is int, "an integer")
+        slides = [layer >= first for layer in range(layers)]
     if not any(slides) or window is None:
         return {}
     keys = {"attention.sliding_window": u32(config.integer("sliding_window"))}

@@ -16,14 +16,17 @@ FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3)
 
 def find_family(config: Mapping[str, Any], file: str) -> tuple[Family, Config]:
     """The family of a config.json (named `file` in errors), and the config of its text model."""
-    models = config.get("architectures") or ["(none)"]
+    models = config.get("architectures")
+    model = models[0] if isinstance(models, list) and models else None
     for family in FAMILIES:
-        if models[0] in family.models:
-            text = {**config, **config["text_config"]} if "text_config" in config else dict(config)
-            text.pop("text_config", None)
-            return family, Config(file, text, family.defaults)
+        if model in family.models:
+            inner = config.get("text_config", {})
+            if not isinstance(inner, dict):
+                raise InputError(f"{file}: text_config: found {inner!r}, wanted an object")
+            text = {key: value for key, value in config.items() if key != "text_config"}
+            return family, Config(file, {**text, **inner}, family.defaults)
     known = ", ".join(model for family in FAMILIES for model in family.models)
-    raise InputError(f"{file}: architecture {models[0]} is not supported; this version converts {known}")
+    raise InputError(f"{file}: architecture {model} is not supported; this version converts {known}")
 
 
 def family_of(architecture: str) -> Family:

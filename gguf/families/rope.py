@@ -16,6 +16,13 @@ from lltool.gguf.families.config import Config
 from lltool.gguf.metadata import Value, f32, string, u32
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+_OPTIONAL = frozenset({"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"})
 LAYER_KINDS = ("full_attention", "sliding_attention")
 
 
@@ -26,25 +33,31 @@ def read_rope(config: Config, types: Sequence[str], kind: str = "full_attention"
     """
     config.expect("partial_rotary_factor", 1.0)
     config.expect("rope_interleaved", False)
-    found = config.get("rope_parameters", {})
+    found = _object(config, "rope_parameters", config.get("rope_parameters", {}))
     if any(layer in found for layer in LAYER_KINDS):
-        found = found.get(kind) or {}
+        found = _object(config, "rope_parameters", found.get(kind) or {})
     elif kind != "full_attention":
         found = {}
-    scaling = config.get("rope_scaling", {}) if kind == "full_attention" else {}
+    scaling = _object(config, "rope_scaling", config.get("rope_scaling", {})) if kind == "full_attention" else {}
     base = config.number("rope_theta" if kind == "full_attention" else "rope_local_base_freq", 10000.0)
     parameters = {"rope_theta": base, **scaling, **found}
     type = parameters["rope_type"] = parameters.get("rope_type", parameters.get("type", "default"))
     if type not in types:
         wanted = " or ".join(types)
         raise InputError(f"{config.file}: rope scaling {type!r} is not supported for this model; wanted {wanted}")
-    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise InputError(f"{config.file}: partial_rotary_factor {parameters['partial_rotary_factor']}, wanted 1.0")
-    if type != "default":
-        parameters["factor"] = _number(config, parameters, "factor")
     if type in ("llama3", "yarn"):
-        outer = config.get("original_max_position_embeddings", config.get("max_position_embeddings"))
+        outer = config.get("original_max_position_embeddings", config.integer("max_position_embeddings"))
         parameters.setdefault("original_max_position_embeddings", outer)
+    parameters.setdefault("partial_rotary_factor", 1.0)
+    for key in ("rope_theta", "partial_rotary_factor", *_NEEDED[type]):
+        _check_number(config, parameters, key)
+    for key in _OPTIONAL.intersection(parameters):
+        if parameters[key] is not None:
+            _check_number(config, parameters, key)
+    if parameters["partial_rotary_factor"] != 1.0:
+        raise InputError(f"{config.file}: partial_rotary_factor {parameters['partial_rotary_factor']}, wanted 1.0")
+    if type == "llama3" and parameters["high_freq_factor"] <= parameters["low_freq_factor"]:
+        raise InputError(f"{config.file}: rope high_freq_factor is not above low_freq_factor")
     return parameters
 
 
@@ -129,8 +142,12 @@ def _yarn_magnitude(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _number(config: Config, parameters: Mapping[str, Any], key: str) -> float:
+def _object(config: Config, key: str, found: Any) -> dict[str, Any]:
+    config.require(key, isinstance(found, dict), "an object")
+    return dict(found)
+
+
+def _check_number(config: Config, parameters: Mapping[str, Any], key: str) -> None:
     found: Any = parameters.get(key)
-    if type(found) not in (int, float) or not 0 < found < float("inf"):
+    if type(found) not in (int, float) or not 0 < found < 2**31:
         raise InputError(f"{config.file}: rope {key}: found {found!r}, wanted a positive number")
-    return float(found)
