@@ -68,7 +68,7 @@ def cut_windows(ids: Sequence[int], context: int, bos: int | None) -> NDArray[np
         raise InputError(f"context of {context} tokens: wanted at least 4")
     if len(ids) < 2 * context:
         raise InputError(
-            f"text has {len(ids)} tokens, wanted at least {2 * context} (two windows of {context}); "
+            f"the text has {len(ids)} tokens, wanted at least {2 * context} (two windows of {context}); "
             "give a longer text or a smaller context"
         )
     count = len(ids) // context
