@@ -1,5 +1,6 @@
 """Whether a tokenizer read from a GGUF file splits text as the checkpoint's `tokenizer.json` does."""
 
+import unicodedata
 from pathlib import Path
 
 from lltool.engine.tokenizer import Tokenizer
@@ -37,11 +38,18 @@ TEXTS = (
 
 
 def compare_tokenizers(tokenizer: Tokenizer, tokenizer_json_path: str | Path) -> str | None:
-    """None when both give the same ids for every text of a corpus, else a message with the first difference."""
+    """None when both give the same ids for every text of a corpus, else a message with the first difference.
+
+    Texts are composed first where tokenizer.json does that (NFC): GGUF has no key for it.
+    """
     from tokenizers import Tokenizer as HuggingFace
+    from tokenizers import normalizers
 
     other = HuggingFace.from_file(str(tokenizer_json_path))
+    composes = isinstance(other.normalizer, normalizers.NFC)
     for text in TEXTS:
+        if composes:
+            text = unicodedata.normalize("NFC", text)
         ids = tokenizer.encode(text, add_special=False)
         wanted = other.encode(text, add_special_tokens=False).ids
         if ids != wanted:

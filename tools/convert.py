@@ -2,8 +2,12 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lltool.tools.arguments import byte_size, command_parser, positive
+
+if TYPE_CHECKING:
+    from lltool.quant.convert import Conversion
 
 EXAMPLES = """
 lltool convert ./SmolLM2-135M-Instruct
@@ -38,7 +42,7 @@ def main(argv: list[str]) -> int:
         arguments.source, arguments.outtype, pre=arguments.pre, strict=arguments.strict, threads=arguments.threads
     )
     path = arguments.outfile or conversion.default_path()
-    for note in conversion.notes:
+    for note in (*conversion.notes, *_compare_tokenizers(conversion)):
         print(f"note: {note}", file=sys.stderr)
     count = len(conversion.model.tensors)
     print(f"{path}: {conversion.file_type.name}, {count} tensors, {conversion.bytes:,} bytes", file=sys.stderr)
@@ -49,3 +53,15 @@ def main(argv: list[str]) -> int:
     for file in written:
         print(file)
     return 0
+
+
+def _compare_tokenizers(conversion: "Conversion") -> list[str]:
+    """What the file's tokenizer does otherwise than the checkpoint's, if there is a tokenizer.json to try."""
+    from lltool.engine.tokenizer import Tokenizer
+    from lltool.engine.tokenizer_check import compare_tokenizers
+
+    path = conversion.checkpoint.path / "tokenizer.json"
+    if not path.exists():
+        return []
+    difference = compare_tokenizers(Tokenizer.from_gguf(conversion.model.metadata), path)
+    return [f"the tokenizer does not become quite the same: {difference}"] if difference else []

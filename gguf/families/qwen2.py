@@ -20,6 +20,7 @@ ROWS = tuple(Row(row.gguf, row.checkpoint) for row in llama.ROWS if row.gguf.end
 
 def describe(config: Config) -> Keys:
     config.expect("hidden_act", "silu")
+    config.expect("use_mrope", False)
     return describe_sizes(config) | describe_rope(config, read_rope(config, ROPE_TYPES)) | describe_windows(config)
 
 
