@@ -123,9 +123,14 @@ inline vf exp(vf x) {
   p = p * r * r + r + 1.0f;
   return (vf)((vi)p + (to_int(n) << 23));
 }
+// Small arguments by Cephes' polynomial (no cancellation), the rest through e^2x.
 inline vf tanh(vf x) {
-  const vf e = exp(min(max(x, splat(-10.0f)), splat(10.0f)) * 2.0f);
-  return (e - 1.0f) / (e + 1.0f);
+  const vf z = x * x, e = exp(min(max(x, splat(-10.0f)), splat(10.0f)) * 2.0f);
+  vf p = z * -5.70498872745e-3f + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  return abs(x) < 0.625f ? p * z * x + x : (e - 1.0f) / (e + 1.0f);
 }
 
 } // namespace
