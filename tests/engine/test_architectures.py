@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lltool.engine.model import Model, load_model
-from tests.tiny_checkpoints import make_checkpoint
+from tests.tiny_checkpoints import YARN, make_checkpoint
 
 EXECUTORS = ["reference", "cpu"]
 TOKENS = 300
@@ -39,6 +39,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, window 64": ("mistral", {}),
     "qwen2": ("qwen2", {}),
     "qwen2, untied, yarn": ("qwen2-yarn", {}),
+    "qwen2, yarn with its own magnitude": (
+        "qwen2-yarn",
+        {"rope_parameters": YARN["rope_parameters"] | {"attention_factor": 0.7, "beta_fast": 16.0, "beta_slow": 2.0}},
+    ),
+    "llama, yarn with scales of both kinds": (
+        "llama-yarn",
+        {"rope_parameters": YARN["rope_parameters"] | {"mscale": 0.7, "mscale_all_dim": 1.3}},
+    ),
     "qwen2, last layers slide": (
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1, "tie_word_embeddings": False},

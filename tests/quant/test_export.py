@@ -15,7 +15,7 @@ from lltool.quant.codec import decode
 from lltool.quant.convert import convert
 from lltool.quant.export import export
 from lltool.tools.cli import main
-from tests.tiny_checkpoints import CHAT, FAMILIES, TEXT, make_checkpoint
+from tests.tiny_checkpoints import CHAT, FAMILIES, TEXT, YARN, make_checkpoint
 
 TOKENS = 100
 
@@ -58,6 +58,7 @@ def test_round_trip_is_the_same_model(family: str, tmp_path: Path) -> None:
         ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}),
         ("qwen3", {"attention_bias": True}),
+        ("qwen2-yarn", {"rope_parameters": YARN["rope_parameters"] | {"attention_factor": 0.7, "beta_fast": 16.0}}),
         (
             "gemma3",
             {"query_pre_attn_scalar": 20, "final_logit_softcapping": 10.0, "layer_types": ["full_attention"] * 7},
