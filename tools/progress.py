@@ -10,7 +10,8 @@ def progress_bar(unit: str, title: str | None = None) -> Iterator[Callable[[int,
     """A bar with rate and time left; call what it gives with units done and units in all."""
     from tqdm import tqdm
 
-    with tqdm(unit=unit, desc=title, disable=None, file=sys.stderr) as bar:
+    in_bytes = unit == "B"  # shown as KiB, MiB, ...
+    with tqdm(unit=unit, desc=title, unit_scale=in_bytes, unit_divisor=1024, disable=None, file=sys.stderr) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
