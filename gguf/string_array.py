@@ -57,6 +57,11 @@ class StringArray(Sequence[str]):
         return self.raw(index).decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
+        text = self.joined(b"\0").decode("utf-8", "surrogateescape") if len(self) else ""
+        strings = text.split("\0")
+        if len(strings) == len(self) and _joins_cleanly(text):
+            yield from strings
+            return
         start, encoded = 0, bytes(self.encoded)
         for end in self._ends:
             yield encoded[start + 8 : end].decode("utf-8", "surrogateescape")
@@ -81,3 +86,12 @@ class StringArray(Sequence[str]):
 
     def __repr__(self) -> str:
         return f"StringArray({self[:3]}{', ...' if len(self) > 3 else ''}: {len(self)} strings)"
+
+
+def _joins_cleanly(text: str) -> bool:
+    """Whether decoding the joined bytes gave what decoding each string would: always, when all of it is UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
