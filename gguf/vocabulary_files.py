@@ -25,8 +25,15 @@ class StoredVocabulary:
         self.model = self.values.get("model")
         if self.model not in ("gpt2", "llama"):
             raise InputError(f"tokenizer.ggml.model: found {self.model!r}, wanted gpt2 or llama")
-        self.tokens: list[str] = list(self.values["tokens"])
-        self.types: list[int] = [int(n) for n in self.values.get("token_type", [TokenType.NORMAL] * len(self.tokens))]
+        self.tokens: list[str] = list(self._array("tokens"))
+        self.types = [int(n) for n in self._array("token_type", [TokenType.NORMAL] * len(self.tokens))]
+        self.order = self._array("merges" if self.model == "gpt2" else "scores")
+        for key, values in (
+            ("token_type", self.types),
+            ("scores", self.order if self.model == "llama" else self.tokens),
+        ):
+            if len(values) != len(self.tokens):
+                raise InputError(f"tokenizer.ggml.{key}: {len(values)} items for {len(self.tokens)} tokens")
         self._drop_filling()
         bad = next((token for token in self.tokens if any("\ud800" <= c <= "\udfff" for c in token)), None)
         if bad is not None:
@@ -38,12 +45,12 @@ class StoredVocabulary:
     def special_ids(self) -> dict[str, int]:
         """bos, eos, unk, pad: those that the file has."""
         found = {kind: self.values.get(f"{key}_token_id") for kind, key in _SPECIAL_IDS.items()}
-        return {kind: int(id) for kind, id in found.items() if id is not None and id < len(self.tokens)}
+        return {kind: id for kind, id in found.items() if isinstance(id, int) and 0 <= id < len(self.tokens)}
 
     def end_ids(self) -> list[int]:
         """Tokens that end generation."""
         ids = [self.values.get(f"{kind}_token_id") for kind in ("eos", "eot", "eom")]
-        return list(dict.fromkeys(int(id) for id in ids if id is not None))
+        return list(dict.fromkeys(id for id in ids if isinstance(id, int)))
 
     def adds(self, side: str) -> bool:
         """Whether encoding puts "bos" first or "eos" last; if the file does not say, as llama.cpp takes it."""
@@ -60,6 +67,12 @@ class StoredVocabulary:
             files["tokenizer.model"] = self._sentencepiece()
         return files
 
+    def _array(self, key: str, default: Sequence[Any] | None = None) -> Sequence[Any]:
+        found = self.values.get(key, default)
+        if found is None or isinstance(found, str | int | float):
+            raise InputError(f"tokenizer.ggml.{key}: found {found!r}, wanted an array")
+        return found  # type: ignore[no-any-return]
+
     def _drop_filling(self) -> None:
         """Takes off the unused tokens that only fill the table up to the embedding."""
         while self.types and self.types[-1] == TokenType.UNUSED and self.tokens[-1] == f"[PAD{len(self.tokens) - 1}]":
@@ -67,7 +80,7 @@ class StoredVocabulary:
             self.types.pop()
 
     def _pre(self) -> str:
-        name: str = self.values.get("pre", "default")
+        name = str(self.values.get("pre", "default"))
         if name not in PRE_TOKENIZERS:
             raise InputError(f"tokenizer.ggml.pre: found {name!r}, which this version does not know")
         return name
@@ -118,9 +131,7 @@ class StoredVocabulary:
             "normalizer": None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
             "decoder": byte_level,
-            "model": _bpe(
-                vocab, [merge.split(" ") for merge in self.values["merges"]], ignore_merges=pre.ignore_merges
-            ),
+            "model": _bpe(vocab, [merge.split(" ") for merge in self.order], ignore_merges=pre.ignore_merges),
         }
 
     def _byte_fallback(self, vocab: Mapping[str, int]) -> dict[str, Any]:
@@ -141,7 +152,7 @@ class StoredVocabulary:
 
     def _merges_from_scores(self, vocab: Mapping[str, int]) -> list[list[str]]:
         """Every way to put a token together from two, best score first: what SentencePiece decides as it goes."""
-        scores = self.values["scores"]
+        scores = self.order
         ranked = []
         for token, id in vocab.items():
             if self.types[id] != TokenType.NORMAL:
@@ -182,7 +193,7 @@ class StoredVocabulary:
             token.replace(" ", "▁") if type == TokenType.USER_DEFINED else token
             for token, type in zip(self.tokens, types, strict=True)
         ]
-        scores: Sequence[float] = [float(score) for score in self.values["scores"][: len(pieces)]]
+        scores: Sequence[float] = [float(score) for score in self.order[: len(pieces)]]
         return write_sentencepiece(SentencePieceModel(pieces, scores, types, self._adds_space()))
 
 

@@ -71,21 +71,27 @@ def _matrix_type(file: GGUFFile, dtype: str) -> GGMLType:
 
 def _rebuild(file: GGUFFile, type: GGMLType, threads: int | None) -> tuple[dict[str, Any], list[Tensor]]:
     """config.json, and the tensors under their checkpoint names."""
-    architecture = str(_plain(file.metadata["general.architecture"])) if "general.architecture" in file.metadata else ""
+    stated = file.metadata.get("general.architecture")
+    architecture = str(stated.data) if stated else "(none)"
     family = family_of(architecture)
     prefix = f"{architecture}."
     keys = {key.removeprefix(prefix): _plain(v) for key, v in file.metadata.items() if key.startswith(prefix)}
+    for key, value in keys.items():
+        if isinstance(value, str) != (key == "rope.scaling.type"):
+            raise InputError(
+                f"{prefix}{key}: found {value!r}, wanted {'a number' if isinstance(value, str) else 'text'}"
+            )
     names = frozenset(tensor.name for tensor in file.tensors)
     divisors = None
     if "rope_freqs.weight" in names:
         tensor = file.tensor("rope_freqs.weight")
-        divisors = decode(tensor.data(), tensor.type)[0]
+        divisors = decode(tensor.data(), tensor.type).reshape(-1)
     try:
         config = family.restore(Stored(keys, names, divisors))
     except KeyError as error:
         raise InputError(f"{prefix}{error.args[0]}: missing") from None
     config["tie_word_embeddings"] = "output.weight" not in names
-    config["vocab_size"] = file.tensor("token_embd.weight").rows
+    config["vocab_size"] = next((t.rows for t in file.tensors if t.name == "token_embd.weight"), 0)
     config["torch_dtype"] = _TORCH_NAMES[type]
     floats = retype(file, lambda tensor: GGMLType.F32 if len(tensor.shape) == 1 else type, threads)
     tensors = family.to_checkpoint(floats.tensors, config)

@@ -198,7 +198,12 @@ def describe_sizes(config: Config) -> Keys:
 def restore_sizes(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `describe_sizes`."""
     keys = {"attention.head_count_kv": keys["attention.head_count"], **keys}
+    for _, gguf in _SIZES:
+        if type(keys[gguf]) is not int or keys[gguf] < 1:
+            raise InputError(f"{gguf}: found {keys[gguf]!r}, wanted a positive integer")
     sizes = {name: keys[gguf] for name, gguf in _SIZES}
-    sizes["rms_norm_eps"] = keys["attention.layer_norm_rms_epsilon"]
-    sizes["head_dim"] = keys.get(_HEAD_DIMS[0], sizes["hidden_size"] // sizes["num_attention_heads"])
-    return sizes
+    head_dim = keys.get(_HEAD_DIMS[0], sizes["hidden_size"] // sizes["num_attention_heads"])
+    for key in (*_HEAD_DIMS, "rope.dimension_count"):
+        if keys.get(key, head_dim) != head_dim:
+            raise InputError(f"{key}: found {keys[key]!r}, wanted {head_dim}; no config.json of this model can say it")
+    return {**sizes, "rms_norm_eps": keys["attention.layer_norm_rms_epsilon"], "head_dim": head_dim}

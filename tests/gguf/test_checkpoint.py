@@ -1,6 +1,12 @@
 """Checkpoints in all their forms: one file, shards, `.bin`, the Hub's cache; and what is refused."""
 
+import hashlib
+import http.server
 import json
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +120,63 @@ def test_hub_id_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert checkpoint.revision == "0123456789abcdef0123456789abcdef01234567"
     with pytest.raises(InputError, match="team/other: no such folder; not in the Hub's cache"):
         open_checkpoint("team/other")
+
+
+class FakeHub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hub's HTTP interface as a download of `team/model` from `folder` takes."""
+
+    folder: Path
+    requests: list[str]
+    commit = "a" * 40
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.answer())
+
+    def answer(self) -> bytes:
+        path = self.path.split("?")[0]
+        self.requests.append(f"{self.command} {path.rsplit('/', 1)[1]}")
+        names = [file.name for file in self.folder.iterdir()] + ["pytorch_model.bin", "consolidated.safetensors"]
+        if "/tree/" in path:
+            data = json.dumps([{"type": "file", "path": name, "size": 1, "oid": "b" * 40} for name in names]).encode()
+        elif path.startswith("/api/models/team/model"):
+            files = [{"rfilename": name} for name in names]
+            data = json.dumps({"_id": "1", "id": "team/model", "sha": self.commit, "siblings": files}).encode()
+        elif path.startswith("/team/model/resolve/"):
+            data = (self.folder / path.rsplit("/", 1)[1]).read_bytes()
+        else:
+            self.send_response(404)
+            self.end_headers()
+            return b""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        return data
+
+
+def test_hub_id_is_downloaded(tmp_path: Path) -> None:
+    """In a process of its own: huggingface_hub reads its environment when it is imported."""
+    FakeHub.folder, FakeHub.requests = write_shards(tmp_path / "m"), []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (
+        "from lltool.gguf.checkpoint import open_checkpoint as o; c = o('team/model'); print(len(c.files), c.revision)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    server.shutdown()
+    assert run.stdout == f"5 {FakeHub.commit}\n", run.stderr
+    fetched = {line.removeprefix("GET ") for line in FakeHub.requests if line.startswith("GET ")}
+    assert "model-00001-of-00002.safetensors" in fetched
+    assert not fetched & {"pytorch_model.bin", "consolidated.safetensors"}
 
 
 def test_quantized_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ import pytest
 
 from lltool.engine.tokenizer import Tokenizer
 from lltool.gguf.errors import InputError
+from lltool.gguf.metadata import Value, ValueType, array, string, u32
 from lltool.gguf.pretokenizer_match import PROBES
 from lltool.gguf.reader import open_gguf
+from lltool.gguf.source import Model
+from lltool.gguf.writer import write_gguf
 from lltool.quant.codec import decode
 from lltool.quant.convert import convert
 from lltool.quant.export import export
@@ -123,6 +126,40 @@ def test_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         export(gguf, tmp_path / "out", progress=interrupt)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "original", "taken"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("general.architecture", string("mamba"), "general.architecture: found 'mamba'; this version exports"),
+        ("llama.block_count", string("3"), "llama.block_count: found '3', wanted a number"),
+        ("llama.block_count", u32(0), "block_count: found 0, wanted a positive integer"),
+        ("llama.block_count", u32(2), "9 tensors have no place in LlamaForCausalLM"),
+        ("llama.block_count", u32(4), r"blk\.3\.attn_norm\.weight: missing"),
+        ("llama.rope.dimension_count", u32(8), "rope.dimension_count: found 8, wanted 16"),
+        ("tokenizer.ggml.model", string("bert"), "tokenizer.ggml.model: found 'bert', wanted gpt2 or llama"),
+        ("tokenizer.ggml.pre", string("mystery"), "tokenizer.ggml.pre: found 'mystery'"),
+        ("tokenizer.ggml.tokens", u32(1), "tokenizer.ggml.tokens: found 1, wanted an array"),
+        ("tokenizer.ggml.tokens", array(ValueType.STRING, ["a"]), "token_type: 384 items for 1 tokens"),
+        ("tokenizer.ggml.tokens", array(ValueType.STRING, ["a"] * 384), "'a' appears twice"),
+    ],
+)
+def test_files_that_cannot_be_exported(key: str, value: Value, message: str, tiny_gguf: Path, tmp_path: Path) -> None:
+    with open_gguf(tiny_gguf) as file:
+        path = write_gguf(tmp_path / "m.gguf", Model({**file.metadata, key: value}, file.tensors))[0]
+    with pytest.raises(InputError, match=f"m.gguf: .*{message}"):
+        export(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    return convert(make_checkpoint("llama", folder / "checkpoint"), folder / "tiny.gguf")
+
+
+def test_an_empty_folder_is_filled(tiny_gguf: Path, tmp_path: Path) -> None:
+    assert (export(tiny_gguf, tmp_path) / "config.json").exists()
 
 
 def test_smollm2_comes_back(real_model: object, tmp_path: Path) -> None:
