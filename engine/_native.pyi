@@ -7,6 +7,10 @@ from numpy.typing import NDArray
 
 PAGE_TOKENS: int = 64
 
+MAX_HEAD_DIM: int = 512
+
+MAX_GROUP: int = 128
+
 def available_isas() -> list[str]:
     """Instruction sets this processor can run, best first."""
 

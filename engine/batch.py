@@ -1,12 +1,15 @@
 """What an executor computes in one call: tokens of one or several sequences, and where their keys and values lie."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 PAGE = 64  # tokens in a page of the cache
+
+Precision = Literal["int8", "f32"]  # of the products with quantized weights
+CacheType = Literal["f16", "f32"]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from lltool.engine.program import Activation, Weight
 from lltool.engine.rotary import Rotary, Scaling
 from lltool.gguf.errors import InputError
+from lltool.gguf.header import MAX_TENSORS
 from lltool.gguf.metadata import Value, ValueType
 
 
@@ -94,6 +95,7 @@ class ModelConfig:
         keys = _Keys(metadata, architecture)
 
         layers = keys.integer("block_count")
+        keys.expect("block_count", layers <= MAX_TENSORS, f"at most {MAX_TENSORS}")
         width = keys.integer("embedding_length")
         heads = keys.integer("attention.head_count")
         head_dim = keys.integer("attention.key_length", width // heads)

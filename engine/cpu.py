@@ -1,12 +1,10 @@
 """The native executor: translates a Program once into engine/csrc's operations; every batch is then one call."""
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine import _native
-from lltool.engine.batch import PAGE, Batch
+from lltool.engine.batch import PAGE, Batch, CacheType, Precision
 from lltool.engine.program import (
     Add,
     Attention,
@@ -22,13 +20,11 @@ from lltool.engine.program import (
     Softcap,
     Weight,
 )
+from lltool.gguf.errors import InputError
 from lltool.quant import isa
 from lltool.quant.codec import decode
 
 assert _native.PAGE_TOKENS == PAGE
-
-Precision = Literal["int8", "f32"]
-CacheType = Literal["f16", "f32"]
 
 # Logits are made for so many rows at once: 151936 floats a row are 19 MB, and a tile of weights still serves 32 tokens.
 HEAD_ROWS = 32
@@ -114,6 +110,11 @@ class CpuExecutor:
             case Rope(x, out, head_dim, frequencies, magnitude, interleaved):
                 native.rope(place(x), place(out), head_dim, list(frequencies), magnitude, interleaved)
             case Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap):
+                if head_dim > _native.MAX_HEAD_DIM or heads // kv_heads > _native.MAX_GROUP:
+                    raise InputError(
+                        f"layer {layer}: {heads} heads of {head_dim} on {kv_heads} key/value heads; the kernels take "
+                        f"heads of at most {_native.MAX_HEAD_DIM}, and {_native.MAX_GROUP} on one key/value head"
+                    )
                 native.attention(
                     place(q), place(k), place(v), place(out), layer, heads, kv_heads, head_dim, scale, window, softcap
                 )

@@ -1,17 +1,17 @@
 """A model ready to run: sequences of tokens go in, logits come out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as List
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.architectures import trace_program
-from lltool.engine.batch import PAGE, Batch, Executor
+from lltool.engine.batch import PAGE, Batch, CacheType, Executor, Precision
 from lltool.engine.cache import PagePool, Sequence
 from lltool.engine.config import ModelConfig
 from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from lltool.engine.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096
+MAX_THREADS = 512  # as in ggml
 
-Precision = Literal["int8", "f32"]
-CacheType = Literal["f16", "f32"]
 Tokens = List[int] | NDArray[np.integer]
 Wanted = Literal["all", "last", "none"] | NDArray[np.integer]
 
@@ -245,31 +244,39 @@ def load_model(
     `precision` "f32" computes in float32 what "int8" multiplies in 8 bits. Raises InputError naming file and tensor
     or key.
     """
-    for name, value in (("threads", threads), ("context", context), ("sequences", sequences), ("batch", batch)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} {value}, wanted at least 1")
-    if executor not in EXECUTORS:
-        raise InputError(f"executor {executor!r}, wanted one of {', '.join(EXECUTORS)}")
+    for name, count in (("threads", threads), ("context", context), ("sequences", sequences), ("batch", batch)):
+        if count is not None and count < 1:
+            raise InputError(f"{name} {count}, wanted at least 1")
+    if threads is not None and threads > MAX_THREADS:
+        raise InputError(f"threads {threads}, wanted at most {MAX_THREADS}")
+    cache_type = cache_type or ("f32" if precision == "f32" else "f16")
+    _check_choice("executor", executor, EXECUTORS)
+    _check_choice("precision", precision, get_args(Precision))
+    _check_choice("cache_type", cache_type, get_args(CacheType))
     file = open_gguf(path)
     try:
         weights = {tensor.name: _weight(tensor) for tensor in file.tensors}
         config = ModelConfig.from_gguf(file.metadata, weights)
         program = trace_program(config, weights)
         context = _choose_context(context, config)
+        pages = sequences * -(-context // PAGE)
+        setup = Setup(pages, min(batch, pages * PAGE), threads or default_threads(), precision, cache_type)
+        return Model(file, config, program, _make_executor(executor, program, setup), setup, context)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    pages = sequences * -(-context // PAGE)
-    setup = Setup(
-        pages=pages,
-        batch=min(batch, pages * PAGE),
-        threads=threads or default_threads(),
-        precision=precision,
-        cache_type=cache_type or ("f32" if precision == "f32" else "f16"),
-    )
+
+
+def _check_choice(name: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise InputError(f"{name} {value!r}, wanted one of {', '.join(known)}")
+
+
+def _make_executor(kind: str, program: Program, setup: Setup) -> Executor:
     try:
-        return Model(file, config, program, EXECUTORS[executor](program, setup), setup, context)
+        return EXECUTORS[kind](program, setup)
     except MemoryError:
-        raise InputError(f"a cache of {pages * PAGE} tokens does not fit in memory; ask for less context") from None
+        tokens = setup.pages * PAGE
+        raise InputError(f"a cache of {tokens} tokens does not fit in memory; ask for less context") from None
 
 
 def _choose_context(wanted: int | None, config: ModelConfig) -> int:

@@ -15,7 +15,8 @@ from time import perf_counter_ns
 import numpy as np
 from numpy.typing import NDArray
 
-from lltool.engine.model import Model, Precision, load_model
+from lltool.engine.batch import Precision
+from lltool.engine.model import Model, load_model
 from lltool.gguf.describe import Description, describe
 from lltool.gguf.errors import InputError
 

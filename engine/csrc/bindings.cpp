@@ -22,6 +22,10 @@ using Place = std::pair<int64_t, int64_t>; // offset, width
 static Buffer buffer(Place p) { return {p.first, p.second}; }
 static std::vector<float> floats(const Array1<float>& a) { return {a.data(), a.data() + a.size()}; }
 
+static void require(bool fine, const char* wanted) {
+  if (!fine) throw std::invalid_argument(wanted);
+}
+
 // The bytes stay where they are (usually in a mapped file): whoever makes the executor keeps them alive.
 static Matrix matrix(int type, int64_t columns, const Bytes2& data) {
   return {type, int64_t(data.shape(0)), columns, int64_t(data.shape(1)), data.data()};
@@ -33,6 +37,12 @@ public:
   explicit Session(const Settings& s) : executor(s) {}
   Executor executor;
   int64_t token_ids = 0; // rows of the embedding
+
+  void embed(Place out, int type, int64_t columns, Bytes2 data, float scale) {
+    require(columns == out.second && executor.kernels.can_decode(type), "embed: rows as wide as the output, of a known type");
+    token_ids = int64_t(data.shape(0));
+    executor.add_row(std::make_unique<EmbedOp>(buffer(out), matrix(type, columns, data), scale));
+  }
 
   void run(Array1<int32_t> ids, Array1<int32_t> positions, Array1<int32_t> sequences, Tables tables, Array1<int32_t> outputs) {
     const size_t n = ids.size();
@@ -73,19 +83,27 @@ private:
 using Part = std::tuple<Place, int, int64_t, Bytes2, Array1<float>>; // out, type, columns, weight, bias (empty: none)
 
 static void add_linear(Session& s, Place x, const std::vector<Part>& parts, std::vector<Place> residual) {
+  const bool has = !residual.empty();
   std::vector<LinearOp::Part> made;
   for (const auto& [out, type, columns, data, bias] : parts) {
+    const int64_t rows = int64_t(data.shape(0));
+    require(columns == x.second && rows == out.second && (bias.size() == 0 || int64_t(bias.size()) == rows) &&
+                (!has || residual[0].second == rows),
+            "linear: shapes do not agree");
     made.push_back({buffer(out), matrix(type, columns, data), floats(bias)});
-    s.executor.reserve_columns(columns, out.second);
   }
-  const bool has = !residual.empty();
+  s.executor.reserve_columns(x.second);
   s.executor.add(std::make_unique<LinearOp>(buffer(x), std::move(made), has, has ? buffer(residual[0]) : Buffer{0, 0}, s.executor));
 }
 
 static void add_attention(Session& s, Place q, Place k, Place v, Place out, int layer, int heads, int kv_heads, int head_dim,
                           float scale, int window, float softcap) {
-  if (head_dim > max_head_dim || heads % kv_heads || heads / kv_heads > attention_rows)
-    throw std::invalid_argument("attention: head geometry is not supported");
+  require(layer >= 0 && window >= 0 && head_dim > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
+          "attention: wanted whole groups of heads");
+  require(head_dim <= max_head_dim && heads / kv_heads <= attention_rows, "attention: a head or group is too large");
+  require(q.second == int64_t(heads) * head_dim && out.second == q.second && k.second == int64_t(kv_heads) * head_dim &&
+              v.second == k.second,
+          "attention: shapes do not agree");
   auto op = std::make_unique<AttentionOp>();
   op->q = buffer(q), op->out = buffer(out);
   op->layer = layer, op->heads = heads, op->kv_heads = kv_heads, op->head_dim = head_dim;
@@ -106,6 +124,8 @@ static ElementwiseOp::Kind kind_of(const std::string& name) {
 
 NB_MODULE(_native, m) {
   m.attr("PAGE_TOKENS") = page_tokens;
+  m.attr("MAX_HEAD_DIM") = max_head_dim;
+  m.attr("MAX_GROUP") = attention_rows; // query heads a key/value head
   m.def("available_isas", &available_isas, "Instruction sets this processor can run, best first.");
   nb::class_<Session>(m, "Executor")
       .def(
@@ -116,23 +136,25 @@ NB_MODULE(_native, m) {
           },
           nb::kw_only(), nb::arg("isa"), nb::arg("threads"), nb::arg("max_batch"), nb::arg("head_rows"), nb::arg("arena_width"),
           nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"), nb::arg("half_cache"))
-      .def("embed", [](Session& s, Place out, int type, int64_t columns, Bytes2 data, float scale) {
-        s.token_ids = int64_t(data.shape(0));
-        s.executor.add_row(std::make_unique<EmbedOp>(buffer(out), matrix(type, columns, data), scale));
-      })
+      .def("embed", &Session::embed)
       .def("norm", [](Session& s, Place x, Place out, Array1<float> weight, float eps, int groups) {
+        require(groups > 0 && int64_t(weight.size()) * groups == x.second && out.second == x.second, "norm: shapes do not agree");
         s.executor.add_row(std::make_unique<NormOp>(buffer(x), buffer(out), floats(weight), eps, groups));
       })
       .def("linear", &add_linear)
       .def("rope", [](Session& s, Place x, Place out, int head_dim, std::vector<float> frequencies, float magnitude, bool interleaved) {
+        require(head_dim > 0 && x.second % head_dim == 0 && out.second == x.second && 2 * int64_t(frequencies.size()) <= head_dim,
+                "rope: shapes do not agree");
         const int table = s.executor.add_rope_table(std::move(frequencies), magnitude);
         s.executor.add_row(std::make_unique<RopeOp>(buffer(x), buffer(out), head_dim, table, interleaved));
       })
       .def("attention", &add_attention)
       .def("elementwise", [](Session& s, const std::string& kind, Place x, Place y, Place out, float factor) {
+        require(x.second == out.second && y.second == out.second, "elementwise: shapes do not agree");
         s.executor.add_row(std::make_unique<ElementwiseOp>(kind_of(kind), buffer(x), buffer(y), buffer(out), factor));
       })
       .def("select", [](Session& s, Place x, Place out) {
+        require(x.second == out.second, "select: shapes do not agree");
         s.executor.begin_head();
         s.executor.add_row(std::make_unique<SelectOp>(buffer(x), buffer(out)));
       })

@@ -19,8 +19,6 @@ static const EngineKernels& kernels_for(const std::string& name) {
   }
 }
 
-static int64_t padded(int64_t columns) { return (columns + 63) / 64 * 64; }
-
 Executor::Executor(const Settings& s) : settings(s), kernels(kernels_for(s.isa)) {}
 
 void Executor::add(std::unique_ptr<Op> op) {
@@ -63,7 +61,7 @@ void Executor::add_cache_layer(int layer, int kv_heads, int head_dim) {
   attention_floats_ = std::max(attention_floats_, attention_scratch((head_dim + 15) / 16 * 16));
 }
 
-void Executor::reserve_columns(int64_t K, int64_t) { columns_ = std::max(columns_, padded(K)); }
+void Executor::reserve_columns(int64_t K) { columns_ = std::max(columns_, padded(K)); }
 
 void Executor::finish() {
   const int panel = kernels.tokens_per_panel;

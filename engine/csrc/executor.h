@@ -95,8 +95,8 @@ public:
   void begin_head();
   int add_rope_table(std::vector<float> frequencies, float magnitude);
   void add_cache_layer(int layer, int kv_heads, int head_dim);
-  void reserve_columns(int64_t K, int64_t outputs); // a linear reads K columns of its input
-  void finish();                                     // takes all memory
+  void reserve_columns(int64_t K); // a linear reads K columns of its input
+  void finish();                   // takes all memory
 
   void run(const Batch& batch);                   // body, and the head where one block holds all outputs
   const float* logits(int64_t start, int64_t stop); // (stop - start, vocabulary), of the last batch

@@ -7,8 +7,10 @@
 namespace lltool {
 
 constexpr int page_tokens = 64; // tokens in a page of the KV cache
-constexpr int max_lanes = 16;   // rows of a weight that a tile holds at most (the widest vector of floats)
 constexpr int max_head_dim = 512;
+
+// Columns of quantized activations; those past the weight's own are zero.
+constexpr int64_t padded(int64_t columns) { return (columns + 63) / 64 * 64; }
 
 // A weight matrix as it lies in the file.
 struct Matrix {
@@ -18,7 +20,7 @@ struct Matrix {
 };
 
 // Activations as int8: x[k] ~ scale[k / 32] * q[k]. Sums are of q over each 16. In row layout a token is contiguous; in
-// panel layout `tokens_per_panel` tokens are interleaved as the matrix kernel reads them (see matmul-inl.h).
+// panel layout `tokens_per_panel` tokens are interleaved as the matrix kernel reads them (see linear-inl.h).
 struct Quantized {
   int8_t* q;
   float* scale;
@@ -26,10 +28,10 @@ struct Quantized {
 };
 
 struct AttentionTask {
-  const float *q, *k_new, *v_new; // unused here but for q: (tokens, heads, head_dim) rows of the batch
-  float* out;                     // (tokens, heads, head_dim)
-  int64_t row_stride;             // floats between tokens in q and out
-  int tokens;                     // consecutive positions of one sequence
+  const float* q;     // (tokens, group, head_dim)
+  float* out;         // as q
+  int64_t row_stride; // floats between tokens in q and out
+  int tokens;         // consecutive positions of one sequence
   int first_position;
   int group;    // query heads a kv head; q and out point at the first
   int head_dim;

@@ -36,11 +36,12 @@ LinearOp::LinearOp(Buffer x_, std::vector<Part> p, bool has, Buffer r, const Exe
 
 void LinearOp::prepare(const Run& run, bool panels) const {
   Executor& e = run.executor;
-  const int64_t T = run.rows, K = x.width, Kp = (K + 63) / 64 * 64;
+  const int64_t T = run.rows, K = x.width, Kp = padded(K);
   const int panel = e.kernels.tokens_per_panel;
   const float* from = e.at(x);
   if (!panels) {
-    run.worker.parallel(int8 ? T : 0, [&](int64_t t) {
+    if (!int8) return; // the float kernels read x as it is
+    run.worker.parallel(T, [&](int64_t t) {
       e.kernels.quantize_row(from + t * K, K,
                              {e.quantized.q + t * Kp, e.quantized.scale + t * (Kp / 32), e.quantized.sum + t * (Kp / 16 + Kp / 32)});
     });

@@ -1,6 +1,8 @@
 #include "pool.h"
 
 #include <stdexcept>
+#include <string>
+#include <system_error>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -23,10 +25,19 @@ constexpr int spins_before_yield = 1000;
 
 Pool::Pool(int threads, int phases) : phases_(size_t(phases)) {
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  } catch (const std::system_error&) {
+    const size_t started = workers_.size() + 1;
+    stop();
+    throw std::runtime_error("the system starts no more than " + std::to_string(started) + " of " + std::to_string(threads) +
+                             " threads");
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;

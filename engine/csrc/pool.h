@@ -31,13 +31,12 @@ public:
   ~Pool();
   Pool(const Pool&) = delete;
 
-  int threads() const { return int(workers_.size()) + 1; }
-
   // Runs f on every thread (the caller's is number 0). It may call parallel() at most `phases` times.
   void run(const std::function<void(Worker&)>& f);
 
 private:
   void work(int index);
+  void stop();
   void barrier();
   std::atomic<int64_t>& phase(int i);
 

@@ -1,5 +1,8 @@
 """The native executor, operation by operation, under every instruction set that this machine has."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -7,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lltool.engine import _native
-from lltool.engine.batch import PAGE, Batch
-from lltool.engine.cpu import CacheType, CpuExecutor, Precision
+from lltool.engine.batch import PAGE, Batch, CacheType, Precision
+from lltool.engine.cpu import CpuExecutor
 from lltool.engine.program import NOT_MULTIPLIED, Buffer, Program, Tracer, Weight
 from lltool.engine.reference import ReferenceExecutor
 from lltool.gguf.ggml_types import LAYOUT, GGMLType
@@ -281,6 +284,55 @@ def test_an_unknown_instruction_set_is_refused() -> None:
     made = program([f32_weight("embed", np.ones((VOCAB, 64), np.float32))], 64, lambda g, x: x)
     with pytest.raises(ValueError, match="'mmx' is not one of"):
         CpuExecutor(made, 1, max_batch=4, threads=1, instruction_set="mmx")
+
+
+def test_threads_that_the_system_refuses_are_an_error() -> None:
+    """Not the end of the process: there is room for the stacks of some of them."""
+    code = """
+import resource
+from lltool.engine import _native
+memory = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (memory + (1 << 28),) * 2)
+session = _native.Executor(isa="scalar", threads=1000, max_batch=1, head_rows=1, arena_width=16, vocabulary=16, pages=1,
+                           int8=True, half_cache=True)
+try:
+    session.finish()
+except RuntimeError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"the system starts no more than \d+ of 1000 threads\n", run.stdout)
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda e, w: e.embed((0, 64), 0, 32, w.data, 1.0),
+        lambda e, w: e.embed((0, 64), 9, 64, w.data, 1.0),  # Q8_1: no kernel
+        lambda e, w: e.linear((0, 32), [((64, 40), 0, 64, w.data, np.empty(0, np.float32))], []),
+        lambda e, w: e.linear((0, 64), [((64, 41), 0, 64, w.data, np.empty(0, np.float32))], []),
+        lambda e, w: e.linear((0, 64), [((64, 40), 0, 64, w.data, np.ones(39, np.float32))], []),
+        lambda e, w: e.norm((0, 64), (0, 64), np.ones(32, np.float32), 1e-5, 1),
+        lambda e, w: e.rope((0, 64), (0, 64), 32, [1.0] * 17, 1.0, False),
+        lambda e, w: e.attention((0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 0, 32, 1.0, 0, 0.0),
+        lambda e, w: e.attention((0, 64), (64, 32), (96, 64), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0),
+        lambda e, w: e.elementwise("add", (0, 64), (64, 32), (96, 64), 0.0),
+    ],
+)
+def test_operations_whose_shapes_do_not_agree_are_refused(add: Callable[[_native.Executor, Weight], None]) -> None:
+    executor = _native.Executor(
+        isa="scalar",
+        threads=1,
+        max_batch=1,
+        head_rows=1,
+        arena_width=256,
+        vocabulary=40,
+        pages=1,
+        int8=True,
+        half_cache=True,
+    )
+    with pytest.raises(ValueError, match=r"shapes do not agree|whole groups|as wide as the output"):
+        add(executor, f32_weight("w", np.ones((VOCAB, 64), np.float32)))
 
 
 def test_threads_share_the_work_and_agree() -> None:

@@ -198,6 +198,9 @@ def test_a_batch_that_does_not_fit_takes_no_pages(path: Path) -> None:
         ({"context": 0}, "context 0, wanted at least 1"),
         ({"context": 513}, "tiny.gguf: context 513, the model was made for 512 at most"),
         ({"threads": 0}, "threads 0, wanted at least 1"),
+        ({"threads": 513}, "threads 513, wanted at most 512"),
+        ({"precision": "bf16"}, "precision 'bf16', wanted one of int8, f32"),
+        ({"cache_type": "q8_0"}, "cache_type 'q8_0', wanted one of f16, f32"),
         ({"batch": -1}, "batch -1, wanted at least 1"),
     ],
 )
@@ -222,6 +225,14 @@ def test_other_vector_types_are_decoded_at_load(path: Path, tmp_path: Path) -> N
     wanted = tiny_gguf.tensors()["output_norm.weight"]
     np.testing.assert_array_equal(values, wanted.astype(np.float16).astype(np.float32))
     assert weight.type == GGMLType.F32
+
+
+def test_heads_too_large_for_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_gguf, "HEAD_DIM", 1024)
+    keys = tiny_gguf.metadata(attention__key_length=u32(1024), attention__value_length=u32(1024))
+    path = tiny_gguf.write_model(tmp_path / "m.gguf", keys, tiny_gguf.tensors())
+    with pytest.raises(InputError, match=r"m\.gguf: layer 0: 4 heads of 1024 .* the kernels take heads of at most 512"):
+        load_model(path)
 
 
 def test_a_cache_too_large_for_the_machine(tmp_path: Path) -> None:
