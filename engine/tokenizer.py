@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from lltool.engine import tokenizer_bpe, tokenizer_spm
 from lltool.gguf.errors import InputError
-from lltool.gguf.metadata import Value, ValueType
+from lltool.gguf.metadata import INTEGERS, Value, ValueType
 from lltool.gguf.reader import GGUFFile
+from lltool.gguf.sentencepiece_model import TokenType
 
-# Types of tokens as `tokenizer.ggml.token_type` numbers them (5 is unused, which has no meaning of its own here).
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+# Types whose tokens are found in text as a whole, before anything else.
+_SPECIAL = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
+_NUMBERS = frozenset(ValueType) - {ValueType.STRING, ValueType.ARRAY}
 
 # Tokens that end an answer whether or not the file says so: llama.cpp's list without those of fill-in-the-middle and
 # without `</s>`, which is HTML in Gemma's vocabulary; where it does end a text, the file says so.
@@ -53,7 +55,7 @@ class Tokenizer:
                 f"tokenizer.ggml.model: {kind!r}, wanted 'gpt2' (byte-level BPE) or 'llama' (SentencePiece)"
             )
         tokens: Sequence[str] = keys.strings("tokens")
-        types = keys.numbers("token_type", np.int32, len(tokens), default=NORMAL)
+        types = keys.numbers("token_type", np.int32, len(tokens), default=TokenType.NORMAL)
         is_byte_level = kind == "gpt2"
         if is_byte_level:
             pre = tokenizer_bpe.find_pre_tokenizer(metadata)
@@ -66,7 +68,10 @@ class Tokenizer:
             bos, eos = keys.token("bos", default=1), keys.token("eos", default=2)
             add_bos = keys.flag("add_bos_token", True)
 
-        special = {tokens[id]: id for id in np.flatnonzero(np.isin(types, (CONTROL, USER_DEFINED))).tolist()}
+        special = {
+            tokens[id]: id
+            for id in np.flatnonzero(np.isin(types, (TokenType.CONTROL, TokenType.USER_DEFINED))).tolist()
+        }
         ends = {special[text] for text in _ENDS.split() if text in special}
         stops = (eos, keys.token("eot"), keys.token("eom"))
         return cls(
@@ -117,7 +122,7 @@ class Tokenizer:
         if not 0 <= id < self.size:
             raise InputError(f"token {id}: the vocabulary has {self.size} tokens")
         text, type = self.tokens[id], int(self.types[id])
-        if type in (UNKNOWN, CONTROL, USER_DEFINED):
+        if type in _SPECIAL:
             return text.encode("utf-8", "surrogateescape")
         if self.is_byte_level:
             return tokenizer_bpe.bytes_of_token(text)
@@ -125,19 +130,19 @@ class Tokenizer:
 
     def is_control(self, id: int) -> bool:
         """Whether a token is a signal to the model, not text."""
-        return int(self.types[id]) in (UNKNOWN, CONTROL)
+        return int(self.types[id]) in (TokenType.UNKNOWN, TokenType.CONTROL)
 
     @cached_property
     def _special(self) -> list[tuple[str, int]]:
         """Texts and ids of the tokens that are found in text before anything else, longest first."""
-        ids = np.flatnonzero(np.isin(self.types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
+        ids = np.flatnonzero(np.isin(self.types, _SPECIAL)).tolist()
         return sorted(((self.tokens[id], id) for id in ids if self.tokens[id]), key=lambda item: -len(item[0].encode()))
 
     def _partition(self, text: str, parse_special: bool) -> list[str | int]:
         """Cuts the special tokens out of `text`: the longest first wherever it is, then the next in what is left."""
         parts: list[str | int] = [text] if text else []
         for token, id in self._special:
-            if token not in text or not (parse_special or int(self.types[id]) == USER_DEFINED):
+            if token not in text or not (parse_special or int(self.types[id]) == TokenType.USER_DEFINED):
                 continue
             pieces: list[str | int] = []
             for part in parts:
@@ -206,14 +211,23 @@ class _Keys:
     def __init__(self, metadata: Mapping[str, Value]) -> None:
         self._metadata = metadata
 
-    def _get(self, name: str, types: Collection[ValueType | None], what: str) -> Any:
+    def _get(self, name: str, types: Collection[ValueType], what: str) -> Any:
+        """A value of one of `types`, or None."""
         key = f"tokenizer.ggml.{name}"
         value = self._metadata.get(key)
         if value is None:
             return None
-        if (value.item if value.type == ValueType.ARRAY else value.type) not in types:
+        if value.type not in types:
             raise InputError(f"{key}: found {value.type.name}, wanted {what}")
         return value.data
+
+    def _get_array(self, name: str, items: Collection[ValueType], what: str) -> Any:
+        """An array whose items are of one of the types, or None."""
+        found = self._get(name, [ValueType.ARRAY], what)
+        item = None if found is None else self._metadata[f"tokenizer.ggml.{name}"].item
+        if item is not None and item not in items:
+            raise InputError(f"tokenizer.ggml.{name}: found an array of {item.name}, wanted {what}")
+        return found
 
     def text(self, name: str) -> str:
         found = self._get(name, [ValueType.STRING], "a string")
@@ -222,17 +236,17 @@ class _Keys:
         return str(found)
 
     def strings(self, name: str) -> Sequence[str]:
-        found = self._get(name, [ValueType.STRING], "an array of strings")
-        if found is None or isinstance(found, str):
+        found: Sequence[str] | None = self._get_array(name, [ValueType.STRING], "an array of strings")
+        if found is None:
             raise InputError(f"tokenizer.ggml.{name}: the array of strings is missing")
-        return found  # type: ignore[no-any-return]
+        return found
 
     def numbers(self, name: str, dtype: Any, size: int, default: float) -> NDArray[Any]:
-        found = self._get(name, set(ValueType) - {ValueType.STRING, ValueType.ARRAY}, "an array of numbers")
+        found = self._get_array(name, _NUMBERS, "an array of numbers")
         if found is None:
             return np.full(size, default, dtype)
-        if np.shape(found) != (size,):
-            raise InputError(f"tokenizer.ggml.{name}: {np.size(found)} values for {size} tokens")
+        if len(found) != size:
+            raise InputError(f"tokenizer.ggml.{name}: {len(found)} values for {size} tokens")
         return np.asarray(found, dtype)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -240,7 +254,7 @@ class _Keys:
         return default if found is None else bool(found)
 
     def token(self, name: str, default: int | None = None) -> int | None:
-        found = self._get(f"{name}_token_id", set(ValueType) - {ValueType.STRING}, "a token id")
+        found = self._get(f"{name}_token_id", INTEGERS, "a token id")
         size = len(self.strings("tokens"))
         if found is None:
             return default if default is not None and default < size else None

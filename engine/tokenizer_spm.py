@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.gguf.errors import InputError
+from lltool.gguf.sentencepiece_model import TokenType
 
-# Types of tokens as GGUF and SentencePiece number them.
-NORMAL, UNKNOWN, BYTE = 1, 2, 6
 SPACE = "\u2581"
 
 # Fields of SentencePiece's ModelProto, each with its tag byte: (number << 3 | wire type).
@@ -29,12 +28,12 @@ def load_spm(
     from sentencepiece import SentencePieceProcessor
 
     pieces = _unique_texts(tokens)
-    has_bytes = int((types == BYTE).sum()) == 256
-    roles = np.where(types == BYTE, BYTE if has_bytes else NORMAL, NORMAL)
+    has_bytes = int((types == TokenType.BYTE).sum()) == 256
+    roles = np.where(types == TokenType.BYTE, TokenType.BYTE if has_bytes else TokenType.NORMAL, TokenType.NORMAL)
     # SentencePiece wants exactly one unknown; an extra one keeps the file's own an ordinary token.
     extra = len(pieces)
     pieces.append(_placeholder(extra))
-    model = _serialize(pieces, np.append(scores, 0), np.append(roles, UNKNOWN), has_bytes)
+    model = _serialize(pieces, np.append(scores, 0), np.append(roles, TokenType.UNKNOWN), has_bytes)
     try:
         processor = SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
@@ -52,7 +51,7 @@ def load_spm(
 
 def bytes_of_token(text: str, type: int) -> bytes:
     """The bytes that a token stands for: `<0x0A>` one byte, `▁` a space. Raises InputError for a bad byte token."""
-    if type != BYTE:
+    if type != TokenType.BYTE:
         return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
     try:
         return bytes([int(text.removeprefix("<0x").removesuffix(">"), 16)])

@@ -26,13 +26,16 @@ class ValueType(IntEnum):
     FLOAT64 = 12
 
 
+INTEGERS = frozenset(type for type in ValueType if "INT" in type.name)
+
+
 @dataclass(frozen=True)
 class Value:
     """One metadata value.
 
-    `data` is int, float, bool or str; for an array a numpy array (numbers, bools) or a sequence of str, and `item` is the
-    type of its elements. A string that is not valid UTF-8 is kept with surrogate escapes, so that it is written back
-    byte for byte.
+    `data` is int, float, bool or str; for an array a numpy array (numbers, bools) or a sequence of str, and `item` is
+    the type of its elements. A string that is not valid UTF-8 is kept with surrogate escapes, so that it is written
+    back byte for byte.
     """
 
     type: ValueType

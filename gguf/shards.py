@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lltool.gguf.errors import InputError
-from lltool.gguf.metadata import Value, ValueType
+from lltool.gguf.metadata import INTEGERS, Value, ValueType
 from lltool.gguf.source import Tensor
 
 SPLIT_NO = "split.no"  # counts from 0; the names count from 1
@@ -15,16 +15,6 @@ SPLIT_KEYS = frozenset({SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS})
 MAX_SHARDS = 0xFFFF  # split.count is a u16
 
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-_INTEGERS = {
-    ValueType.UINT8,
-    ValueType.INT8,
-    ValueType.UINT16,
-    ValueType.INT16,
-    ValueType.UINT32,
-    ValueType.INT32,
-    ValueType.UINT64,
-    ValueType.INT64,
-}
 
 
 def shard_path(path: Path, index: int, count: int) -> Path:
@@ -102,6 +92,6 @@ def _read_count(path: Path, metadata: Mapping[str, Value], key: str, default: in
     value = metadata.get(key)
     if value is None:
         return default
-    if value.type not in _INTEGERS or not 0 <= value.data < 1 << 31:
+    if value.type not in INTEGERS or not 0 <= value.data < 1 << 31:
         raise InputError(f"{path}: {key} is {value.data!r} ({value.type.name}), wanted a small integer")
     return int(value.data)

@@ -23,7 +23,8 @@ class Tensor:
     """A named tensor whose bytes are read on demand.
 
     `shape` is in numpy order, the contiguous axis last (GGUF's `ne` reversed). `read(start, stop)` gives rows
-    [start, stop) of the tensor seen as 2-D, as uint8 of shape (stop - start, row_bytes); it may be a view of a mapped file.
+    [start, stop) of the tensor seen as 2-D, as uint8 of shape (stop - start, row_bytes); it may be a view of a mapped
+    file.
     """
 
     name: str

@@ -82,8 +82,6 @@ class StringArray(Sequence[str]):
             return self.encoded == other.encoded and len(self) == len(other)
         return isinstance(other, list | tuple) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         return f"StringArray({self[:3]}{', ...' if len(self) > 3 else ''}: {len(self)} strings)"
 

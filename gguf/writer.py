@@ -15,6 +15,7 @@ import numpy as np
 
 from lltool.gguf import shards
 from lltool.gguf.errors import InputError
+from lltool.gguf.ggml_types import row_bytes
 from lltool.gguf.header import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -149,7 +150,7 @@ def _check_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
                 f"wanted at most {MAX_DIMENSIONS} dimensions and none of 0"
             )
         try:
-            tensor.row_bytes  # noqa: B018
+            row_bytes(tensor.type, tensor.columns)
         except ValueError as error:
             raise InputError(f"{path}: tensor {tensor.name!r}: {error}") from error
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from lltool.engine.chat import TEMPLATE_KEY, ChatTemplate
-from lltool.engine.tokenizer import CONTROL, NORMAL, Tokenizer
+from lltool.engine.tokenizer import Tokenizer
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import ValueType, array, boolean, string, u32
 from lltool.gguf.reader import open_gguf
+from lltool.gguf.sentencepiece_model import TokenType
 
 CONVERSATIONS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Hello"}],
@@ -39,7 +40,7 @@ def tokenizer() -> Tokenizer:
             "tokenizer.ggml.pre": string("gpt-2"),
             "tokenizer.ggml.tokens": array(ValueType.STRING, [*letters, "<s>", "</s>"]),
             "tokenizer.ggml.token_type": array(
-                ValueType.INT32, np.array([NORMAL] * len(letters) + [CONTROL] * 2, np.int32)
+                ValueType.INT32, np.array([TokenType.NORMAL] * len(letters) + [TokenType.CONTROL] * 2, np.int32)
             ),
             "tokenizer.ggml.merges": array(ValueType.STRING, []),
             "tokenizer.ggml.bos_token_id": u32(len(letters)),

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from lltool.engine.generate import Dialogue, Generation, StopStrings, generate
 from lltool.engine.sampling import Sampler
-from lltool.engine.tokenizer import CONTROL, NORMAL, Tokenizer
+from lltool.engine.tokenizer import Tokenizer
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import ValueType, array, string, u32
+from lltool.gguf.sentencepiece_model import TokenType
 
 END = 26
 LETTERS = [chr(ord("a") + i) for i in range(26)]
@@ -26,7 +27,9 @@ def make_tokenizer(*, bos: int | None = None) -> Tokenizer:
         "tokenizer.ggml.model": string("gpt2"),
         "tokenizer.ggml.pre": string("gpt-2"),
         "tokenizer.ggml.tokens": array(ValueType.STRING, [*LETTERS, "<|im_end|>"]),
-        "tokenizer.ggml.token_type": array(ValueType.INT32, np.array([NORMAL] * 26 + [CONTROL], np.int32)),
+        "tokenizer.ggml.token_type": array(
+            ValueType.INT32, np.array([TokenType.NORMAL] * 26 + [TokenType.CONTROL], np.int32)
+        ),
         "tokenizer.ggml.merges": array(ValueType.STRING, []),
     }
     return Tokenizer.from_gguf(metadata | ({} if bos is None else {"tokenizer.ggml.bos_token_id": u32(bos)}))

@@ -9,7 +9,7 @@ import pytest
 OBJECTS = sorted((Path(__file__).parents[2] / "build").rglob("kernels_*.o"))
 
 
-@pytest.mark.skipif(not OBJECTS or not shutil.which("nm"), reason="needs the build folder of an editable install, and nm")
+@pytest.mark.skipif(not OBJECTS or not shutil.which("nm"), reason="needs an editable install's build folder, and nm")
 def test_kernels_export_nothing_but_their_table() -> None:
     """A weak (inline) function compiled with AVX-512 may be the one that the linker keeps for everybody."""
     for path in OBJECTS:

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lltool.engine.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, StreamDecoder, Tokenizer
+from lltool.engine.tokenizer import StreamDecoder, Tokenizer
 from lltool.engine.tokenizer_check import TEXTS, compare_tokenizers
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType, array, boolean, string, u32
 from lltool.gguf.reader import open_gguf
+from lltool.gguf.sentencepiece_model import TokenType
 
 VOCABULARIES = ("llama-bpe", "llama-spm", "qwen2", "gpt-2", "phi-3", "falcon", "starcoder", "deepseek-llm")
 
@@ -105,7 +106,9 @@ def gpt2_metadata(**changes: Value | None) -> dict[str, Value]:
         "model": string("gpt2"),
         "pre": string("gpt-2"),
         "tokens": array(ValueType.STRING, tokens),
-        "token_type": array(ValueType.INT32, np.array([NORMAL] * 262 + [USER_DEFINED, CONTROL], np.int32)),
+        "token_type": array(
+            ValueType.INT32, np.array([TokenType.NORMAL] * 262 + [TokenType.USER_DEFINED, TokenType.CONTROL], np.int32)
+        ),
         "merges": array(ValueType.STRING, merges),
     }
     metadata |= changes
@@ -142,7 +145,7 @@ def test_begin_and_end_tokens_follow_the_flags() -> None:
 
 def test_llama3_adds_a_begin_token_and_takes_whole_tokens_before_merging() -> None:
     tokens = [*gpt2_metadata()["tokenizer.ggml.tokens"].data, "xyz"]
-    types = np.array([NORMAL] * 262 + [USER_DEFINED, CONTROL, NORMAL], np.int32)
+    types = np.array([TokenType.NORMAL] * 262 + [TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.NORMAL], np.int32)
     changes = {"tokens": array(ValueType.STRING, tokens), "token_type": array(ValueType.INT32, types)}
     llama3 = Tokenizer.from_gguf(gpt2_metadata(**changes, pre=string("llama-bpe"), bos_token_id=u32(END)))
     assert llama3.encode("xyz") == [END, END + 1]
@@ -161,16 +164,16 @@ def spm_metadata(pieces: list[tuple[str, float, int]], **changes: Value) -> dict
 
 
 SPM = [
-    ("<unk>", 0.0, UNKNOWN),
-    ("<s>", 0.0, CONTROL),
-    ("</s>", 0.0, CONTROL),
-    *((f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)),
-    ("▁", -9.0, NORMAL),
-    ("a", -8.0, NORMAL),
-    ("b", -7.0, NORMAL),
-    ("ab", -2.0, NORMAL),
-    ("▁a", -1.0, NORMAL),
-    ("ba", -3.0, NORMAL),
+    ("<unk>", 0.0, TokenType.UNKNOWN),
+    ("<s>", 0.0, TokenType.CONTROL),
+    ("</s>", 0.0, TokenType.CONTROL),
+    *((f"<0x{byte:02X}>", 0.0, TokenType.BYTE) for byte in range(256)),
+    ("▁", -9.0, TokenType.NORMAL),
+    ("a", -8.0, TokenType.NORMAL),
+    ("b", -7.0, TokenType.NORMAL),
+    ("ab", -2.0, TokenType.NORMAL),
+    ("▁a", -1.0, TokenType.NORMAL),
+    ("ba", -3.0, TokenType.NORMAL),
 ]
 SPACE, A, B, S_AB, S_SPACE_A, S_BA = range(259, 265)
 
@@ -188,13 +191,19 @@ def test_spm_merges_the_best_score_first_and_prefixes_a_space() -> None:
 
 
 def test_spm_without_bytes_gives_the_unknown_token() -> None:
-    pieces = [piece for piece in SPM if piece[2] != BYTE]
+    pieces = [piece for piece in SPM if piece[2] != TokenType.BYTE]
     tokenizer = Tokenizer.from_gguf(spm_metadata(pieces, add_space_prefix=boolean(False), unknown_token_id=u32(0)))
     assert tokenizer.encode("aéa") == [1, 4, 0, 4]
 
 
 def test_spm_takes_vocabularies_that_sentencepiece_would_not() -> None:
-    pieces = [*SPM, ("", 0.0, NORMAL), ("ab", -2.0, NORMAL), ("a\0", 0.0, NORMAL), ("\udcff", 0.0, NORMAL)]
+    pieces = [
+        *SPM,
+        ("", 0.0, TokenType.NORMAL),
+        ("ab", -2.0, TokenType.NORMAL),
+        ("a\0", 0.0, TokenType.NORMAL),
+        ("\udcff", 0.0, TokenType.NORMAL),
+    ]
     tokenizer = Tokenizer.from_gguf(spm_metadata(pieces, add_space_prefix=boolean(False)))
     assert tokenizer.encode("ab", add_special=False) == [266]  # of equal texts the last id, as in llama.cpp
     assert tokenizer.piece(265) == b""
@@ -229,6 +238,11 @@ def test_stream_holds_back_incomplete_characters(gpt2_tokenizer: Tokenizer) -> N
         ({"merges": array(ValueType.STRING, ["a b c", "a"])}, r"merges\[0\]: 'a b c': 'b c' is not in"),
         ({"token_type": array(ValueType.INT32, np.ones(3, np.int32))}, "3 values for 264 tokens"),
         ({"bos_token_id": u32(264)}, "token 264, the vocabulary has 264"),
+        ({"bos_token_id": array(ValueType.UINT32, np.arange(2, dtype=np.uint32))}, "found ARRAY, wanted a token id"),
+        ({"bos_token_id": Value(ValueType.FLOAT32, 1.5)}, "found FLOAT32, wanted a token id"),
+        ({"add_bos_token": array(ValueType.BOOL, np.ones(2, bool))}, "found ARRAY, wanted a bool"),
+        ({"tokens": string("abc")}, "tokens: found STRING, wanted an array of strings"),
+        ({"tokens": array(ValueType.INT32, np.ones(3, np.int32))}, "found an array of INT32, wanted an array of str"),
         ({"add_bos_token": string("yes")}, "found STRING, wanted a bool"),
     ],
 )
