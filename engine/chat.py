@@ -44,6 +44,8 @@ class ChatTemplate:
             template = _environment().from_string(source)
         except TemplateSyntaxError as error:
             raise InputError(f"chat template, line {error.lineno}: {error.message}") from None
+        except RecursionError:
+            raise InputError("chat template: its expressions are nested too deeply") from None
         return cls(template, tokenizer)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
@@ -63,7 +65,15 @@ class ChatTemplate:
         }
         try:
             return self.template.render(messages=messages, add_generation_prompt=add_generation_prompt, **values)
-        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except (
+            TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise InputError(f"chat template, line {_failing_line(error)}: {error}") from None
 
     def encode(self, messages: Sequence[Message], **variables: Any) -> list[int]:

@@ -1,6 +1,7 @@
 """`lltool bench`: tokens a second of models, as llama-bench measures and prints them."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
     parser.add_argument("--no-warmup", action="store_true", help="time the first run as well")
     parser.add_argument("-o", "--output", choices=("md", "csv", "json"), default="md", help="format (default md)")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw bars with error bars into this file")
+    parser.add_argument("--plot", type=_image, metavar="PNG", help="draw bars with error bars into this file")
     parser.add_argument("--peer", metavar="PYTHON", help="compare with llama-cpp-python of this Python, in turns")
     parser.add_argument("--strict", action="store_true", help="an error where something asked for cannot be had")
     arguments = parser.parse_args(argv)
@@ -45,6 +46,8 @@ def main(argv: list[str]) -> int:
         if arguments.strict:
             raise InputError(message)
         print(f"lltool: warning: {message}", file=sys.stderr)
+    if arguments.peer and (arguments.json or arguments.output != "md" or arguments.plot):
+        raise InputError("--peer prints a table in Markdown and nothing else; leave out --json, -o and --plot")
     arguments.threads = arguments.threads or [default_threads()]
     return _compare(arguments) if arguments.peer else _measure(arguments)
 
@@ -110,7 +113,17 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _paths(text: str) -> list[Path]:
-    return [Path(part) for part in text.split(",") if part]
+    if not all(text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} lacks the name of a file")
+    return [Path(part) for part in text.split(",")]
+
+
+def _image(text: str) -> Path:
+    """A file that can be written, as is better known before the measurement than after it."""
+    path = Path(text)
+    if not text or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file that can be written")
+    return path
 
 
 def _counts(text: str) -> list[int]:

@@ -1,11 +1,12 @@
 """`lltool <command> ...`: finds the command's module and runs it; what goes wrong becomes one line."""
 
+import codecs
 import difflib
 import importlib
 import io
 import os
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from lltool import __version__
 from lltool.gguf.errors import InputError
@@ -51,8 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     show_traceback = arguments[:1] == ["--traceback"]
     if show_traceback:
         arguments = arguments[1:]
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file may hold what the terminal cannot show
+    _prepare_streams()
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
@@ -66,6 +66,24 @@ def main(argv: list[str] | None = None) -> int:
             raise
         _say(_describe(error))
         return 2
+
+
+def _prepare_streams() -> None:
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the shell, as in `>&-`
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file may hold what the terminal cannot show
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        codecs.register_error("refuse", _refuse)
+        sys.stdin.reconfigure(encoding="utf-8", errors="refuse")
+
+
+def _refuse(error: UnicodeError) -> NoReturn:
+    """The error handler of standard input."""
+    assert isinstance(error, UnicodeDecodeError)
+    found = error.object[error.start : error.end]
+    raise InputError(f"standard input: {found!r} is not UTF-8; convert the text first")
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -95,6 +113,8 @@ def _describe(error: BaseException) -> str:
             return f"error: out of memory {error}".rstrip()
         case OSError(filename=str() | bytes() | os.PathLike(), strerror=str()):
             return f"error: {os.fsdecode(error.filename)}: {error.strerror}"
+        case OSError(strerror=str()):
+            return f"error: {error.strerror}"
     return f"error: {error}"
 
 

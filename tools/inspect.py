@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -144,7 +143,3 @@ def _shown(value: Value, whole: bool) -> str:
 
 def _quoted(item: Any) -> str:
     return json.dumps(item, ensure_ascii=False) if isinstance(item, str) else str(item)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

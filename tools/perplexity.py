@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         load_model(
             arguments.model,
             context=context,
-            sequences=max(1, batch // context),
+            sequences=max(1, min(batch, len(text.encode())) // context),  # no more windows than the text has
             batch=batch,
             threads=arguments.threads,
             precision=arguments.precision,

@@ -110,6 +110,8 @@ def test_what_templates_can_use(tokenizer: Tokenizer) -> None:
         ("\n{{ [].append(1) }}", "chat template, line 2: .*unsafe|not safely callable"),
         ("{{ ''.__class__.__mro__ }}", "chat template, line 1: .*unsafe"),
         ("{{ range(10 ** 9) }}", "chat template, line 1: Range too big"),
+        ("\n{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "chat template, line 2: maximum recursion depth"),
+        ("{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}", "chat template: .*nested too deeply"),
     ],
 )
 def test_errors_name_the_line(tokenizer: Tokenizer, source: str, message: str) -> None:

@@ -97,6 +97,23 @@ def test_command_measures_and_plots(
         main(["-m", model, "-ngl", "1", "--strict"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", ""], "'' lacks the name of a file"),
+        (["-m", "a.gguf,,b.gguf"], "lacks the name of a file"),
+        (["-m", "a.gguf", "--plot", "/nonexistent/x.png"], "'/nonexistent/x.png' is not a file that can be written"),
+        (["-m", "a.gguf", "--plot", ""], "'' is not a file that can be written"),
+        (["-m", "a.gguf", "--plot", "/"], "'/' is not a file that can be written"),
+        (["-m", "a.gguf", "--peer", "python", "--json"], "leave out --json, -o and --plot"),
+        (["-m", "a.gguf", "--peer", "python", "-o", "csv"], "leave out --json, -o and --plot"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_measuring(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        main(arguments)
+
+
 def test_plot_is_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         plot_throughput([measurement(Workload(8, 0), 1)], tmp_path / "missing" / "x.png")

@@ -64,6 +64,7 @@ def test_commands_get_their_arguments_and_give_the_exit_code(command, code: int)
         (InputError("two\nlines \x1b[31m"), r"error: two lines \x1b[31m"),
         (FileNotFoundError(2, "No such file or directory", "m.gguf"), "error: m.gguf: No such file or directory"),
         (OSError("odd"), "error: odd"),
+        (OSError(28, "No space left on device"), "error: No space left on device"),
         (MemoryError(), "error: out of memory"),
         (KeyboardInterrupt(), "interrupted"),
     ],
@@ -100,4 +101,21 @@ def test_closed_pipe_is_quiet() -> None:
 def test_full_output_device_is_an_error() -> None:
     run = run_shell("lltool --help > /dev/full")
     assert run.returncode == 2
-    assert run.stderr.splitlines()[0] == "lltool: error: [Errno 28] No space left on device"
+    assert run.stderr.splitlines()[0] == "lltool: error: No space left on device"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_like_dev_null(closed: str) -> None:
+    run = run_shell(f"lltool --help {closed}")
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_standard_input_that_is_not_utf8_is_one_line() -> None:
+    code = (
+        "import sys, types; from lltool.tools.cli import main;"
+        "sys.modules['lltool.tools.inspect'] = types.SimpleNamespace(main=lambda argv: print(input()));"
+        "sys.exit(main(['inspect']))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], input=b"caf\xe9\n", capture_output=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr == b"lltool: error: standard input: b'\\xe9' is not UTF-8; convert the text first\n"

@@ -34,6 +34,7 @@ def test_final_estimate_is_data_and_running_values_are_talk(
         (b"", ["-c", "8"], "the text has 0 tokens, wanted at least 16"),
         (b"a \xff", [], "text.txt: byte 2 is not UTF-8"),
         (b"text", ["-c", "8193"], "context 8193, the model was made for 8192 at most"),
+        (b"text", ["-c", "8", "-b", "9" * 20], "the text has 1 tokens, wanted at least 16"),
         (b"text", ["-c", "2"], "context of 2 tokens: wanted at least 4"),
         (None, [], "text.txt: No such file or directory"),
     ],
