@@ -23,7 +23,7 @@ _NUMBERS: dict[GGMLType, np.dtype[Any]] = {
 ENCODED = frozenset(type for type in GGMLType if _native.can_encode(type))
 """Types that `encode` makes."""
 
-isa.apply(_native)
+isa.apply()
 
 
 class BadWeights(InputError):
@@ -44,7 +44,7 @@ def decode(data: Bytes, type: GGMLType, threads: int | None = None) -> NDArray[n
     if type in _NUMBERS:
         return np.asarray(data.view(_NUMBERS[type]), np.float32)
     weights = np.empty((rows, width // size * block), np.float32)
-    _native.decode(type, data, weights, block, size, threads or default_threads())
+    _native.decode(type, data, weights, block, size, threads or _processors())
     return weights
 
 
@@ -66,7 +66,7 @@ def encode(
     values = np.ascontiguousarray(values, np.float32)
     if importance is not None:
         importance = np.ascontiguousarray(importance, np.float32)
-    fault = _native.encode(type, values, importance, out, *LAYOUT[type], threads or default_threads())
+    fault = _native.encode(type, values, importance, out, *LAYOUT[type], threads or _processors())
     if fault:
         row, reason = fault
         if reason == "not finite":
@@ -75,6 +75,6 @@ def encode(
     return out
 
 
-def default_threads() -> int:
-    """The processors this process may use."""
+def _processors() -> int:
+    """Those this process may use, hyperthreads too: encoding waits for its own sums more than for arithmetic units."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

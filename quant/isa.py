@@ -2,16 +2,9 @@
 
 import os
 from functools import cache
-from typing import Protocol
 
 from lltool.gguf.errors import InputError
 from lltool.quant import _native
-
-
-class Native(Protocol):
-    """A module of kernels compiled once an instruction set."""
-
-    def select_isa(self, name: str) -> None: ...
 
 
 @cache
@@ -29,6 +22,6 @@ def chosen() -> str:
     return name
 
 
-def apply(native: Native) -> None:
-    """Makes a native module use the chosen instruction set; each does it once, when imported."""
-    native.select_isa(chosen())
+def apply() -> None:
+    """Makes the kernels of `quant` use the chosen instruction set."""
+    _native.select_isa(chosen())

@@ -9,13 +9,22 @@ from pathlib import Path
 
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
-from lltool.gguf.ggml_types import LAYOUT, GGMLType, row_bytes
+from lltool.gguf.ggml_types import GGMLType, row_bytes
 from lltool.gguf.metadata import Value, string, u32
 from lltool.gguf.reader import GGUFFile, open_gguf
-from lltool.gguf.source import Model, Tensor
+from lltool.gguf.source import Model
 from lltool.gguf.writer import write_gguf
 from lltool.quant.codec import ENCODED, BadWeights
-from lltool.quant.recipes import DEFAULTS, PLAIN, Choice, Options, Recipe, choose_types, find_recipe
+from lltool.quant.recipes import (
+    DEFAULTS,
+    PLAIN,
+    Choice,
+    Options,
+    Recipe,
+    choose_types,
+    describe_fallbacks,
+    find_recipe,
+)
 from lltool.quant.retype import retype_tensor
 
 QUANTIZATION_VERSION = 2  # of ggml's block formats
@@ -29,27 +38,6 @@ class Plan:
     recipe: Recipe
     options: Options
     choices: Sequence[Choice]
-
-    @property
-    def fallbacks(self) -> list[Choice]:
-        """The tensors whose shape does not allow the type that the recipe wants."""
-        return [choice for choice in self.choices if choice.type != choice.wanted]
-
-    def fallback_notes(self) -> list[str]:
-        """A line for each kind of fallback: how many tensors, why, what they become and what that costs."""
-        kinds: dict[tuple[int, GGMLType, GGMLType], list[Tensor]] = {}
-        for choice in self.fallbacks:
-            kinds.setdefault((choice.tensor.columns, choice.wanted, choice.type), []).append(choice.tensor)
-        notes = []
-        for (columns, wanted, type), tensors in kinds.items():
-            weights = sum(tensor.rows * tensor.columns for tensor in tensors)
-            more = weights * (LAYOUT[type].bits_per_weight - LAYOUT[wanted].bits_per_weight) / 8 / 2**20
-            names = tensors[0].name + (f" and {len(tensors) - 1} more" if len(tensors) > 1 else "")
-            notes.append(
-                f"{names}: rows of {columns} are not whole {wanted.name} blocks of {LAYOUT[wanted].block}; "
-                f"{type.name} instead ({more:+.1f} MiB)"
-            )
-        return notes
 
     @property
     def weights(self) -> int:
@@ -130,8 +118,8 @@ def plan_quantization(
                 f"{file.path}: {tensor.name}: cannot encode to {choice.type.name}; "
                 f"choose of {', '.join(t.name for t in sorted(ENCODED))}"
             )
-    if strict and plan.fallbacks:
-        raise InputError(f"{file.path}: {'; '.join(plan.fallback_notes())}; drop --strict to accept that")
+    if strict and (fallbacks := describe_fallbacks(plan.choices)):
+        raise InputError(f"{file.path}: {'; '.join(fallbacks)}; drop --strict to accept that")
     return plan
 
 

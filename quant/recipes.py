@@ -120,13 +120,31 @@ def choose_types(tensors: Sequence[Tensor], recipe: Recipe, options: Options = D
     return [_choose(tensor, recipe, options, is_tied) for tensor in tensors]
 
 
-def is_kept(tensor: Tensor) -> bool:
+def describe_fallbacks(choices: Sequence[Choice]) -> list[str]:
+    """A line for each kind of fallback: how many tensors, why, what they become and what that costs."""
+    kinds: dict[tuple[int, GGMLType, GGMLType], list[Tensor]] = {}
+    for choice in choices:
+        if choice.type != choice.wanted:
+            kinds.setdefault((choice.tensor.columns, choice.wanted, choice.type), []).append(choice.tensor)
+    notes = []
+    for (columns, wanted, type), tensors in kinds.items():
+        weights = sum(tensor.rows * tensor.columns for tensor in tensors)
+        more = weights * (LAYOUT[type].bits_per_weight - LAYOUT[wanted].bits_per_weight) / 8 / 2**20
+        names = tensors[0].name + (f" and {len(tensors) - 1} more" if len(tensors) > 1 else "")
+        notes.append(
+            f"{names}: rows of {columns} are not whole {wanted.name} blocks of {LAYOUT[wanted].block}; "
+            f"{type.name} instead ({more:+.1f} MiB)"
+        )
+    return notes
+
+
+def _is_kept(tensor: Tensor) -> bool:
     """Whether the recipes leave this tensor as it is."""
     return len(tensor.shape) < 2 or not tensor.name.endswith("weight") or any(part in tensor.name for part in _KEPT)
 
 
 def _choose(tensor: Tensor, recipe: Recipe, options: Options, is_tied: bool) -> Choice:
-    if is_kept(tensor) or (tensor.name == "output.weight" and options.leave_output_tensor):
+    if _is_kept(tensor) or (tensor.name == "output.weight" and options.leave_output_tensor):
         return Choice(tensor, tensor.type, tensor.type)
     wanted = _wanted(tensor.name, recipe, options, is_tied)
     return Choice(tensor, _fit(wanted, tensor.columns), wanted)

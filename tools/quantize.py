@@ -114,7 +114,9 @@ def _ggml_type(text: str) -> GGMLType:
 
 def _announcement(plan: "Plan", with_tensors: bool) -> Iterator[str]:
     """What is going to happen, fallbacks first of all."""
-    for note in plan.fallback_notes():
+    from lltool.quant.recipes import describe_fallbacks
+
+    for note in describe_fallbacks(plan.choices):
         yield f"note: {printable(note)}"
     if with_tensors:
         for index, choice in enumerate(plan.choices, 1):

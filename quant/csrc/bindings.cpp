@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 
 #include "formats/codebooks.h"
@@ -41,7 +42,10 @@ template <class Work> static void share_rows(int64_t rows, int64_t columns, int 
     for (int64_t first; (first = next.fetch_add(chunk)) < rows;) work(first, std::min(first + chunk, rows));
   };
   std::vector<std::thread> others;
-  for (int64_t t = 1; t < std::min<int64_t>(threads, (rows + chunk - 1) / chunk); ++t) others.emplace_back(run);
+  try {
+    for (int64_t t = 1; t < std::min<int64_t>(threads, (rows + chunk - 1) / chunk); ++t) others.emplace_back(run);
+  } catch (const std::system_error&) { // no more threads to be had: those there are do it all
+  }
   run();
   for (auto& other : others) other.join();
 }

@@ -12,4 +12,4 @@ def each_isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test under every instruction set of this machine."""
     _native.select_isa(request.param)
     yield request.param
-    isa.apply(_native)
+    isa.apply()

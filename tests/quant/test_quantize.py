@@ -16,7 +16,7 @@ from lltool.gguf.reader import open_gguf
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.writer import write_gguf
 from lltool.quant.quantize import plan_quantization, quantize_file
-from lltool.quant.recipes import Options
+from lltool.quant.recipes import Options, describe_fallbacks
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,10 @@ def test_a_file_says_how_it_was_made(small_file: Path) -> None:
 def test_plan_tells_fallbacks_and_sizes(small_file: Path) -> None:
     with open_gguf(small_file) as file:
         plan = plan_quantization(file, "Q8_0")
-        assert [choice.tensor.name for choice in plan.fallbacks] == ["blk.0.attn_k.weight"]
-        assert plan.fallbacks[0].type == GGMLType.F16
-        assert plan.fallback_notes() == [
+        fallbacks = [choice for choice in plan.choices if choice.type != choice.wanted]
+        assert [choice.tensor.name for choice in fallbacks] == ["blk.0.attn_k.weight"]
+        assert fallbacks[0].type == GGMLType.F16
+        assert describe_fallbacks(plan.choices) == [
             "blk.0.attn_k.weight: rows of 40 are not whole Q8_0 blocks of 32; F16 instead (+0.0 MiB)"
         ]
         assert plan.source_bytes == 4 * (8 * 64 + 4 * 40 + 64)
