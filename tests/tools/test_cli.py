@@ -86,6 +86,11 @@ def test_our_own_mistakes_are_not_hidden(command) -> None:
         cli.main(["inspect"])
 
 
+def test_the_package_runs_as_a_module() -> None:
+    run = subprocess.run([sys.executable, "-m", "lltool", "--version"], capture_output=True, text=True, check=False)
+    assert run.stdout == f"lltool {__version__}\n"
+
+
 def run_shell(script: str) -> subprocess.CompletedProcess[str]:
     script = script.replace(
         "lltool", f"{sys.executable} -c 'import sys; from lltool.tools.cli import main; sys.exit(main())'"
