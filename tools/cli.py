@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": Command("demo", "all of the above on a small model, with a table and a plot"),
 }
 _LISTING = "\n".join(f"  {name:<12}{command.help}" for name, command in COMMANDS.items())
+_LONGEST_MESSAGE = 2000  # characters
 HELP = f"""\
 usage: lltool [--traceback] COMMAND ...
 
@@ -120,4 +121,5 @@ def _describe(error: BaseException) -> str:
 
 def _say(message: str) -> None:
     """One line on stderr, whatever a hostile file has put into the message."""
-    print("lltool:", printable(" ".join(message.split())), file=sys.stderr)
+    line = printable(" ".join(message.split()))
+    print("lltool:", line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}...", file=sys.stderr)

@@ -62,6 +62,7 @@ def test_commands_get_their_arguments_and_give_the_exit_code(command, code: int)
     [
         (InputError("m.gguf: bad"), "error: m.gguf: bad"),
         (InputError("two\nlines \x1b[31m"), r"error: two lines \x1b[31m"),
+        (InputError("x" * 9999), f"error: {'x' * 1993}..."),
         (FileNotFoundError(2, "No such file or directory", "m.gguf"), "error: m.gguf: No such file or directory"),
         (OSError("odd"), "error: odd"),
         (OSError(28, "No space left on device"), "error: No space left on device"),
