@@ -108,7 +108,7 @@ class ModelConfig:
         rotary = _rotary(keys, head_dim, context_length)
         local_rotary = rotary
         if traits.local_rope_base is not None:
-            local_rotary = Rotary(keys.number("rope.freq_base_swa", traits.local_rope_base), rotary.dims)
+            local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", traits.local_rope_base), rotary.dims)
         # Gemma 3 27B, alone in its family, scales by the width a head and not by the head's own.
         scaled_dim = width / heads if (architecture, layers) == ("gemma3", 62) else head_dim
         config = cls(
@@ -138,8 +138,7 @@ class ModelConfig:
 def _rotary(keys: "_Keys", head_dim: int, context_length: int) -> Rotary:
     dims = keys.integer("rope.dimension_count", head_dim)
     keys.expect("rope.dimension_count", dims % 2 == 0 and dims <= head_dim, f"even and at most {head_dim}")
-    base = keys.number("rope.freq_base", 10000.0)
-    keys.expect("rope.freq_base", base > 1, "above 1")
+    base = _rope_base(keys, "rope.freq_base", 10000.0)
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
     scaling = _scaling(keys.text("rope.scaling.type", "linear"), factor)
     betas = [keys.number(f"rope.scaling.yarn_beta_{end}", default) for end, default in (("fast", 32.0), ("slow", 1.0))]
@@ -154,6 +153,12 @@ def _rotary(keys: "_Keys", head_dim: int, context_length: int) -> Rotary:
         beta_fast=betas[0],
         beta_slow=betas[1],
     )
+
+
+def _rope_base(keys: "_Keys", key: str, default: float) -> float:
+    base = keys.number(key, default)
+    keys.expect(key, base > 1, "above 1")
+    return base
 
 
 def _scaling(found: str, factor: float) -> Scaling:

@@ -242,7 +242,8 @@ class _Keys:
         return found
 
     def numbers(self, name: str, dtype: Any, size: int, default: float) -> NDArray[Any]:
-        found = self._get_array(name, _NUMBERS, "an array of numbers")
+        is_integer = np.issubdtype(dtype, np.integer)
+        found = self._get_array(name, INTEGERS if is_integer else _NUMBERS, "an array of numbers")
         if found is None:
             return np.full(size, default, dtype)
         if len(found) != size:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from lltool.gguf.errors import InputError
-from lltool.gguf.metadata import Value
+from lltool.gguf.metadata import Value, ValueType
 from lltool.gguf.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from lltool.gguf.string_array import StringArray
 
@@ -41,7 +41,9 @@ def find_pre_tokenizer(metadata: Mapping[str, Value]) -> PreTokenizer:
     if value is None:
         _log.warning("tokenizer.ggml.pre is missing: the default pre-tokenizer may split text differently")
         return PRE_TOKENIZERS["default"]
-    found = PRE_TOKENIZERS.get(str(value.data))
+    if value.type != ValueType.STRING:
+        raise InputError(f"tokenizer.ggml.pre: found {value.type.name}, wanted a string")
+    found = PRE_TOKENIZERS.get(value.data)
     if found is None:
         raise InputError(
             f"tokenizer.ggml.pre: pre-tokenizer {value.data!r} is not supported; text would be split wrongly"

@@ -28,6 +28,7 @@ def config(architecture: str = "gemma3", **changes: Value | None) -> ModelConfig
     ("changes", "message"),
     [
         ({"block_count": None}, "gemma3.block_count: found nothing, wanted a value"),
+        ({"rope__freq_base_swa": f32(0.0)}, r"rope\.freq_base_swa: found 0\.0, wanted above 1"),
         ({"block_count": u32(2**31 - 1)}, "gemma3.block_count: found 2147483647, wanted at most 65536"),
         ({"block_count": u32(0)}, "gemma3.block_count: found 0, wanted an integer from 1"),
         ({"block_count": string("3")}, "gemma3.block_count: found '3', wanted an integer from 1"),

@@ -241,6 +241,11 @@ def test_stream_holds_back_incomplete_characters(gpt2_tokenizer: Tokenizer) -> N
         ({"bos_token_id": array(ValueType.UINT32, np.arange(2, dtype=np.uint32))}, "found ARRAY, wanted a token id"),
         ({"bos_token_id": Value(ValueType.FLOAT32, 1.5)}, "found FLOAT32, wanted a token id"),
         ({"add_bos_token": array(ValueType.BOOL, np.ones(2, bool))}, "found ARRAY, wanted a bool"),
+        ({"pre": u32(1)}, "pre: found UINT32, wanted a string"),
+        (
+            {"token_type": array(ValueType.FLOAT32, np.ones(264, np.float32))},
+            "found an array of FLOAT32, wanted an array of numbers",
+        ),
         ({"tokens": string("abc")}, "tokens: found STRING, wanted an array of strings"),
         ({"tokens": array(ValueType.INT32, np.ones(3, np.int32))}, "found an array of INT32, wanted an array of str"),
         ({"add_bos_token": string("yes")}, "found STRING, wanted a bool"),
