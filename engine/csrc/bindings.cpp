@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <mutex>
 #include <stdexcept>
 #include <tuple>
 
@@ -31,12 +32,19 @@ static Matrix matrix(int type, int64_t columns, const Bytes2& data) {
   return {type, int64_t(data.shape(0)), columns, int64_t(data.shape(1)), data.data()};
 }
 
-// An executor and the batch it works on: the arrays of a batch live until the next.
+// An executor and the batch it works on: the arrays of a batch live until the next. Python's lock is released while it
+// runs, so another thread may call; it is refused.
 class Session {
 public:
   explicit Session(const Settings& s) : executor(s) {}
   Executor executor;
   int64_t token_ids = 0; // rows of the embedding
+
+  std::unique_lock<std::mutex> claim() {
+    std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
+    if (!lock) throw std::runtime_error("the executor is running in another thread");
+    return lock;
+  }
 
   void embed(Place out, int type, int64_t columns, Bytes2 data, float scale) {
     require(columns == out.second && executor.kernels.can_decode(type), "embed: rows as wide as the output, of a known type");
@@ -45,6 +53,7 @@ public:
   }
 
   void run(Array1<int32_t> ids, Array1<int32_t> positions, Array1<int32_t> sequences, Tables tables, Array1<int32_t> outputs) {
+    const auto lock = claim();
     const size_t n = ids.size();
     if (n == 0 || n > size_t(executor.settings.max_batch) || positions.size() != n || sequences.size() != n || outputs.size() > n)
       throw std::invalid_argument("run: a batch of wrong size");
@@ -77,6 +86,7 @@ public:
   }
 
 private:
+  std::mutex busy_;
   std::vector<int32_t> ids_, positions_, sequences_, tables_, outputs_;
 };
 
@@ -161,6 +171,7 @@ NB_MODULE(_native, m) {
       .def("finish", [](Session& s) { s.executor.finish(); })
       .def("run", &Session::run)
       .def("logits", [](Session& s, int64_t start, int64_t stop) {
+        const auto lock = s.claim();
         const float* rows;
         {
           nb::gil_scoped_release release;
@@ -170,9 +181,13 @@ NB_MODULE(_native, m) {
             rows, {size_t(stop - start), size_t(s.executor.settings.vocabulary)}, nb::find(s));
       })
       .def("score", [](Session& s, int64_t start, Array1<int32_t> targets, nb::ndarray<double, nb::ndim<1>, nb::c_contig> out) {
-        if (out.size() != targets.size()) throw std::invalid_argument("score: sizes do not agree");
+        require(out.size() == targets.size(), "score: sizes do not agree");
+        const auto lock = s.claim();
         nb::gil_scoped_release release;
         s.executor.score(start, start + int64_t(targets.size()), targets.data(), out.data());
       })
-      .def("copy_page", [](Session& s, int64_t source, int64_t target) { s.executor.copy_page(source, target); });
+      .def("copy_page", [](Session& s, int64_t source, int64_t target) {
+        const auto lock = s.claim();
+        s.executor.copy_page(source, target);
+      });
 }

@@ -4,6 +4,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from threading import Event, Thread
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -350,3 +353,28 @@ def test_threads_share_the_work_and_agree() -> None:
     for i in range(60):
         batch = one_sequence(1 + i % 40)
         assert np.array_equal(run_all(one, batch), run_all(many, batch))
+
+
+def test_a_second_thread_is_refused_while_one_runs() -> None:
+    rng = np.random.default_rng(8)
+    weights = [f32_weight("embed", rng.standard_normal((VOCAB, 512), np.float32))]
+    weights.append(random_weight(rng, "w.weight", GGMLType.F32, 2048, 512))
+    made = program(weights, 512, lambda g, x: g.linear(x, ("w.weight",), (2048,))[0])
+    cpu = CpuExecutor(made, 1, max_batch=64, threads=1)
+    batch, refused = one_sequence(64), Event()
+
+    def run() -> None:
+        deadline = monotonic() + 20
+        while not refused.is_set() and monotonic() < deadline:
+            with suppress(RuntimeError):
+                cpu.run(batch)
+
+    other = Thread(target=run)
+    other.start()
+    try:
+        with pytest.raises(RuntimeError, match="the executor is running in another thread"):
+            while other.is_alive():
+                cpu.copy_page(0, 0)
+    finally:
+        refused.set()
+        other.join()
