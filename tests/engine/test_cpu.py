@@ -369,12 +369,15 @@ def test_a_second_thread_is_refused_while_one_runs() -> None:
             with suppress(RuntimeError):
                 cpu.run(batch)
 
+    def disturb() -> None:
+        while other.is_alive():
+            cpu.copy_page(0, 0)
+
     other = Thread(target=run)
     other.start()
     try:
         with pytest.raises(RuntimeError, match="the executor is running in another thread"):
-            while other.is_alive():
-                cpu.copy_page(0, 0)
+            disturb()
     finally:
         refused.set()
         other.join()
