@@ -136,7 +136,8 @@ class Tokenizer:
     def _special(self) -> list[tuple[str, int]]:
         """Texts and ids of the tokens that are found in text before anything else, longest first."""
         ids = np.flatnonzero(np.isin(self.types, _SPECIAL)).tolist()
-        return sorted(((self.tokens[id], id) for id in ids if self.tokens[id]), key=lambda item: -len(item[0].encode()))
+        found = [(self.tokens[id], id) for id in ids if self.tokens[id]]
+        return sorted(found, key=lambda item: -len(item[0].encode("utf-8", "surrogateescape")))
 
     def _partition(self, text: str, parse_special: bool) -> list[str | int]:
         """Cuts the special tokens out of `text`: the longest first wherever it is, then the next in what is left."""

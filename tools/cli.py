@@ -5,6 +5,7 @@ import difflib
 import importlib
 import io
 import os
+import signal
 import sys
 from typing import NamedTuple, NoReturn
 
@@ -54,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     if show_traceback:
         arguments = arguments[1:]
     _prepare_streams()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup it is ignored, and stays so
+            signal.signal(number, signal.default_int_handler)  # so that no temporary file is left behind
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()

@@ -215,6 +215,17 @@ def test_lone_surrogates_become_replacement_characters(gpt2_tokenizer: Tokenizer
     assert gpt2_tokenizer.decode(gpt2_tokenizer.encode("\ud83d\ude00")) == "😀"
 
 
+def test_special_tokens_that_are_no_utf8_do_no_harm() -> None:
+    metadata = gpt2_metadata()
+    tokens = [*metadata["tokenizer.ggml.tokens"].data, "<\udcff>"]
+    types = [*metadata["tokenizer.ggml.token_type"].data, TokenType.CONTROL]
+    metadata["tokenizer.ggml.tokens"] = array(ValueType.STRING, tokens)
+    metadata["tokenizer.ggml.token_type"] = array(ValueType.INT32, np.array(types, np.int32))
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.encode("ab<|im_end|>", add_special=False, parse_special=True) == [AB, END]
+    assert tokenizer.piece(len(tokens) - 1) == b"<\xff>"
+
+
 def test_stream_holds_back_incomplete_characters(gpt2_tokenizer: Tokenizer) -> None:
     decoder = StreamDecoder(gpt2_tokenizer)
     assert [decoder.push(id) for id in gpt2_tokenizer.encode("é€😀!")] == ["", "é", "", "", "€", "", "", "", "😀", "!"]

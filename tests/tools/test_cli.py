@@ -125,3 +125,15 @@ def test_standard_input_that_is_not_utf8_is_one_line() -> None:
     run = subprocess.run([sys.executable, "-c", code], input=b"caf\xe9\n", capture_output=True, check=False)
     assert run.returncode == 2
     assert run.stderr == b"lltool: error: standard input: b'\\xe9' is not UTF-8; convert the text first\n"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_end_a_command_as_an_error_would(name: str) -> None:
+    code = (
+        "import signal, sys, types; from lltool.tools.cli import main;"
+        f"sleep = lambda argv: signal.raise_signal(signal.{name});"
+        "sys.modules['lltool.tools.inspect'] = types.SimpleNamespace(main=sleep);"
+        "sys.exit(main(['inspect']))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (2, "lltool: interrupted\n")
