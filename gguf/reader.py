@@ -1,23 +1,17 @@
 """GGUF files as sources: mapped, checked once, read where they lie; all shards of a split model are one."""
 
-import mmap
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from lltool.gguf import shards
 from lltool.gguf.errors import InputError
 from lltool.gguf.header import Header, TensorEntry, parse_header
+from lltool.gguf.mapped import MappedFile
 from lltool.gguf.metadata import Value
 from lltool.gguf.source import Bytes, Tensor
-
-# Bytes behind a sequential reader that stay mapped (the two windows of a writer), and the step of letting go.
-_KEEP = 128 << 20
-_DROP = 64 << 20
 
 
 class GGUFFile:
@@ -31,7 +25,7 @@ class GGUFFile:
         first = parts[0].header
         self.path = path
         self.paths = tuple(part.path for part in parts)
-        self.size = sum(len(part.data) for part in parts)  # bytes, of all shards
+        self.size = sum(len(part.mapped.data) for part in parts)  # bytes, of all shards
         self.version = first.version
         self.alignment = first.alignment
         self.metadata: Mapping[str, Value] = first.metadata
@@ -88,22 +82,10 @@ def open_gguf(path: str | Path) -> GGUFFile:
 class _Part:
     """One mapped file."""
 
-    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
+    def __init__(self, path: Path, mapped: MappedFile) -> None:
         self.path = path
-        self.header: Header = parse_header(path, memoryview(mapped))
-        self.data: Bytes = np.frombuffer(mapped, np.uint8)  # the whole file, (bytes,)
-        self._mapped = mapped
-        self._passed = 0
-
-    def pass_to(self, position: int) -> None:
-        """Unmaps, once, the pages far behind a reader who has come to `position`.
-
-        So a model that streams through does not stay resident. A view of such a page still works: it is mapped again.
-        """
-        passed = max(0, position - _KEEP) // _DROP * _DROP
-        if passed > self._passed:
-            self._mapped.madvise(mmap.MADV_DONTNEED, self._passed, passed - self._passed)
-            self._passed = passed
+        self.mapped = mapped
+        self.header: Header = parse_header(path, mapped.data.data)
 
 
 def _open_part(path: Path) -> _Part:
@@ -115,20 +97,16 @@ def _open_part(path: Path) -> _Part:
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
-        # Views hold on to the map, so it is closed by the last of them and not by hand.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = MappedFile(file)
     return _Part(path, mapped)
 
 
 def _tensor(part: _Part, entry: TensorEntry) -> Tensor:
-    data = part.data[entry.offset : entry.offset + entry.nbytes]
-
     def read(start: int, stop: int) -> Bytes:
-        part.pass_to(entry.offset + start * tensor.row_bytes)
-        return rows[start:stop]
+        width = tensor.row_bytes
+        return part.mapped.window(entry.offset + start * width, entry.offset + stop * width).reshape(-1, width)
 
     tensor = Tensor(entry.name, entry.type, entry.shape, read)
-    rows = data.reshape(tensor.rows, tensor.row_bytes)
     return tensor
 
 

@@ -5,7 +5,6 @@ the ranges cover without gap or overlap. Source: the format page of the safetens
 """
 
 import json
-import mmap
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.mapped import MappedFile
 from lltool.gguf.source import Bytes, Tensor
 
 DTYPES = {"F32": GGMLType.F32, "F16": GGMLType.F16, "BF16": GGMLType.BF16}
@@ -49,7 +49,7 @@ class SafetensorsFile:
 
     path: Path
     entries: Mapping[str, Entry]
-    data: Bytes
+    mapped: MappedFile
 
     def tensor(self, name: str) -> Tensor:
         """Raises InputError for a type that is not a plain float."""
@@ -57,9 +57,12 @@ class SafetensorsFile:
         if entry.dtype not in DTYPES:
             wanted = ", ".join(DTYPES)
             raise InputError(f"{self.path}: {name}: type {entry.dtype} is not supported; wanted {wanted}")
-        rows = prod(entry.shape[:-1])
-        table = self.data[entry.start : entry.stop].reshape(rows, (entry.stop - entry.start) // rows)
-        return Tensor(name, DTYPES[entry.dtype], entry.shape, lambda start, stop: table[start:stop])
+        width = (entry.stop - entry.start) // prod(entry.shape[:-1])
+
+        def read(start: int, stop: int) -> Bytes:
+            return self.mapped.window(entry.start + start * width, entry.start + stop * width).reshape(-1, width)
+
+        return Tensor(name, DTYPES[entry.dtype], entry.shape, read)
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:
@@ -69,11 +72,11 @@ def open_safetensors(path: Path) -> SafetensorsFile:
             size = os.fstat(file.fileno()).st_size
             if size < 8:
                 raise InputError(f"{path}: {size} bytes, too short for a safetensors file; download it again")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = MappedFile(file)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    data = np.frombuffer(mapped, np.uint8)
-    (length,) = struct.unpack_from("<Q", mapped)
+    data = mapped.data
+    (length,) = struct.unpack("<Q", data[:8].tobytes())
     if length > min(_MAX_HEADER, size - 8):
         limit = f"the file has {size - 8} after it, the cap is {_MAX_HEADER}"
         raise InputError(f"{path}: header of {length} bytes, but {limit}; not a safetensors file, or cut off")
@@ -86,7 +89,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     header.pop("__metadata__", None)
     entries = {name: _parse_entry(path, name, fields, 8 + length) for name, fields in header.items()}
     _check_coverage(path, entries, 8 + length, size)
-    return SafetensorsFile(path, entries, data)
+    return SafetensorsFile(path, entries, mapped)
 
 
 def _parse_entry(path: Path, name: str, fields: Any, base: int) -> Entry:

@@ -1,7 +1,10 @@
 """Our safetensors reader and writer against the safetensors library, and every error of a damaged header."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +111,23 @@ def test_bad_length_is_refused(content: bytes, message: str, tmp_path: Path) -> 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.safetensors: No such file"):
         open_safetensors(tmp_path / "none.safetensors")
+
+
+def test_streaming_in_any_order_keeps_little_of_a_large_file_resident(tmp_path: Path) -> None:
+    size, count = 32 << 20, 24  # 768 MiB, sparse on disk
+    header = {f"t{i}": entry(i * size, (i + 1) * size, [1024, size // 4096]) for i in range(count)}
+    path = write(tmp_path / "m.safetensors", header)
+    os.truncate(path, path.stat().st_size + count * size)
+    code = f"""
+import pathlib, resource
+from lltool.gguf.safetensors import open_safetensors
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+file = open_safetensors(pathlib.Path({str(path)!r}))
+for i in range({count}):
+    tensor = file.tensor(f"t{{i * 7 % {count}}}")
+    for start in range(0, 1024, 256):
+        assert tensor.read(start, start + 256).max() == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 200 << 10  # kilobytes: the windows that stay mapped, not all of the file

@@ -1,0 +1,36 @@
+"""Files mapped for reading. Read in windows, in any order, little of a large one stays resident."""
+
+import mmap
+from collections import deque
+from threading import Lock
+from typing import BinaryIO
+
+import numpy as np
+
+from lltool.gguf.source import Bytes
+
+_KEPT = 128 << 20  # bytes of the last windows that stay mapped: a writer has two at a time
+
+
+class MappedFile:
+    """`data` is the whole file, (bytes,); `window` a part of it that is read once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        # Views hold on to the map, so it is closed by the last of them and not by hand.
+        self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.data: Bytes = np.frombuffer(self._mapped, np.uint8)
+        self._windows: deque[tuple[int, int]] = deque()
+        self._bytes = 0  # of these windows
+        self._lock = Lock()
+
+    def window(self, start: int, stop: int) -> Bytes:
+        """Bytes [start, stop). Unmaps the pages of long past windows; a view of one still works, it is mapped again."""
+        with self._lock:
+            self._windows.append((start, stop))
+            self._bytes += stop - start
+            while self._bytes - (self._windows[0][1] - self._windows[0][0]) > _KEPT:
+                first, last = self._windows.popleft()
+                self._bytes -= last - first
+                page = first // mmap.PAGESIZE * mmap.PAGESIZE
+                self._mapped.madvise(mmap.MADV_DONTNEED, page, last - page)
+        return self.data[start:stop]
