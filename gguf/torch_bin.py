@@ -1,15 +1,20 @@
 """`pytorch_model*.bin` checkpoints, through torch's restricted unpickler: a file cannot run code."""
 
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.source import Bytes, Tensor
+
+# What torch.load raises, besides UnpicklingError, for files with bytes that were changed or cut off.
+_DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,18 @@ def open_torch(path: Path) -> TorchFile:
             f"{path}: reading .bin needs torch; pip install 'lltool[torch]', or take safetensors"
         ) from None
     try:
-        mappable = torch.serialization._is_zipfile(path.open("rb"))
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+        with path.open("rb") as file:
+            mappable = torch.serialization._is_zipfile(file)
+        with catch_warnings(action="ignore"):  # of odd bytes, before it fails on them
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        raise InputError(f"{path}: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: holds more than tensors, or is damaged: {reason}") from None
-    except (RuntimeError, EOFError) as error:
-        raise InputError(f"{path}: torch cannot read it: {str(error).splitlines()[0]}") from None
+    except _DAMAGED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: torch cannot read it: {reason}") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise InputError(f"{path}: wanted a dict of tensors by name, found {type(loaded).__name__} of other things")
     return TorchFile(path, loaded)
