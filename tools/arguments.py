@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import sys
+import math
 from typing import Any, NoReturn
 
 from lltool.gguf.errors import InputError
@@ -48,9 +48,23 @@ def byte_size(text: str) -> int:
 
 
 def print_json(report: Any) -> None:
-    """Prints a report as JSON, in ASCII so that any terminal and any string of a file will do."""
-    json.dump(report, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+    """Prints a report as JSON, in ASCII so that any terminal and any string will do; NaN and infinity are null."""
+    try:
+        text = json.dumps(report, indent=2, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_without_nan(report), indent=2)
+    print(text)
+
+
+def _without_nan(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _without_nan(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without_nan(item) for item in value]
+        case float():
+            return value if math.isfinite(value) else None
+    return value
 
 
 def printable(text: str) -> str:
