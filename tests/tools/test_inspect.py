@@ -108,13 +108,6 @@ def test_json(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("qwen25coder-0.5b-q4_k_m", "qwen2", "Q4_K_M", 630_167_424, 6.163),
     ],
 )
-def test_json_has_null_for_numbers_that_json_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    odd = {"scale": f32(float("nan")), "scales": array(ValueType.FLOAT32, np.array([1, np.inf], np.float32))}
-    path = write_gguf(tmp_path / "odd.gguf", Model(odd, []))[0]
-    assert main(["inspect", str(path), "--json", "--metadata"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"metadata": {"scale": None, "scales": [1.0, None]}}
-
-
 def test_real_models(
     real_model: Callable[[str], Path], name: str, architecture: str, file_type: str, parameters: int, bits: float
 ) -> None:
@@ -131,3 +124,10 @@ def test_bad_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err.startswith(f"lltool: error: {tmp_path}/x.gguf: the version at byte 4")
     assert main(["inspect", str(tmp_path / "none.gguf")]) == 2
     assert capsys.readouterr().err == f"lltool: error: {tmp_path}/none.gguf: No such file or directory\n"
+
+
+def test_json_has_null_for_numbers_that_json_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = {"scale": f32(float("nan")), "scales": array(ValueType.FLOAT32, np.array([1, np.inf], np.float32))}
+    path = write_gguf(tmp_path / "odd.gguf", Model(odd, []))[0]
+    assert main(["inspect", str(path), "--json", "--metadata"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"metadata": {"scale": None, "scales": [1.0, None]}}
