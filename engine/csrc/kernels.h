@@ -10,7 +10,7 @@ constexpr int page_tokens = 64; // tokens in a page of the KV cache
 constexpr int max_head_dim = 512;
 
 // Columns of quantized activations; those past the weight's own are zero.
-constexpr int64_t padded(int64_t columns) { return (columns + 63) / 64 * 64; }
+constexpr int64_t padded(int64_t columns) { return (columns + 511) / 512 * 512; }
 
 // A weight matrix as it lies in the file.
 struct Matrix {

@@ -8,11 +8,10 @@
 namespace {
 
 using lltool::Matrix;
+using lltool::padded;
 using lltool::Quantized;
 
-constexpr int64_t padded(int64_t K) { return (K + 63) / 64 * 64; }
-
-// A row of a quantized weight: columns padded to 64, a scale and a minimum each 16 or 32 codes.
+// A row of a quantized weight: columns padded (kernels.h), a scale and a minimum each 16 or 32 codes.
 struct Row {
   uint8_t* codes;
   float *scale, *min;
@@ -116,16 +115,44 @@ void pack_panel(const float* x, int64_t stride, int tokens, int64_t K, float* ou
 
 // ---- a few tokens: one row of the weight at a time ----
 
-// out[r] = sum over k of (scale * (code - zero) + min) * x[k] for R rows, which share the reads of x. `product` of a row
-// is scratch for scale * activation scale of each group.
-template <int R, int group, int zero, int max_code, bool has_min>
-inline void dot_rows(const Row* rows, const int8_t* q, const float* x_scale, const int32_t* sum, int64_t Kp, float* const* product,
-                     float* out) {
-  const int64_t groups = Kp / group;
+#if defined(__AVX512VNNI__)
+typedef Codes64 Width;
+#else
+typedef Codes32 Width;
+#endif
+
+// Where dot_rows takes codes from: at(r, k, whole) is Width::count of row r from column k on; not whole, only 32 are left.
+struct StoredCodes {
+  const uint8_t* codes;
+  int64_t stride; // bytes a row
+  Width::Bytes at(int r, int64_t k, bool) const { return load<Width::Bytes>(codes + r * stride + k); }
+};
+// Made in registers from the file's bytes. The rows that come next are fetched as these are multiplied, so that memory
+// never waits for arithmetic, or the reverse.
+template <class F> struct PackedCodes {
+  const uint8_t* data;
+  int64_t row_bytes, next_rows; // bytes a row, and to the rows that come next
+  Width::Bytes at(int r, int64_t k, bool whole) const {
+    const uint8_t* block = data + k / F::block * F::bytes + r * row_bytes;
+    __builtin_prefetch(block + next_rows);
+    return F::template codes<Width>(block, F::block == 32 && whole ? block + F::bytes : block, int(k % F::block / 32));
+  }
+};
+
+// Scales (and minima) of a few rows, and scratch for scale * activation scale of each group; `stride` floats a row.
+struct Scales {
+  float *scale, *min, *product;
+  int64_t stride;
+};
+
+// out[r] = sum over k of (scale * (code - zero) + min) * x[k] for R rows, which share the reads of x.
+template <class F, int R, class Codes>
+inline void dot_rows(const Codes& codes, Scales s, const int8_t* q, const float* x_scale, const int32_t* sum, int64_t K, float* out) {
+  constexpr int group = F::group;
+  const int64_t Kp = padded(K), groups = Kp / group;
   const int32_t* group_sum = group == 32 ? sum + Kp / 16 : sum;
   vf acc[R];
-  float tail[R];
-  for (int r = 0; r < R; ++r) acc[r] = vf{}, tail[r] = 0;
+  for (int r = 0; r < R; ++r) acc[r] = vf{};
   const auto x_scales = [&](int64_t at) {
     if constexpr (group == 32) {
       return load<vf>(x_scale + at);
@@ -135,67 +162,103 @@ inline void dot_rows(const Row* rows, const int8_t* q, const float* x_scale, con
       return __builtin_shuffle(load<vf>(x_scale + at / 2), twice);
     }
   };
-  int64_t g = 0;
-  for (; g + lanes <= groups; g += lanes) {
-    const vf s = x_scales(g), total = to_float(load<vi>(group_sum + g)), scaled = s * total;
+  for (int64_t g = 0; g < groups; g += lanes) {
+    const vf xs = x_scales(g), scaled = xs * to_float(load<vi>(group_sum + g)), offset = scaled * float(F::zero);
     for (int r = 0; r < R; ++r) {
-      const vf scale = load<vf>(rows[r].scale + g);
-      store(product[r] + g, scale * s);
-      if constexpr (zero != 0) acc[r] -= scale * (scaled * float(zero));
-      if constexpr (has_min) acc[r] += load<vf>(rows[r].min + g) * scaled;
+      const vf scale = load<vf>(s.scale + r * s.stride + g);
+      store(s.product + r * s.stride + g, scale * xs);
+      if constexpr (F::zero != 0) acc[r] -= scale * offset;
+      if constexpr (F::has_min) acc[r] += load<vf>(s.min + r * s.stride + g) * scaled;
     }
   }
-  for (; g < groups; ++g) {
-    const float s = x_scale[group == 32 ? g : g / 2], scaled = s * float(group_sum[g]);
+  const auto multiply = [&](int64_t k, bool whole) {
+    constexpr int step = lanes * 4; // codes a vector
     for (int r = 0; r < R; ++r) {
-      product[r][g] = rows[r].scale[g] * s;
-      if constexpr (zero != 0) tail[r] -= rows[r].scale[g] * (scaled * float(zero));
-      if constexpr (has_min) tail[r] += rows[r].min[g] * scaled;
+      const Width::Bytes made = codes.at(r, k, whole);
+      for (int i = 0; i < Width::count; i += step) {
+        const vb w = load<vb>(reinterpret_cast<const uint8_t*>(&made) + i);
+        const vi dot = dot4<F::max_code>(vi{}, w, load<vb>(q + k + i));
+        acc[r] += to_float(dot) * spread<group>(s.product + r * s.stride + (k + i) / group);
+      }
     }
-  }
-  constexpr int step = lanes * 4; // codes a vector
-  for (int64_t k = 0; k < Kp; k += step) {
-    const vb x = load<vb>(q + k);
-    for (int r = 0; r < R; ++r)
-      acc[r] += to_float(dot4<max_code>(vi{}, load<vb>(rows[r].codes + k), x)) * spread<group>(product[r] + k / group);
-  }
-  for (int r = 0; r < R; ++r) out[r] = sum_of(acc[r]) + tail[r];
+  };
+  int64_t k = 0;
+  for (; k + Width::count <= K; k += Width::count) multiply(k, true);
+  if (k < K) multiply(k, false); // x is zero past the end
+  for (int r = 0; r < R; ++r) out[r] = sum_of(acc[r]);
 }
 
-// Unpacking a few rows before multiplying them keeps the scalar stores of scales away from the vector loads that follow.
+// The half at position `at` of each of n blocks of F, eight at a time.
+template <class F> inline void gather_halves(const uint8_t* blocks, int64_t at, int64_t n, uint8_t* halves) {
+  typedef uint16_t Halves8 __attribute__((vector_size(16)));
+  constexpr int64_t step = F::bytes;
+  const uint8_t* p = blocks + 2 * at;
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8, p += 8 * step)
+    store(halves + 2 * i, Halves8{load_u16(p), load_u16(p + step), load_u16(p + 2 * step), load_u16(p + 3 * step), load_u16(p + 4 * step),
+                                  load_u16(p + 5 * step), load_u16(p + 6 * step), load_u16(p + 7 * step)});
+  for (; i < n; ++i, p += step) std::memcpy(halves + 2 * i, p, 2);
+}
+
+// The scales and minima of R rows. Halves are gathered first and converted together, with `halves` as scratch.
+template <class F, int R> inline void read_scales(const uint8_t* data, int64_t row_bytes, int64_t K, Scales s, uint8_t* halves) {
+  const int64_t blocks = K / F::block;
+  constexpr int groups = F::block / F::group, kinds = F::has_min ? 2 : 1;
+  if constexpr (F::block == 32) { // halves is (R, kinds, blocks)
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < kinds; ++i) gather_halves<F>(data + r * row_bytes, i, blocks, halves + 2 * (r * kinds + i) * blocks);
+    for (int r = 0; r < R; ++r) {
+      f16_row_to_f32(halves + 2 * (r * kinds) * blocks, blocks, s.scale + r * s.stride);
+      if constexpr (F::has_min) f16_row_to_f32(halves + 2 * (r * kinds + 1) * blocks, blocks, s.min + r * s.stride);
+    }
+  } else {
+    for (int r = 0; r < R; ++r)
+      for (int64_t b = 0; b < blocks; ++b)
+        F::scales(data + r * row_bytes + b * F::bytes, s.scale + r * s.stride + b * groups, s.min + r * s.stride + b * groups);
+  }
+}
+
+// Reading the scales of a few rows before multiplying them keeps their scalar stores away from the vector loads.
 constexpr int rows_at_once = 4;
+
+// `codes` is scratch of R padded rows.
+template <class F, int R>
+void matvec_rows(const Matrix& w, int64_t r, Quantized x, int tokens, float* out, int64_t stride, uint8_t* codes, Scales s) {
+  const int64_t K = w.columns, Kp = padded(K);
+  const uint8_t* data = w.data + r * w.row_bytes;
+  if constexpr (is_in_registers<F>) {
+    if (tokens == 1) {
+      read_scales<F, R>(data, w.row_bytes, K, s, codes);
+      const PackedCodes<F> packed{data, w.row_bytes, R * w.row_bytes};
+      dot_rows<F, R>(packed, s, x.q, x.scale, x.sum, K, out + r);
+      return;
+    }
+  }
+  // The hardware's prefetcher stops at pages, and starves while rows are multiplied.
+  for (int64_t i = 0; i < R * w.row_bytes; i += 64) __builtin_prefetch(data + R * w.row_bytes + i, 0, 2);
+  for (int i = 0; i < R; ++i) {
+    const Row row{codes + i * Kp, s.scale + i * s.stride, s.min + i * s.stride};
+    unpack_row<F>(data + i * w.row_bytes, K, row);
+  }
+  for (int t = 0; t < tokens; ++t)
+    dot_rows<F, R>(StoredCodes{codes, Kp}, s, x.q + t * Kp, x.scale + t * (Kp / 32), x.sum + t * (Kp / 16 + Kp / 32), K,
+                   out + t * stride + r);
+}
 
 template <class F>
 void matvec_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
-  const int64_t K = w.columns, Kp = padded(K), groups = Kp / 16 + 16;
-  Row rows[rows_at_once];
-  float* product[rows_at_once];
-  uint8_t* space = static_cast<uint8_t*>(scratch);
-  for (int i = 0; i < rows_at_once; ++i) {
-    rows[i].codes = space;
-    rows[i].scale = reinterpret_cast<float*>(space + Kp);
-    rows[i].min = rows[i].scale + groups;
-    product[i] = rows[i].min + groups;
-    space = reinterpret_cast<uint8_t*>(product[i] + groups);
-    std::memset(rows[i].codes + K, 0, size_t(Kp - K));
-    for (int64_t g = K / F::group; g < Kp / F::group; ++g) rows[i].scale[g] = rows[i].min[g] = 0;
-  }
-  for (int64_t r = begin; r < end;) {
-    const int count = end - r >= rows_at_once ? rows_at_once : 1;
-    for (int i = 0; i < count; ++i) {
-      // The hardware's prefetcher stops at pages, and starves while rows are multiplied.
-      const uint8_t* row = w.data + (r + i) * w.row_bytes;
-      for (int64_t ahead = rows_at_once * w.row_bytes; ahead < (rows_at_once + 1) * w.row_bytes; ahead += 64)
-        __builtin_prefetch(row + ahead, 0, 2);
-      unpack_row<F>(row, K, rows[i]);
-    }
-    for (int t = 0; t < tokens; ++t) {
-      const auto dot = count == 1 ? dot_rows<1, F::group, F::zero, F::max_code, F::has_min>
-                                  : dot_rows<rows_at_once, F::group, F::zero, F::max_code, F::has_min>;
-      dot(rows, x.q + t * Kp, x.scale + t * (Kp / 32), x.sum + t * (Kp / 16 + Kp / 32), Kp, product, out + t * stride + r);
-    }
-    r += count;
-  }
+  const int64_t Kp = padded(w.columns), groups = Kp / F::group;
+  Scales s;
+  s.stride = Kp / 16;
+  s.scale = static_cast<float*>(scratch);
+  s.min = s.scale + rows_at_once * s.stride;
+  s.product = s.min + rows_at_once * s.stride;
+  uint8_t* codes = reinterpret_cast<uint8_t*>(s.product + rows_at_once * s.stride);
+  for (int i = 0; i < rows_at_once; ++i)
+    for (int64_t g = w.columns / F::group; g < groups; ++g) s.scale[i * s.stride + g] = s.min[i * s.stride + g] = 0;
+  int64_t r = begin;
+  for (; r + rows_at_once <= end; r += rows_at_once) matvec_rows<F, rows_at_once>(w, r, x, tokens, out, stride, codes, s);
+  for (; r < end; ++r) matvec_rows<F, 1>(w, r, x, tokens, out, stride, codes, s);
 }
 
 void matvec(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {

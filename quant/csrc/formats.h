@@ -5,6 +5,8 @@
 // with codes of at most 8 bits (`max_code`), groups of 16 or 32. A format states its layout and `unpack`s one block; it
 // names no instruction set. Include only from files compiled per instruction set: everything is in unnamed namespaces.
 #pragma once
+#include <type_traits>
+
 #include "formats/fp4.h"
 #include "formats/iq.h"
 #include "formats/k_quants.h"
@@ -66,5 +68,8 @@ template <class F> void decode_blocks(const uint8_t* p, int64_t n, float* out) {
     n -= int64_t(blocks) * F::block;
   }
 }
+
+// Whether a format makes 64 codes at once, without a detour through memory.
+template <class F> constexpr bool is_in_registers = std::is_base_of<InRegisters<F>, F>::value;
 
 } // namespace

@@ -42,13 +42,10 @@ struct Q3_K {
 
 // Eight 6-bit scales and eight 6-bit mins in 12 bytes, as Q4_K and Q5_K keep them.
 inline void unpack_scales_mins(const uint8_t* s, float d, float dmin, float* __restrict scale, float* __restrict min) {
+  const uint32_t a = load_u32(s), b = load_u32(s + 4), c = load_u32(s + 8);
   uint8_t sc[8], m[8];
-  for (int i = 0; i < 4; ++i) {
-    sc[i] = s[i] & 63;
-    m[i] = s[i + 4] & 63;
-    sc[i + 4] = uint8_t((s[i + 8] & 15) | (s[i] >> 6) << 4);
-    m[i + 4] = uint8_t(s[i + 8] >> 4 | (s[i + 4] >> 6) << 4);
-  }
+  store_u64(sc, (a & 0x3f3f3f3f) | uint64_t((c & 0x0f0f0f0f) | (a >> 2 & 0x30303030)) << 32);
+  store_u64(m, (b & 0x3f3f3f3f) | uint64_t((c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)) << 32);
   for (int i = 0; i < 8; ++i) {
     scale[i] = d * float(sc[i]);
     min[i] = -(dmin * float(m[i]));
@@ -56,51 +53,43 @@ inline void unpack_scales_mins(const uint8_t* s, float d, float dmin, float* __r
 }
 
 // f16 d, f16 dmin, 12 bytes of scales and mins, 128 bytes: of each 32 bytes the low nibbles come first.
-struct Q4_K {
+struct Q4_K : InRegisters<Q4_K> {
   static constexpr int type = 12, block = 256, bytes = 144, group = 32, zero = 0, max_code = 15;
   static constexpr bool has_min = true;
-  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float* __restrict min) {
+  static void scales(const uint8_t* b, float* scale, float* min) {
     unpack_scales_mins(b + 4, load_f16(b), load_f16(b + 2), scale, min);
-    for (int j = 0; j < 4; ++j)
-      for (int i = 0; i < 32; ++i) {
-        codes[64 * j + i] = b[16 + 32 * j + i] & 15;
-        codes[64 * j + 32 + i] = b[16 + 32 * j + i] >> 4;
-      }
+  }
+  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t*, int part) {
+    return (typename V::Bytes)(V::shifted(b + 16 + 16 * (part & ~1), 4 * (part & 1), 4) & 0x0f * every_byte);
   }
 };
 
 // f16 d, f16 dmin, scales and mins as Q4_K, 32 bytes of fifth bits (bit g for group g), 128 bytes of nibbles.
-struct Q5_K {
+struct Q5_K : InRegisters<Q5_K> {
   static constexpr int type = 13, block = 256, bytes = 176, group = 32, zero = 0, max_code = 31;
   static constexpr bool has_min = true;
-  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float* __restrict min) {
+  static void scales(const uint8_t* b, float* scale, float* min) {
     unpack_scales_mins(b + 4, load_f16(b), load_f16(b + 2), scale, min);
-    const uint8_t *high = b + 16, *low = b + 48;
-    for (int j = 0; j < 4; ++j)
-      for (int i = 0; i < 32; ++i) {
-        codes[64 * j + i] = uint8_t((low[32 * j + i] & 15) | (high[i] >> (2 * j) & 1) << 4);
-        codes[64 * j + 32 + i] = uint8_t(low[32 * j + i] >> 4 | (high[i] >> (2 * j + 1) & 1) << 4);
-      }
+  }
+  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t*, int part) {
+    const auto low = V::shifted(b + 48 + 16 * (part & ~1), 4 * (part & 1), 4) & 0x0f * every_byte;
+    return (typename V::Bytes)(low | (V::shifted(b + 16, part, 1) & every_byte) << 4);
   }
 };
 
 // 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 int8 scales, f16 d.
-struct Q6_K {
+struct Q6_K : InRegisters<Q6_K> {
   static constexpr int type = 14, block = 256, bytes = 210, group = 16, zero = 32, max_code = 63;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
+  static void scales(const uint8_t* b, float* __restrict scale, float*) {
     const float d = load_f16(b + 208);
     for (int i = 0; i < 16; ++i) scale[i] = d * float(int8_t(b[192 + i]));
-    for (int j = 0; j < 2; ++j) {
-      const uint8_t *low = b + 64 * j, *high = b + 128 + 32 * j;
-      uint8_t* c = codes + 128 * j;
-      for (int i = 0; i < 32; ++i) {
-        c[i] = uint8_t((low[i] & 15) | (high[i] << 4 & 48));
-        c[i + 32] = uint8_t((low[i + 32] & 15) | (high[i] << 2 & 48));
-        c[i + 64] = uint8_t(low[i] >> 4 | (high[i] & 48));
-        c[i + 96] = uint8_t(low[i + 32] >> 4 | (high[i] >> 2 & 48));
-      }
-    }
+  }
+  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t*, int part) {
+    const int half = part / 4, quarter = part % 4; // of each four parts the first two are low nibbles
+    const uint8_t *low = b + 64 * half + 32 * (quarter & 1), *high = b + 128 + 32 * half;
+    const auto nibbles = (decltype(V::shifted(b, 0, 0)))V::bytes(low, low + 32) >> 4 * (quarter / 2) & 0x0f * every_byte;
+    return (typename V::Bytes)(nibbles | (V::shifted(high, 2 * quarter, 2) & 3 * every_byte) << 4);
   }
 };
 

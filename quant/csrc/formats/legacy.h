@@ -5,60 +5,58 @@
 namespace {
 
 // f16 d; 16 bytes: low nibbles are weights 0-15, high nibbles 16-31.
-struct Q4_0 {
+struct Q4_0 : InRegisters<Q4_0> {
   static constexpr int type = 2, block = 32, bytes = 18, group = 32, zero = 8, max_code = 15;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
-    scale[0] = load_f16(b);
-    unpack_nibbles(b + 2, codes);
+  static void scales(const uint8_t* b, float* scale, float*) { scale[0] = load_f16(b); }
+  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t* next, int) {
+    return V::nibbles(b + 2, next + 2);
   }
 };
 
 // f16 d, f16 m; nibbles as in Q4_0.
-struct Q4_1 {
+struct Q4_1 : InRegisters<Q4_1> {
   static constexpr int type = 3, block = 32, bytes = 20, group = 32, zero = 0, max_code = 15;
   static constexpr bool has_min = true;
-  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float* __restrict min) {
+  static void scales(const uint8_t* b, float* scale, float* min) {
     scale[0] = load_f16(b);
     min[0] = load_f16(b + 2);
-    unpack_nibbles(b + 4, codes);
+  }
+  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t* next, int) {
+    return V::nibbles(b + 4, next + 4);
   }
 };
 
-// Low four bits as nibbles; bit i of the four bytes `high` is the fifth bit of weight i.
-inline void unpack_5bit(const uint8_t* nibbles, const uint8_t* high, uint8_t* __restrict codes) {
-  unpack_nibbles(nibbles, codes);
-  for (int i = 0; i < 4; ++i) store_u64(codes + 8 * i, load_u64(codes + 8 * i) | spread_bits(high[i]) << 4);
-}
-
 // f16 d, u32 of fifth bits, 16 bytes of nibbles.
-struct Q5_0 {
+struct Q5_0 : InRegisters<Q5_0> {
   static constexpr int type = 6, block = 32, bytes = 22, group = 32, zero = 16, max_code = 31;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
-    scale[0] = load_f16(b);
-    unpack_5bit(b + 6, b + 2, codes);
+  static void scales(const uint8_t* b, float* scale, float*) { scale[0] = load_f16(b); }
+  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t* next, int) {
+    return V::nibbles(b + 6, next + 6) | V::fifth_bits(b + 2, next + 2);
   }
 };
 
 // f16 d, f16 m, u32 of fifth bits, 16 bytes of nibbles.
-struct Q5_1 {
+struct Q5_1 : InRegisters<Q5_1> {
   static constexpr int type = 7, block = 32, bytes = 24, group = 32, zero = 0, max_code = 31;
   static constexpr bool has_min = true;
-  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float* __restrict min) {
+  static void scales(const uint8_t* b, float* scale, float* min) {
     scale[0] = load_f16(b);
     min[0] = load_f16(b + 2);
-    unpack_5bit(b + 8, b + 4, codes);
+  }
+  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t* next, int) {
+    return V::nibbles(b + 8, next + 8) | V::fifth_bits(b + 4, next + 4);
   }
 };
 
 // f16 d; 32 int8.
-struct Q8_0 {
+struct Q8_0 : InRegisters<Q8_0> {
   static constexpr int type = 8, block = 32, bytes = 34, group = 32, zero = 128, max_code = 255;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
-    scale[0] = load_f16(b);
-    for (int i = 0; i < 32; ++i) codes[i] = b[2 + i] ^ 0x80;
+  static void scales(const uint8_t* b, float* scale, float*) { scale[0] = load_f16(b); }
+  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t* next, int) {
+    return V::bytes(b + 2, next + 2) ^ 0x80;
   }
 };
 
