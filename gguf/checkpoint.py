@@ -24,6 +24,12 @@ class Checkpoint:
     files: Mapping[str, SafetensorsFile | TorchFile]
 
     @property
+    def inputs(self) -> list[Path]:
+        """The files that it consists of, as far as they are read."""
+        weights = {file.path for file in self.files.values()}
+        return sorted(weights.union(*(self.path.rglob(pattern) for pattern in _SMALL_FILES)))
+
+    @property
     def revision(self) -> str | None:
         """The commit of a checkpoint from the Hub."""
         return self.path.name if self.path.parent.name == "snapshots" else None

@@ -93,8 +93,8 @@ def _load_tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
+        return Tokenizer.from_buffer(path.read_bytes())  # from_file raises a bare Exception
+    except ValueError as error:
         raise InputError(f"{path}: not a tokenizer.json that `tokenizers` can read: {error}") from None
 
 

@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from reprlib import repr as short
 from typing import Any
+
+import numpy as np
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value
@@ -22,22 +25,22 @@ class StoredVocabulary:
             for key, value in metadata.items()
             if key.startswith("tokenizer.")
         }
-        self.model = self.values.get("model")
+        self.model = self._text("model", "")
         if self.model not in ("gpt2", "llama"):
             raise InputError(f"tokenizer.ggml.model: found {self.model!r}, wanted gpt2 or llama")
-        self.tokens: list[str] = list(self._array("tokens"))
-        self.types = [int(n) for n in self._array("token_type", [TokenType.NORMAL] * len(self.tokens))]
-        self.order = self._array("merges" if self.model == "gpt2" else "scores")
-        for key, values in (
-            ("token_type", self.types),
-            ("scores", self.order if self.model == "llama" else self.tokens),
-        ):
-            if len(values) != len(self.tokens):
-                raise InputError(f"tokenizer.ggml.{key}: {len(values)} items for {len(self.tokens)} tokens")
+        self.tokens: list[str] = self._texts("tokens")
+        self.merges = [self._merge(text) for text in self._texts("merges")] if self.model == "gpt2" else []
+        self.scores = self._numbers("scores", "f") if self.model == "llama" else [0.0] * len(self.tokens)
+        normal = [int(TokenType.NORMAL)] * len(self.tokens)
+        self.types: list[int] = self._numbers("token_type", "iu") if "token_type" in self.values else normal
+        for key, count in (("token_type", len(self.types)), ("scores", len(self.scores))):
+            if count != len(self.tokens):
+                raise InputError(f"tokenizer.ggml.{key}: {count} items for {len(self.tokens)} tokens")
+        if strange := set(self.types) - {0, *TokenType}:
+            raise InputError(f"tokenizer.ggml.token_type: found {min(strange)}, wanted 1 to {max(TokenType)}")
         self._drop_filling()
-        bad = next((token for token in self.tokens if any("\ud800" <= c <= "\udfff" for c in token)), None)
-        if bad is not None:
-            raise InputError(f"tokenizer.ggml.tokens: {bad!r} is not UTF-8; no tokenizer.json can hold it")
+        if not self.tokens:
+            raise InputError("tokenizer.ggml.tokens: has no token")
         if len(set(self.tokens)) < len(self.tokens):
             twice = next(t for i, t in enumerate(self.tokens) if t in self.tokens[:i])
             raise InputError(f"tokenizer.ggml.tokens: {twice!r} appears twice; no tokenizer.json can hold both")
@@ -45,17 +48,17 @@ class StoredVocabulary:
     def special_ids(self) -> dict[str, int]:
         """bos, eos, unk, pad: those that the file has."""
         found = {kind: self.values.get(f"{key}_token_id") for kind, key in _SPECIAL_IDS.items()}
-        return {kind: id for kind, id in found.items() if isinstance(id, int) and 0 <= id < len(self.tokens)}
+        return {kind: id for kind, id in found.items() if type(id) is int and 0 <= id < len(self.tokens)}
 
     def end_ids(self) -> list[int]:
         """Tokens that end generation."""
         ids = [self.values.get(f"{kind}_token_id") for kind in ("eos", "eot", "eom")]
-        return list(dict.fromkeys(id for id in ids if isinstance(id, int)))
+        return list(dict.fromkeys(id for id in ids if type(id) is int and 0 <= id < len(self.tokens)))
 
     def adds(self, side: str) -> bool:
         """Whether encoding puts "bos" first or "eos" last; if the file does not say, as llama.cpp takes it."""
         by_kind = side == "bos" and (self.model == "llama" or PRE_TOKENIZERS[self._pre()].add_bos)
-        return bool(self.values.get(f"add_{side}_token", by_kind))
+        return self._flag(f"add_{side}_token", by_kind)
 
     def files(self, context_length: int) -> dict[str, bytes]:
         """Contents by file name."""
@@ -67,11 +70,44 @@ class StoredVocabulary:
             files["tokenizer.model"] = self._sentencepiece()
         return files
 
-    def _array(self, key: str, default: Sequence[Any] | None = None) -> Sequence[Any]:
+    def _text(self, key: str, default: str) -> str:
         found = self.values.get(key, default)
-        if found is None or isinstance(found, str | int | float):
-            raise InputError(f"tokenizer.ggml.{key}: found {found!r}, wanted an array")
-        return found  # type: ignore[no-any-return]
+        if not isinstance(found, str):
+            raise self._wrong(key, "text")
+        _check_utf8(key, found)
+        return found
+
+    def _flag(self, key: str, default: bool) -> bool:
+        found = self.values.get(key, default)
+        if type(found) is not bool:
+            raise self._wrong(key, "true or false")
+        return found
+
+    def _texts(self, key: str) -> list[str]:
+        found = self.values.get(key)
+        if not isinstance(found, Sequence) or isinstance(found, str):
+            raise self._wrong(key, "an array of text")
+        texts = list(found)
+        for text in texts:
+            _check_utf8(key, text)
+        return texts
+
+    def _numbers(self, key: str, kinds: str) -> list[Any]:
+        found = self.values.get(key)
+        if not isinstance(found, np.ndarray) or found.dtype.kind not in kinds or not np.isfinite(found).all():
+            raise self._wrong(key, f"an array of {'finite floats' if kinds == 'f' else 'integers'}")
+        numbers: list[Any] = found.tolist()
+        return numbers
+
+    def _merge(self, text: str) -> list[str]:
+        pair = text.split(" ")
+        if len(pair) != 2:
+            raise InputError(f"tokenizer.ggml.merges: {short(text)}, wanted two tokens with a space between them")
+        return pair
+
+    def _wrong(self, key: str, wanted: str) -> InputError:
+        found = short(self.values[key]) if key in self.values else "nothing"
+        return InputError(f"{_whole(key)}: found {found}, wanted {wanted}")
 
     def _drop_filling(self) -> None:
         """Takes off the unused tokens that only fill the table up to the embedding."""
@@ -80,7 +116,7 @@ class StoredVocabulary:
             self.types.pop()
 
     def _pre(self) -> str:
-        name = str(self.values.get("pre", "default"))
+        name = self._text("pre", "default")
         if name not in PRE_TOKENIZERS:
             raise InputError(f"tokenizer.ggml.pre: found {name!r}, which this version does not know")
         return name
@@ -131,7 +167,7 @@ class StoredVocabulary:
             "normalizer": None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
             "decoder": byte_level,
-            "model": _bpe(vocab, [merge.split(" ") for merge in self.order], ignore_merges=pre.ignore_merges),
+            "model": _bpe(vocab, self.merges, ignore_merges=pre.ignore_merges),
         }
 
     def _byte_fallback(self, vocab: Mapping[str, int]) -> dict[str, Any]:
@@ -152,7 +188,6 @@ class StoredVocabulary:
 
     def _merges_from_scores(self, vocab: Mapping[str, int]) -> list[list[str]]:
         """Every way to put a token together from two, best score first: what SentencePiece decides as it goes."""
-        scores = self.order
         ranked = []
         for token, id in vocab.items():
             if self.types[id] != TokenType.NORMAL:
@@ -160,21 +195,21 @@ class StoredVocabulary:
             for cut in range(1, len(token)):
                 left, right = vocab.get(token[:cut]), vocab.get(token[cut:])
                 if left is not None and right is not None:
-                    ranked.append((-float(scores[id]), id, left, right))
+                    ranked.append((-self.scores[id], id, left, right))
         return [[self.tokens[left], self.tokens[right]] for _, _, left, right in sorted(ranked)]
 
     def _adds_space(self) -> bool:
-        return bool(self.values.get("add_space_prefix", True))
+        return self._flag("add_space_prefix", True)
 
     def _special_tokens(self) -> dict[str, str]:
         return {kind: self.tokens[id] for kind, id in self.special_ids().items()}
 
     def _settings(self, context_length: int) -> dict[str, Any]:
-        templates = {key.partition(".")[2]: key for key in self.values if key.startswith("chat_template.")}
-        chat = self.values.get("chat_template")
-        if templates:
-            named = [{"name": name, "template": self.values[key]} for name, key in templates.items()]
-            chat = ([{"name": "default", "template": chat}] if chat else []) + named
+        templates = {"default": "chat_template"} if self._text("chat_template", "") else {}
+        templates |= {key.partition(".")[2]: key for key in self.values if key.startswith("chat_template.")}
+        chat: Any = [{"name": name, "template": self._text(key, "")} for name, key in templates.items()]
+        if list(templates) == ["default"]:
+            chat = chat[0]["template"]
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{f"{kind}_token": token for kind, token in self._special_tokens().items()},
@@ -193,11 +228,21 @@ class StoredVocabulary:
             token.replace(" ", "▁") if type == TokenType.USER_DEFINED else token
             for token, type in zip(self.tokens, types, strict=True)
         ]
-        scores: Sequence[float] = [float(score) for score in self.order[: len(pieces)]]
-        return write_sentencepiece(SentencePieceModel(pieces, scores, types, self._adds_space()))
+        return write_sentencepiece(SentencePieceModel(pieces, self.scores[: len(pieces)], types, self._adds_space()))
 
 
 _SECOND = {"Sequence": {"id": "A", "type_id": 1}}
+
+
+def _check_utf8(key: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{_whole(key)}: {short(text)} is not UTF-8; no tokenizer file can hold it") from None
+
+
+def _whole(key: str) -> str:
+    return f"tokenizer.{key}" if key.startswith("chat") else f"tokenizer.ggml.{key}"
 
 
 def _bpe(vocab: Mapping[str, int], merges: list[list[str]], **settings: Any) -> dict[str, Any]:

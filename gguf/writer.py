@@ -36,7 +36,7 @@ MAX_NAME_BYTES = 63  # llama.cpp refuses longer tensor names
 _WINDOW_BYTES = 64 << 20
 _WINDOW_WEIGHTS = 16 << 20  # 64 MiB as float32, which a transform may hold
 
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_gguf(
@@ -76,7 +76,7 @@ def write_gguf(
         for file in files:
             file.temporary.replace(file.path)
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno not in DISK_FULL:
             raise
         needed = sum(file.size for file in files)
         raise InputError(

@@ -20,7 +20,7 @@ from lltool.gguf.vocabulary import read_vocabulary
 from lltool.gguf.writer import write_gguf
 from lltool.quant.codec import BadWeights
 from lltool.quant.quantize import QUANTIZATION_VERSION
-from lltool.quant.recipes import RECIPES, Choice, choose_types, find_recipe
+from lltool.quant.recipes import RECIPES, choose_types, describe_fallbacks, find_recipe
 from lltool.quant.retype import retype
 
 OUTTYPES = ("auto", *(recipe.name.lower() for recipe in RECIPES.values()))
@@ -87,9 +87,9 @@ def plan_conversion(
         file_type = recipe.file_type
         choices = choose_types(tensors, recipe)
         types = {choice.tensor.name: choice.type for choice in choices}
-        if fallbacks := _describe_fallbacks(choices):
+        if fallbacks := describe_fallbacks(choices):
             if strict:
-                raise InputError(f"{checkpoint.path}: {fallbacks[0]}, refused with --strict")
+                raise InputError(f"{checkpoint.path}: {'; '.join(fallbacks)}; drop --strict to accept that")
             notes += fallbacks
     metadata["general.file_type"] = u32(file_type)
     metadata["general.quantization_version"] = u32(QUANTIZATION_VERSION)
@@ -119,7 +119,7 @@ def write_conversion(
         made["lltool.convert.source_revision"] = string(conversion.checkpoint.revision)
     model = Model({**conversion.model.metadata, **made}, conversion.model.tensors)
     try:
-        return write_gguf(path, model, shard_bytes=shard_bytes, progress=progress, inputs=weights)
+        return write_gguf(path, model, shard_bytes=shard_bytes, progress=progress, inputs=conversion.checkpoint.inputs)
     except BadWeights as error:
         raise InputError(f"{conversion.checkpoint.path}: {error}; take another --outtype") from None
 
@@ -147,17 +147,6 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
         **vocabulary.metadata(),
     }
     return metadata, tensors, notes
-
-
-def _describe_fallbacks(choices: Sequence[Choice]) -> list[str]:
-    """A line for each type that some shapes do not allow."""
-    lines = []
-    for wanted, type in sorted({(choice.wanted, choice.type) for choice in choices if choice.type != choice.wanted}):
-        those = [choice.tensor for choice in choices if (choice.wanted, choice.type) == (wanted, type)]
-        more = f" and {len(those) - 1} more" if len(those) > 1 else ""
-        found = f"rows of {those[0].columns} are not whole {wanted.name} blocks"
-        lines.append(f"{those[0].name}{more}: {found}; {type.name} instead")
-    return lines
 
 
 def _constant(name: str, values: NDArray[np.float32]) -> Tensor:

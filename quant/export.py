@@ -1,29 +1,34 @@
 """GGUF to a Hugging Face checkpoint: `GGUF source → retype → safetensors`, with its configs and tokenizer."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
-from lltool.gguf.families.family import Stored
 from lltool.gguf.families.registry import family_of
+from lltool.gguf.families.stored import Stored
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import Value, ValueType
 from lltool.gguf.reader import GGUFFile, open_gguf
 from lltool.gguf.safetensors import write_safetensors
 from lltool.gguf.source import Tensor
 from lltool.gguf.vocabulary_files import StoredVocabulary
+from lltool.gguf.writer import DISK_FULL
 from lltool.quant.codec import decode, encode
 from lltool.quant.retype import retype, retype_tensor
 
 DTYPE_NAMES = ("auto", "f32", "f16", "bf16")
 _TORCH_NAMES = {GGMLType.F32: "float32", GGMLType.F16: "float16", GGMLType.BF16: "bfloat16"}
 _SHARD_BYTES = 5_000_000_000  # as the Hub has them
+_TAKEN = ": exists and is not an empty folder; name another"
 
 
 def export(
@@ -38,13 +43,13 @@ def export(
     """Writes `folder`, which must not exist or be empty, whole or not at all.
 
     `dtype` is one of DTYPE_NAMES, for the matrices; auto: the file's own, F16 where it is quantized. Vectors have it
-    too where that changes no value, else they stay F32.
+    too where that changes no value, else they stay F32. `lltool.json` in the folder says what it was made of.
     """
     if dtype not in DTYPE_NAMES:
         raise InputError(f"dtype {dtype!r}, wanted {', '.join(DTYPE_NAMES)}")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: exists and is not an empty folder; name another")
+        raise InputError(f"{folder}{_TAKEN}")
     with open_gguf(source) as file:
         type = _matrix_type(file, dtype)
         try:
@@ -57,7 +62,14 @@ def export(
             texts = vocabulary.files(config["max_position_embeddings"])
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
-        texts |= {"config.json": _json(config), "generation_config.json": _json(generation)}
+        made = {
+            "lltool.version": version("lltool"),
+            "lltool.export.source": file.path.name,
+            "lltool.export.source_sha256": sha256_of(file.paths),
+            "lltool.export.dtype": _TORCH_NAMES[type],
+        }
+        objects = {"config.json": config, "generation_config.json": generation, "lltool.json": made}
+        texts |= {name: _json(value) for name, value in objects.items()}
         _write_folder(folder, texts, _split(tensors, shard_bytes), progress)
     return folder
 
@@ -72,24 +84,15 @@ def _matrix_type(file: GGUFFile, dtype: str) -> GGMLType:
 def _rebuild(file: GGUFFile, type: GGMLType, threads: int | None) -> tuple[dict[str, Any], list[Tensor]]:
     """config.json, and the tensors under their checkpoint names."""
     stated = file.metadata.get("general.architecture")
-    architecture = str(stated.data) if stated else "(none)"
-    family = family_of(architecture)
-    prefix = f"{architecture}."
+    family = family_of(str(stated.data) if stated else "(none)")
+    prefix = f"{family.architecture}."
     keys = {key.removeprefix(prefix): _plain(v) for key, v in file.metadata.items() if key.startswith(prefix)}
-    for key, value in keys.items():
-        if isinstance(value, str) != (key == "rope.scaling.type"):
-            raise InputError(
-                f"{prefix}{key}: found {value!r}, wanted {'a number' if isinstance(value, str) else 'text'}"
-            )
     names = frozenset(tensor.name for tensor in file.tensors)
     divisors = None
     if "rope_freqs.weight" in names:
         tensor = file.tensor("rope_freqs.weight")
         divisors = decode(tensor.data(), tensor.type).reshape(-1)
-    try:
-        config = family.restore(Stored(keys, names, divisors))
-    except KeyError as error:
-        raise InputError(f"{prefix}{error.args[0]}: missing") from None
+    config = family.restore(Stored(family.architecture, keys, names, divisors))
     config["tie_word_embeddings"] = "output.weight" not in names
     config["vocab_size"] = next((t.rows for t in file.tensors if t.name == "token_embd.weight"), 0)
     config["torch_dtype"] = _TORCH_NAMES[type]
@@ -159,6 +162,15 @@ def _write_folder(
             index = {"metadata": {"total_size": total}, "weight_map": places}
             (temporary / "model.safetensors.index.json").write_bytes(_json(index))
         temporary.replace(folder)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            message = (
+                f"{folder}: the disk is full after {done:,} of {total:,} bytes; free some space or write to another"
+            )
+            raise InputError(message) from error
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # somebody else was faster
+            raise InputError(f"{folder}{_TAKEN}") from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

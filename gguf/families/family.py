@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lltool.gguf.errors import InputError
 from lltool.gguf.families.config import Config
 from lltool.gguf.families.rope import ROPE_TYPES, llama3_divisors, read_rope
+from lltool.gguf.families.stored import Stored
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import Value, f32, u32
 from lltool.gguf.source import Bytes, Tensor
@@ -30,15 +31,6 @@ class Row:
     checkpoint: str
     change: Change = ""
     optional: bool = False
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A GGUF file as `restore` sees it: plain values by key without the architecture, and the names of its tensors."""
-
-    keys: Mapping[str, Any]
-    names: frozenset[str]
-    rope_divisors: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -195,15 +187,16 @@ def describe_sizes(config: Config) -> Keys:
     return keys
 
 
-def restore_sizes(keys: Mapping[str, Any]) -> dict[str, Any]:
+def restore_sizes(stored: Stored) -> dict[str, Any]:
     """The inverse of `describe_sizes`."""
-    keys = {"attention.head_count_kv": keys["attention.head_count"], **keys}
-    for _, gguf in _SIZES:
-        if type(keys[gguf]) is not int or keys[gguf] < 1:
-            raise InputError(f"{gguf}: found {keys[gguf]!r}, wanted a positive integer")
-    sizes = {name: keys[gguf] for name, gguf in _SIZES}
-    head_dim = keys.get(_HEAD_DIMS[0], sizes["hidden_size"] // sizes["num_attention_heads"])
+    heads = stored.integer("attention.head_count")
+    defaults = {"attention.head_count_kv": heads}
+    sizes = {name: stored.integer(gguf, defaults.get(gguf)) for name, gguf in _SIZES}
+    tensors = len(stored.names)
+    stored.require("block_count", sizes["num_hidden_layers"] <= tensors, f"no more than the {tensors} tensors")
+    stored.require("attention.head_count", heads <= sizes["hidden_size"], "no more than embedding_length")
+    head_dim = stored.integer(_HEAD_DIMS[0], sizes["hidden_size"] // heads)
     for key in (*_HEAD_DIMS, "rope.dimension_count"):
-        if keys.get(key, head_dim) != head_dim:
-            raise InputError(f"{key}: found {keys[key]!r}, wanted {head_dim}; no config.json of this model can say it")
-    return {**sizes, "rms_norm_eps": keys["attention.layer_norm_rms_epsilon"], "head_dim": head_dim}
+        said = stored.keys.get(key, head_dim) == head_dim
+        stored.require(key, said, f"{head_dim}; no config.json of this model can say it")
+    return {**sizes, "rms_norm_eps": stored.number("attention.layer_norm_rms_epsilon"), "head_dim": head_dim}

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from lltool.gguf.families.config import Config
-from lltool.gguf.families.family import Family, Keys, Row, Stored, describe_sizes, restore_sizes
+from lltool.gguf.families.family import Family, Keys, Row, describe_sizes, restore_sizes
 from lltool.gguf.families.rope import describe_rope, read_rope, restore_rope
+from lltool.gguf.families.stored import Stored
 from lltool.gguf.metadata import ValueType, array, f32, u32
 
 _PERIOD = 6  # the layers that see all, in files that do not say
@@ -64,23 +65,24 @@ def _describe_windows(config: Config) -> Keys:
 
 
 def restore(stored: Stored) -> dict[str, Any]:
-    config = restore_sizes(stored.keys) | {"hidden_activation": "gelu_pytorch_tanh"}
-    layers, keys = config["num_hidden_layers"], stored.keys
+    config = restore_sizes(stored) | {"hidden_activation": "gelu_pytorch_tanh"}
+    layers = config["num_hidden_layers"]
     # Gemma 3 27B (62 layers) scales by width a head, without a key that says so.
     scaled_dim = config["hidden_size"] / config["num_attention_heads"] if layers == 62 else config["head_dim"]
-    if "attention.scale" in keys:
-        scaled_dim = keys["attention.scale"] ** -2
-    pattern = keys.get("attention.sliding_window_pattern", _PERIOD)
-    slides = [(n + 1) % pattern != 0 for n in range(layers)] if isinstance(pattern, int) else pattern
+    if "attention.scale" in stored.keys:
+        scale = stored.number("attention.scale")
+        stored.require("attention.scale", scale <= 1, "at most 1")
+        scaled_dim = scale**-2
+    capping = "final_logit_softcapping"
     return config | {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
         "query_pre_attn_scalar": round(scaled_dim),
-        "sliding_window": keys["attention.sliding_window"],
-        "layer_types": ["sliding_attention" if flag else "full_attention" for flag in slides],
-        **restore_rope(keys, None),
-        "rope_local_base_freq": keys.get("rope.freq_base_swa", _LOCAL_BASE),
-        "final_logit_softcapping": keys.get("final_logit_softcapping"),
+        "sliding_window": stored.integer("attention.sliding_window"),
+        "layer_types": stored.layer_types(layers, _PERIOD),
+        **restore_rope(stored),
+        "rope_local_base_freq": stored.number("rope.freq_base_swa", _LOCAL_BASE),
+        capping: stored.number(capping) if stored.keys.get(capping) else None,
         "attn_logit_softcapping": None,
     }
 

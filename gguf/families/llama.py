@@ -3,8 +3,9 @@
 from typing import Any
 
 from lltool.gguf.families.config import Config
-from lltool.gguf.families.family import Family, Keys, Row, Stored, describe_sizes, restore_sizes
+from lltool.gguf.families.family import Family, Keys, Row, describe_sizes, restore_sizes
 from lltool.gguf.families.rope import ROPE_TYPES, describe_rope, read_rope, restore_rope
+from lltool.gguf.families.stored import Stored
 from lltool.gguf.metadata import u32
 
 ROWS = (
@@ -46,9 +47,10 @@ def describe(config: Config) -> Keys:
 
 
 def restore(stored: Stored) -> dict[str, Any]:
-    config = restore_sizes(stored.keys) | {"hidden_act": "silu"}
-    config |= restore_rope(stored.keys, stored.rope_divisors)
-    if window := stored.keys.get("attention.sliding_window"):
+    config = restore_sizes(stored) | {"hidden_act": "silu"}
+    config |= restore_rope(stored)
+    if stored.keys.get("attention.sliding_window"):
+        window = stored.integer("attention.sliding_window")
         return config | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": window}
     config["attention_bias"] = "blk.0.attn_q.bias" in stored.names
     config["mlp_bias"] = "blk.0.ffn_up.bias" in stored.names

@@ -6,8 +6,9 @@ import numpy as np
 
 from lltool.gguf.families import llama
 from lltool.gguf.families.config import Config
-from lltool.gguf.families.family import Family, Keys, Row, Stored, describe_sizes, restore_sizes
+from lltool.gguf.families.family import Family, Keys, Row, describe_sizes, restore_sizes
 from lltool.gguf.families.rope import describe_rope, read_rope, restore_rope
+from lltool.gguf.families.stored import Stored
 from lltool.gguf.metadata import ValueType, array, u32
 
 ROPE_TYPES = ("default", "linear", "yarn")
@@ -43,18 +44,16 @@ def describe_windows(config: Config) -> Keys:
 
 
 def restore(stored: Stored) -> dict[str, Any]:
-    config = restore_sizes(stored.keys) | restore_windows(stored) | {"hidden_act": "silu"}
-    config |= restore_rope(stored.keys, stored.rope_divisors)
+    config = restore_sizes(stored)
+    config |= restore_windows(stored, config["num_hidden_layers"]) | restore_rope(stored) | {"hidden_act": "silu"}
     return config | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 
 
-def restore_windows(stored: Stored) -> dict[str, Any]:
-    window = stored.keys.get("attention.sliding_window")
-    if not window:
+def restore_windows(stored: Stored, layers: int) -> dict[str, Any]:
+    if not stored.keys.get("attention.sliding_window"):
         return {"use_sliding_window": False}
-    slides = stored.keys.get("attention.sliding_window_pattern", [True] * stored.keys["block_count"])
-    types = ["sliding_attention" if flag else "full_attention" for flag in slides]
-    return {"use_sliding_window": True, "sliding_window": window, "layer_types": types}
+    window = stored.integer("attention.sliding_window")
+    return {"use_sliding_window": True, "sliding_window": window, "layer_types": stored.layer_types(layers)}
 
 
 QWEN2 = Family(

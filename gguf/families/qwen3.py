@@ -4,7 +4,8 @@ from typing import Any
 
 from lltool.gguf.families import llama, qwen2
 from lltool.gguf.families.config import Config
-from lltool.gguf.families.family import Family, Keys, Row, Stored
+from lltool.gguf.families.family import Family, Keys, Row
+from lltool.gguf.families.stored import Stored
 from lltool.gguf.metadata import u32
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.families.config import Config
+from lltool.gguf.families.stored import Stored
 from lltool.gguf.metadata import Value, f32, string, u32
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -82,27 +83,29 @@ def describe_rope(config: Config, parameters: Mapping[str, Any]) -> dict[str, Va
     return keys
 
 
-def restore_rope(keys: Mapping[str, Any], divisors: NDArray[np.float32] | None) -> dict[str, Any]:
-    """rope_theta and rope_scaling from GGUF keys (without the architecture) and the data of `rope_freqs.weight`.
+def restore_rope(stored: Stored) -> dict[str, Any]:
+    """rope_theta and rope_scaling from GGUF keys and the data of `rope_freqs.weight`.
 
     They are the older spelling, which every version of transformers reads.
     """
-    base = keys.get("rope.freq_base", 10000.0)
-    if divisors is not None:
-        return {"rope_theta": base, "rope_scaling": _restore_llama3(divisors, base)}
-    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
-    type = keys.get("rope.scaling.type", "linear")
-    if type == "none" or factor in (0.0, 1.0):
+    base = stored.number("rope.freq_base", 10000.0)
+    if stored.rope_divisors is not None:
+        return {"rope_theta": base, "rope_scaling": _restore_llama3(stored.rope_divisors, base)}
+    type = stored.choice("rope.scaling.type", "linear", "none", "linear", "yarn")
+    # As for llama.cpp, a factor of 0 is none.
+    factors = [key for key in ("rope.scaling.factor", "rope.scale_linear") if stored.keys.get(key)]
+    factor = stored.number(factors[0]) if factors else 1.0
+    if type == "none" or factor == 1.0:
         return {"rope_theta": base, "rope_scaling": None}
     parameters: dict[str, Any] = {"rope_type": type, "factor": factor}
     if type == "yarn":
-        original = keys.get("rope.scaling.original_context_length", keys["context_length"])
+        original = stored.integer("rope.scaling.original_context_length", stored.integer("context_length"))
         parameters["original_max_position_embeddings"] = original
-        if "rope.scaling.attn_factor" in keys:
-            parameters["attention_factor"] = keys["rope.scaling.attn_factor"] * _yarn_magnitude(factor)
+        if "rope.scaling.attn_factor" in stored.keys:
+            parameters["attention_factor"] = stored.number("rope.scaling.attn_factor") * _yarn_magnitude(factor)
         for name in ("beta_fast", "beta_slow"):
-            if f"rope.scaling.yarn_{name}" in keys:
-                parameters[name] = keys[f"rope.scaling.yarn_{name}"]
+            if f"rope.scaling.yarn_{name}" in stored.keys:
+                parameters[name] = stored.number(f"rope.scaling.yarn_{name}")
     return {"rope_theta": base, "rope_scaling": parameters}
 
 

@@ -10,6 +10,7 @@ from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.reader import open_gguf
 from lltool.quant.codec import decode, encode
 from lltool.quant.convert import convert, plan_conversion
+from lltool.quant.quantize import quantize_file
 from lltool.tools.cli import main
 from tests.tiny_checkpoints import make_checkpoint
 
@@ -48,12 +49,34 @@ def test_outtype_is_the_encoded_checkpoint(outtype: str, checkpoint: Path, tmp_p
 
 def test_fallback_is_said_or_refused(checkpoint: Path) -> None:
     assert plan_conversion(checkpoint, "q4_0").notes == [
-        "output.weight: rows of 64 are not whole Q6_K blocks; Q8_0 instead"
+        "output.weight: rows of 64 are not whole Q6_K blocks of 256; Q8_0 instead (+0.0 MiB)"
     ]
-    with pytest.raises(
-        InputError, match=r"output\.weight: rows of 64 are not whole Q6_K blocks; Q8_0 instead, refused with --strict"
-    ):
+    with pytest.raises(InputError, match=r"output\.weight: rows of 64 are not whole .*; drop --strict to accept that"):
         plan_conversion(checkpoint, "q4_0", strict=True)
+
+
+@pytest.mark.parametrize("type", ["q4_1", "q6_k", "q8_0"])
+def test_convert_and_quantize_agree(type: str, checkpoint: Path, tmp_path: Path) -> None:
+    made = convert(checkpoint, tmp_path / "made.gguf", type)
+    quantize_file(convert(checkpoint, tmp_path / "bf16.gguf"), tmp_path / "quantized.gguf", type)
+    with open_gguf(made) as one, open_gguf(tmp_path / "quantized.gguf") as other:
+        for ours, theirs in zip(one.tensors, other.tensors, strict=True):
+            assert (ours.name, ours.type) == (theirs.name, theirs.type)
+            np.testing.assert_array_equal(ours.data(), theirs.data())
+
+
+def test_no_file_of_the_checkpoint_is_overwritten(tmp_path: Path) -> None:
+    folder = make_checkpoint("llama", tmp_path / "tiny")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert len(before) > 5
+    for path in before:
+        with pytest.raises(InputError, match=f"{path.name}: would overwrite its own source"):
+            convert(folder, path)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    first = convert(folder, folder / "m.gguf").read_bytes()
+    assert convert(folder, folder / "m.gguf").read_bytes() == first
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

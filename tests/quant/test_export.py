@@ -1,8 +1,12 @@
 """The way back: exported folders load in transformers, with the same logits, ids and weights."""
 
+import errno
+import hashlib
 import json
+import os
 import unicodedata
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 from lltool.engine.model import load_model
 from lltool.engine.tokenizer import Tokenizer
 from lltool.gguf.errors import InputError
-from lltool.gguf.metadata import Value, ValueType, array, string, u32
+from lltool.gguf.metadata import Value, ValueType, array, f32, string, u32
 from lltool.gguf.pretokenizer_match import PROBES
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.source import Model
@@ -23,6 +27,7 @@ from lltool.tools.cli import main
 from tests.tiny_checkpoints import CHAT, FAMILIES, TEXT, YARN, make_checkpoint
 
 TOKENS = 100
+INTEGERS = array(ValueType.INT32, np.array([1, 2], np.int32))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -134,16 +139,40 @@ def test_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     ("key", "value", "message"),
     [
         ("general.architecture", string("mamba"), "general.architecture: found 'mamba'; this version exports"),
-        ("llama.block_count", string("3"), "llama.block_count: found '3', wanted a number"),
-        ("llama.block_count", u32(0), "block_count: found 0, wanted a positive integer"),
+        ("general.architecture", array(ValueType.STRING, ["a"]), "general.architecture: found "),
+        ("llama.block_count", string("3"), "llama.block_count: found '3', wanted a positive integer"),
+        ("llama.block_count", u32(0), "llama.block_count: found 0, wanted a positive integer"),
+        ("llama.block_count", u32(10**9), "llama.block_count: found 1000000000, wanted no more than the 30 tensors"),
+        ("llama.context_length", INTEGERS, r"llama.context_length: found \[1, 2\], wanted a positive integer"),
+        ("llama.attention.head_count", u32(65), "llama.attention.head_count: found 65, wanted no more than"),
+        ("llama.attention.layer_norm_rms_epsilon", f32(np.nan), "rms_epsilon: found nan, wanted a positive number"),
+        ("llama.rope.freq_base", f32(0), "llama.rope.freq_base: found 0.0, wanted a positive number"),
+        ("llama.rope.freq_base", string("x"), "llama.rope.freq_base: found 'x', wanted a positive number"),
+        ("llama.rope.scaling.factor", f32(np.nan), "llama.rope.scaling.factor: found nan, wanted a positive number"),
+        ("llama.rope.scaling.factor", INTEGERS, r"llama.rope.scaling.factor: found \[1, 2\], wanted"),
+        ("llama.rope.scaling.type", u32(1), "llama.rope.scaling.type: found 1, wanted none or linear or yarn"),
+        ("llama.rope.scaling.type", string("longrope"), "llama.rope.scaling.type: found 'longrope', wanted none"),
+        ("llama.attention.sliding_window", INTEGERS, r"attention.sliding_window: found \[1, 2\], wanted a positive"),
         ("llama.block_count", u32(2), "9 tensors have no place in LlamaForCausalLM"),
         ("llama.block_count", u32(4), r"blk\.3\.attn_norm\.weight: missing"),
         ("llama.rope.dimension_count", u32(8), "rope.dimension_count: found 8, wanted 16"),
         ("tokenizer.ggml.model", string("bert"), "tokenizer.ggml.model: found 'bert', wanted gpt2 or llama"),
+        ("tokenizer.ggml.model", INTEGERS, r"tokenizer.ggml.model: found array\(.*wanted text"),
+        ("tokenizer.ggml.pre", INTEGERS, r"tokenizer.ggml.pre: found array\(.*wanted text"),
         ("tokenizer.ggml.pre", string("mystery"), "tokenizer.ggml.pre: found 'mystery'"),
         ("tokenizer.ggml.tokens", u32(1), "tokenizer.ggml.tokens: found 1, wanted an array"),
         ("tokenizer.ggml.tokens", array(ValueType.STRING, ["a"]), "token_type: 384 items for 1 tokens"),
         ("tokenizer.ggml.tokens", array(ValueType.STRING, ["a"] * 384), "'a' appears twice"),
+        ("tokenizer.ggml.tokens", array(ValueType.STRING, ["\udcff"] * 384), r"tokens: '\\udcff' is not UTF-8"),
+        ("tokenizer.ggml.token_type", u32(1), "token_type: found 1, wanted an array of integers"),
+        ("tokenizer.ggml.token_type", array(ValueType.INT32, np.full(384, -1, np.int32)), "token_type: found -1"),
+        ("tokenizer.ggml.merges", INTEGERS, r"merges: found array\(.*wanted an array of text"),
+        ("tokenizer.ggml.merges", array(ValueType.STRING, ["a b", "ab"]), "merges: 'ab', wanted two tokens"),
+        ("tokenizer.ggml.merges", array(ValueType.STRING, ["a \udcff"]), r"merges: 'a \\udcff' is not UTF-8"),
+        ("tokenizer.ggml.add_bos_token", INTEGERS, r"add_bos_token: found array\(.*wanted true or false"),
+        ("tokenizer.chat_template", INTEGERS, r"tokenizer.chat_template: found array\(.*wanted text"),
+        ("tokenizer.chat_template.tool", u32(1), "tokenizer.chat_template.tool: found 1, wanted text"),
+        ("tokenizer.chat_template", string("a\udcff"), r"tokenizer.chat_template: 'a\\udcff' is not UTF-8"),
     ],
 )
 def test_files_that_cannot_be_exported(key: str, value: Value, message: str, tiny_gguf: Path, tmp_path: Path) -> None:
@@ -152,6 +181,73 @@ def test_files_that_cannot_be_exported(key: str, value: Value, message: str, tin
     with pytest.raises(InputError, match=f"m.gguf: .*{message}"):
         export(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value", "message"),
+    [
+        ("gemma3", "attention.scale", f32(0), "attention.scale: found 0.0, wanted a positive number"),
+        ("gemma3", "attention.scale", f32(np.nan), "attention.scale: found nan, wanted a positive number"),
+        ("gemma3", "attention.scale", f32(3), "attention.scale: found 3.0, wanted at most 1"),
+        ("gemma3", "attention.scale", INTEGERS, r"attention.scale: found \[1, 2\], wanted a positive number"),
+        ("gemma3", "attention.sliding_window_pattern", u32(0), "sliding_window_pattern: found 0, wanted a positive"),
+        (
+            "gemma3",
+            "attention.sliding_window_pattern",
+            f32(6),
+            r"sliding_window_pattern: found 6\.0, wanted a positive",
+        ),
+        ("gemma3", "attention.sliding_window_pattern", INTEGERS, r"found \[1, 2\], wanted .* each of 7 layers"),
+        ("gemma3", "final_logit_softcapping", f32(np.inf), "softcapping: found inf, wanted a positive number"),
+        ("gemma3", "rope.freq_base_swa", string("1"), "rope.freq_base_swa: found '1', wanted a positive number"),
+        ("gemma3", "attention.sliding_window", u32(0), "sliding_window: found 0, wanted a positive integer"),
+        ("qwen2-yarn", "attention.sliding_window", f32(np.nan), "sliding_window: found nan, wanted a positive integer"),
+        ("qwen2-yarn", "rope.scaling.attn_factor", INTEGERS, r"attn_factor: found \[1, 2\], wanted a positive number"),
+        ("qwen2-yarn", "rope.scaling.yarn_beta_fast", f32(-1), r"yarn_beta_fast: found -1\.0, wanted a positive"),
+        ("qwen2-yarn", "rope.scaling.original_context_length", u32(0), "original_context_length: found 0, wanted"),
+    ],
+)
+def test_strange_settings_of_a_family(
+    family: str, key: str, value: Value, message: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    kept = tmp_path_factory.getbasetemp() / f"{family}.gguf"
+    if not kept.exists():
+        convert(make_checkpoint(family, tmp_path / "checkpoint"), kept)
+    with open_gguf(kept) as file:
+        key = f"{family.partition('-')[0]}.{key}"
+        path = write_gguf(tmp_path / "m.gguf", Model({**file.metadata, key: value}, file.tensors))[0]
+    with pytest.raises(InputError, match=f"m.gguf: {key.partition('.')[0]}.*{message}"):
+        export(path, tmp_path / "out")
+
+
+def test_made_of(tiny_gguf: Path, tmp_path: Path) -> None:
+    made = json.loads((export(tiny_gguf, tmp_path / "out", "bf16") / "lltool.json").read_text())
+    assert made == {
+        "lltool.version": version("lltool"),
+        "lltool.export.source": "tiny.gguf",
+        "lltool.export.source_sha256": hashlib.sha256(tiny_gguf.read_bytes()).hexdigest(),
+        "lltool.export.dtype": "bfloat16",
+    }
+
+
+def test_full_disk_and_lost_races_are_one_line(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def win(done: int, total: int) -> None:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "config.json").write_text("theirs")
+
+    with pytest.raises(InputError, match="out: exists and is not an empty folder; name another"):
+        export(tiny_gguf, tmp_path / "out", progress=win)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "config.json"]
+
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lltool.quant.export.write_safetensors", fill)
+    with pytest.raises(InputError, match=r"new: the disk is full after 0 of [\d,]+ bytes"):
+        export(tiny_gguf, tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.fixture(scope="module")
