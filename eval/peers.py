@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from lltool.engine.batch import Precision
 from lltool.engine.model import load_model
 from lltool.eval.throughput import Workload, time_workload
 from lltool.gguf.errors import InputError
@@ -65,27 +66,29 @@ def compare(
     threads: int,
     repetitions: int = 5,
     batch: int = 512,
+    warm_up: bool = True,
+    precision: Precision = "int8",
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Pairing]:
-    """Runs every workload in turns with the peer in `python`, on the same tokens, each side warmed up once."""
+    """Runs every workload in turns with the peer in `python`, on the same tokens; `precision` is ours."""
     context = max(w.tokens for w in workloads)
     random = np.random.default_rng(seed)
     ours: dict[Workload, list[int]] = {w: [] for w in workloads}
     theirs: dict[Workload, list[int]] = {w: [] for w in workloads}
     with (
-        load_model(path, threads=threads, context=context, batch=batch) as model,
+        load_model(path, threads=threads, context=context, batch=batch, precision=precision) as model,
         Peer(python, path, threads=threads, context=context, batch=batch) as peer,
     ):
-        for repetition in range(repetitions + 1):
+        for repetition in range(-warm_up, repetitions):
             for number, workload in enumerate(workloads):
                 tokens = random.integers(0, model.config.vocab, workload.tokens, dtype=np.int32)
                 pair = time_workload(model, workload, tokens), peer.time(tokens.tolist(), at_once=workload.prompt > 0)
-                if repetition:  # the first round warms up
+                if repetition >= 0:  # the round before warms up
                     ours[workload].append(pair[0])
                     theirs[workload].append(pair[1])
                     if progress:
-                        progress((repetition - 1) * len(workloads) + number + 1, repetitions * len(workloads))
+                        progress(repetition * len(workloads) + number + 1, repetitions * len(workloads))
         return [Pairing(path, w, threads, peer.version, tuple(ours[w]), tuple(theirs[w])) for w in workloads]
 
 

@@ -106,6 +106,8 @@ def _compare(arguments: argparse.Namespace) -> int:
                     threads=threads,
                     repetitions=arguments.repetitions,
                     batch=arguments.batch_size,
+                    warm_up=not arguments.no_warmup,
+                    precision=arguments.precision,
                     progress=progress,
                 )
     print(format_pairings(pairings))

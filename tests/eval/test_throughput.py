@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lltool.eval import throughput, throughput_tables
+from lltool.eval import peers, throughput, throughput_tables
 from lltool.eval.peers import compare, format_pairings, peer_version
 from lltool.eval.plots import plot_throughput
 from lltool.eval.throughput import Measurement, Workload, measure, workloads
@@ -159,6 +159,22 @@ def test_peer_runs_in_turns(real_model: Callable[[str], Path], peer_python: str)
     assert [(p.peer, p.workload, len(p.ours), len(p.theirs)) for p in pairings] == [("9.9", w, 2, 2) for w in runs]
     assert pairings[0].ratio == pytest.approx(sum(pairings[0].ratios) / 2)
     assert len(format_pairings(pairings).splitlines()) == 4
+
+
+def test_peer_runs_as_asked(
+    real_model: Callable[[str], Path], peer_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[str] = []
+
+    def record(model: throughput.Model, workload: Workload, tokens: object) -> int:
+        timed.append(model.precision)
+        return 1000
+
+    monkeypatch.setattr(peers, "time_workload", record)
+    arguments = ["-m", str(real_model("smollm2-q4_1")), "-p", "8", "-n", "0", "-t", "2", "-r", "2"]
+    assert main([*arguments, "--peer", peer_python]) == 0
+    assert main([*arguments, "--peer", peer_python, "--precision", "f32", "--no-warmup"]) == 0
+    assert timed == ["int8"] * 3 + ["f32"] * 2
 
 
 def test_missing_peer_is_said(real_model: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
