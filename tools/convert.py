@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lltool.tools.arguments import byte_size, command_parser, positive
+from lltool.tools.arguments import byte_size, command_parser, positive, print_json
 
 if TYPE_CHECKING:
     from lltool.quant.convert import Conversion
@@ -18,7 +18,7 @@ lltool convert Qwen/Qwen3-0.6B -o qwen3.gguf --outtype q8_0
 def main(argv: list[str]) -> int:
     from lltool.quant.convert import OUTTYPES
 
-    parser = command_parser("convert", "Makes a GGUF file of a Hugging Face checkpoint.", EXAMPLES)
+    parser = command_parser("convert", "Makes a GGUF file of a Hugging Face checkpoint.", EXAMPLES, json_flag=True)
     parser.add_argument("source", metavar="DIR_OR_ID", help="a checkpoint's folder, or its id on the Hub")
     parser.add_argument("-o", "--outfile", type=Path, help="GGUF file (default: NAME-TYPE.gguf, here)")
     parser.add_argument(
@@ -42,16 +42,29 @@ def main(argv: list[str]) -> int:
         arguments.source, arguments.outtype, pre=arguments.pre, strict=arguments.strict, threads=arguments.threads
     )
     path = arguments.outfile or conversion.default_path()
-    for note in (*conversion.notes, *_compare_tokenizers(conversion)):
+    notes = [*conversion.notes, *_compare_tokenizers(conversion)]
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
     count = len(conversion.model.tensors)
     print(f"{path}: {conversion.file_type.name}, {count} tensors, {conversion.bytes:,} bytes", file=sys.stderr)
-    if arguments.dry_run:
-        return 0
-    with progress_bar("B", path.name) as show:
-        written = write_conversion(conversion, path, shard_bytes=arguments.split_max_size, progress=show)
-    for file in written:
-        print(file)
+    written: list[Path] = []
+    if not arguments.dry_run:
+        with progress_bar("B", path.name) as show:
+            written = write_conversion(conversion, path, shard_bytes=arguments.split_max_size, progress=show)
+    if arguments.json:
+        tensors = [{"name": t.name, "shape": t.shape, "type": t.type.name} for t in conversion.model.tensors]
+        print_json(
+            {
+                "paths": [str(file) for file in written],
+                "file_type": conversion.file_type.name,
+                "bytes": conversion.bytes,
+                "tensors": tensors,
+                "notes": notes,
+            }
+        )
+    else:
+        for file in written:
+            print(file)
     return 0
 
 

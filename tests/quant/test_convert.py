@@ -1,5 +1,6 @@
 """Conversion as a whole: types, names of files, and nothing left behind when it fails."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -106,5 +107,15 @@ def test_command(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny-BF16.gguf", *shards]
     with open_gguf(shards[0]) as file:
         assert len(file.tensors) == 30
+    assert main(["convert", str(checkpoint), "--json", "--outtype", "q4_0"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["paths"], report["file_type"]) == (["tiny-Q4_0.gguf"], "Q4_0")
+    assert report["notes"][0].startswith("output.weight: rows of 64")
+    with open_gguf("tiny-Q4_0.gguf") as file:
+        found = [{"name": t.name, "shape": list(t.shape), "type": t.type.name} for t in file.tensors]
+        assert report["tensors"] == found
+        assert report["bytes"] == sum(t.nbytes for t in file.tensors)
+    assert main(["convert", str(checkpoint), "--json", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["paths"] == []
     assert main(["convert", "none"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "lltool: error: none: no such folder"

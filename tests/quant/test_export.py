@@ -113,6 +113,11 @@ def test_shards_and_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
     assert main(["export", str(gguf), "-o", str(tmp_path / "one")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'one'}\n"
+    assert main(["export", str(gguf), "-o", str(tmp_path / "half"), "--dtype", "bf16", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["path"], report["dtype"]) == (str(tmp_path / "half"), "bfloat16")
+    embedding = next(tensor for tensor in report["tensors"] if tensor["name"] == "model.embed_tokens.weight")
+    assert embedding == {"name": "model.embed_tokens.weight", "shape": [384, 64], "type": "BF16"}
     ours, theirs = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (folder, tmp_path / "one"))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
