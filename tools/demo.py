@@ -1,6 +1,5 @@
 """`lltool demo`: every command's work on a small model, ending in a table, a plot and the paths of what it made."""
 
-import sys
 from pathlib import Path
 
 from lltool.tools.arguments import command_parser
@@ -21,18 +20,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder of what it makes (default .cache)")
     arguments = parser.parse_args(argv)
 
-    from tqdm import tqdm
-
     from lltool.eval.demo import QUESTIONS, format_table, run_demo
+    from lltool.tools.progress import progress_bar
 
-    with tqdm(unit="step", disable=None, file=sys.stderr) as bar:
-
-        def show(done: int, total: int, title: str) -> None:
-            bar.total = total
-            bar.set_description_str(title, refresh=False)
-            bar.update(done - bar.n)
-            bar.refresh()
-
+    with progress_bar("step") as show:
         demo = run_demo(arguments.cache, progress=show)
     for number, question in enumerate(QUESTIONS):
         print(f"> {question}")

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
@@ -29,46 +30,37 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
     arguments = parser.parse_args(argv)
 
-    from tqdm import tqdm
-
     from lltool import __version__
     from lltool.engine.model import load_model
     from lltool.eval.perplexity import METHOD, perplexity
-    from lltool.eval.provenance import cpu_name, file_sha256
+    from lltool.eval.provenance import cpu_name
     from lltool.eval.text import read_text
+    from lltool.gguf.digest import sha256_of
 
     text = read_text(arguments.file)
     context, batch = arguments.ctx_size, arguments.batch_size
-    with (
-        load_model(
-            arguments.model,
-            context=context,
-            sequences=max(1, min(batch, len(text.encode())) // context),  # no more windows than the text has
-            batch=batch,
-            threads=arguments.threads,
-            precision=arguments.precision,
-        ) as model,
-        tqdm(unit="window", disable=None, file=sys.stderr) as bar,
-    ):
-
-        def show(done: int, total: int, running: Sequence[float]) -> None:
-            bar.total = total
-            bar.set_postfix_str(f"PPL {running[-1]:.4f}", refresh=False)
-            bar.update(done - bar.n)
-
+    with load_model(
+        arguments.model,
+        context=context,
+        sequences=max(1, min(batch, len(text.encode())) // context),  # no more windows than the text has
+        batch=batch,
+        threads=arguments.threads,
+        precision=arguments.precision,
+    ) as model:
         start = perf_counter()
-        result = perplexity(model, text, context=context, chunks=arguments.chunks, progress=show)
+        show = _RunningValues(context)
+        name = str(arguments.file)
+        result = perplexity(model, text, context=context, chunks=arguments.chunks, name=name, progress=show)
         seconds = perf_counter() - start
-    print(",".join(f"[{i + 1}]{value:.4f}" for i, value in enumerate(result.running)), file=sys.stderr)
     if arguments.json:
         print_json(
             {
                 "tool": f"lltool {__version__}",
                 "method": METHOD,
                 "model": str(arguments.model),
-                "model_sha256": file_sha256(arguments.model),
+                "model_sha256": sha256_of(model.file.paths),
                 "text": str(arguments.file),
-                "text_sha256": file_sha256(arguments.file),
+                "text_sha256": sha256_of([arguments.file]),
                 "context": context,
                 "windows": len(result.running),
                 "scored_tokens": result.scored,
@@ -85,3 +77,20 @@ def main(argv: list[str]) -> int:
     else:
         print(f"Final estimate: PPL = {result.perplexity:.4f} +/- {result.error:.5f}")
     return 0
+
+
+@dataclass
+class _RunningValues:
+    """Prints the perplexity after each window as soon as it is known, as llama-perplexity does."""
+
+    context: int
+    shown: int = 0
+    start: float = field(default_factory=perf_counter)
+
+    def __call__(self, done: int, total: int, running: Sequence[float]) -> None:
+        if not self.shown:
+            seconds = (perf_counter() - self.start) * total / done
+            print(f"{total} windows of {self.context} tokens, about {seconds:.0f} s", file=sys.stderr)
+        values = ",".join(f"[{i}]{value:.4f}" for i, value in enumerate(running[self.shown :], self.shown + 1))
+        print(values, file=sys.stderr, flush=True)
+        self.shown = done

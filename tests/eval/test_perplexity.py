@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from math import exp, log
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,10 @@ class ToyLogits:
 class ToyModel:
     """The logits of a row depend on the token there and on how many tokens the sequence has seen."""
 
-    def __init__(self, batch: int, bos: int | None = None) -> None:
+    def __init__(self, batch: int, bos: int | None = None, pages: int = 99) -> None:
         self.batch = batch
+        self.setup = SimpleNamespace(pages=pages)
+        self.file = SimpleNamespace(path="toy.gguf")
         self.tokenizer = type("Tokenizer", (), {"bos": bos, "add_bos": bos is not None})()
         self.largest = 0
 
@@ -93,6 +96,25 @@ def test_chunks_limits_the_windows() -> None:
     model: Any = ToyModel(64)
     short = perplexity(model, ids, context=20, chunks=2)
     assert short.running == perplexity(model, ids, context=20).running[:2]
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf, 710])
+def test_models_that_give_no_numbers_are_named(loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = ToyModel(64)
+    scores = np.zeros((3, 9))
+    scores[1, 4] = -loss * 18  # the mean over two windows is `loss`
+    monkeypatch.setattr("lltool.eval.perplexity.score_windows", lambda model, windows: scores)
+    with pytest.raises(InputError, match=r"toy\.gguf: the loss is (nan|inf|710\.0) in chunk 2"):
+        perplexity(model, [1] * 60, context=20)
+
+
+def test_windows_at_once_fit_the_cache(real_model: Callable[[str], Path]) -> None:
+    ids = list(range(100, 130))
+    with load_model(real_model("smollm2-q4_1"), context=10, sequences=1, precision="f32") as model:
+        assert (model.batch, model.setup.pages) == (64, 1)  # a page is larger than the context
+        alone = perplexity(model, ids, context=10)
+    with load_model(real_model("smollm2-q4_1"), context=10, sequences=3, precision="f32") as model:
+        assert perplexity(model, ids, context=10).perplexity == pytest.approx(alone.perplexity, rel=1e-4)
 
 
 def test_text_shorter_than_two_windows_is_refused_with_both_numbers() -> None:
