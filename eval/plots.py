@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lltool.eval.throughput import Measurement
+from lltool.gguf.errors import InputError
 
 MIB = 1 << 20
 
@@ -81,6 +82,8 @@ def _save(figure: Any, target: Path) -> Path:
     try:
         figure.savefig(partial, format="png", dpi=120)
         partial.replace(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
     return target

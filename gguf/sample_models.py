@@ -82,7 +82,9 @@ def _download(package: str, folder: Path) -> Path:
     code = subprocess.run([*command, "-d", str(folder), package], stdout=2, check=False).returncode
     wheels = list(folder.glob("*.whl"))
     if code or len(wheels) != 1:
-        raise InputError(f"{package}: pip could not download it (exit {code}); check the network and pip's index")
+        raise InputError(
+            f"{package}: pip could not download it (exit {code}); its reason is above: the network, its index or the disk"
+        )
     return wheels[0]
 
 

@@ -1,5 +1,6 @@
 """Results are made once; a changed recipe, a touched, half or missing result is made again."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_an_interrupted_result_is_made_again(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         store.make("x", {}, interrupted)
     assert store.make("x", {}, maker.file).read_text() == "made 1"
+
+
+def test_half_written_data_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_disk(self: Path, text: str) -> None:
+        self.write_bytes(text.encode()[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_disk)
+    with pytest.raises(OSError, match="No space"):
+        Store(tmp_path, {}).compute("v.json", {}, lambda: [1, 2, 3])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_base_makes_everything_again(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_what_cannot_be_done_is_said_before_measuring(arguments: list[str], mess
 
 
 def test_plot_is_whole_or_absent(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match=r"missing/x\.png: cannot be written: No such file"):
         plot_throughput([measurement(Workload(8, 0), 1)], tmp_path / "missing" / "x.png")
     target = plot_throughput([measurement(Workload(8, 0), 1, 2), measurement(Workload(0, 8), 3)], tmp_path / "x.png")
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
