@@ -1,4 +1,4 @@
-# make install | demo | bench | check | test: each sets up what it needs, once. Wants Python 3.11 or later and g++.
+# make demo | bench | check | test: each sets up what it needs, once; make install: all of it. Wants Python 3.11 and g++.
 PYTHON ?= python3
 # A Python with llama-cpp-python, for `make bench` to compare with.
 PEER_PYTHON ?= $(BIN)/python
@@ -10,7 +10,7 @@ NATIVE := $(shell find quant/csrc engine/csrc -type f 2>/dev/null)
 MODEL := .cache/demo/SmolLM2-135M-Instruct
 
 .PHONY: install demo bench check test clean
-install: $(VENV)/.installed
+install: $(VENV)/.developed
 
 demo: $(VENV)/.installed
 	$(BIN)/lltool demo
