@@ -82,9 +82,7 @@ def _download(package: str, folder: Path) -> Path:
     code = subprocess.run([*command, "-d", str(folder), package], stdout=2, check=False).returncode
     wheels = list(folder.glob("*.whl"))
     if code or len(wheels) != 1:
-        raise InputError(
-            f"{package}: pip could not download it (exit {code}); its reason is above: the network, its index or the disk"
-        )
+        raise InputError(f"{package}: pip could not download it (exit {code}), for the reason it gives above")
     return wheels[0]
 
 
