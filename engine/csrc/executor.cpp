@@ -70,24 +70,23 @@ void Executor::finish() {
   arena_ = Memory<float>(size_t(settings.arena_width) * size_t(settings.max_batch));
   logits_ = Memory<float>(size_t(settings.head_rows) * size_t(settings.vocabulary));
   q_ = Memory<int8_t>(rows * columns);
-  q_scale_ = Memory<float>(rows * columns / 32 + 16);
-  q_sum_ = Memory<int32_t>(rows * (columns / 16 + columns / 32) + 16);
+  q_scale_ = Memory<float>(rows * columns / 8);
+  q_sum_ = Memory<int32_t>(rows * columns / 4);
   packed_ = Memory<float>(rows * columns);
   quantized = {q_.data(), q_scale_.data(), q_sum_.data()};
   packed = packed_.data();
   scratch_bytes_ = matmul_scratch(columns_);
   scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
-  own_ = Memory<uint8_t>(threads * columns * 2);
+  own_ = Memory<uint8_t>(threads * columns * 5 / 2);
   attention_ = Memory<float>(attention_floats_ * threads);
   segments.reserve(size_t(settings.max_batch));
   pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()));
 }
 
-// Layout of a thread's own quantized token: K bytes, K / 32 floats, K / 16 + K / 32 sums: K (1 + 1/8 + 3/8) < 2 K.
 Quantized Executor::own_quantized(int thread) const {
-  uint8_t* p = own_.data() + size_t(thread) * size_t(columns_) * 2;
+  uint8_t* p = own_.data() + int64_t(thread) * columns_ * 5 / 2;
   float* scale = reinterpret_cast<float*>(p + columns_);
-  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 32)};
+  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 8)};
 }
 
 void Executor::fill_ropes(Pool::Worker& worker, const Batch& batch) {

@@ -2,7 +2,8 @@
 #include <cmath>
 
 #include "attention-inl.h"
-#include "linear-inl.h"
+#include "matmul-inl.h"
+#include "matvec-inl.h"
 
 namespace {
 

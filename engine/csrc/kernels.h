@@ -9,8 +9,8 @@ namespace lltool {
 constexpr int page_tokens = 64; // tokens in a page of the KV cache
 constexpr int max_head_dim = 512;
 
-// Columns of quantized activations; those past the weight's own are zero.
-constexpr int64_t padded(int64_t columns) { return (columns + 511) / 512 * 512; }
+// Columns of quantized activations in row layout; those past the weight's own are zero.
+constexpr int64_t padded(int64_t columns) { return (columns + 127) / 128 * 128; }
 
 // A weight matrix as it lies in the file.
 struct Matrix {
@@ -19,12 +19,15 @@ struct Matrix {
   const uint8_t* data;
 };
 
-// Activations as int8: x[k] ~ scale[k / 32] * q[k]. Sums are of q over each 16. In row layout a token is contiguous; in
+// Activations as int8: x[k] ~ scale[k / 32] * q[k], and sums of q. In row layout a token is contiguous, and K padded; in
 // panel layout `tokens_per_panel` tokens are interleaved as the matrix kernel reads them (see linear-inl.h).
 struct Quantized {
   int8_t* q;
   float* scale;
   int32_t* sum;
+
+  // Where token t begins, or the panel that begins with it: a token takes K, K / 8 and K / 4 items at most.
+  Quantized token(int64_t t, int64_t K) const { return {q + t * K, scale + t * (K / 8), sum + t * (K / 4)}; }
 };
 
 struct AttentionTask {
@@ -52,7 +55,6 @@ struct EngineKernels {
   bool (*can_decode)(int type);
   void (*decode_row)(int type, const uint8_t* row, int64_t columns, float* out);
 
-  // Row layout: q (K), scale (K / 32), sum (K / 16).
   void (*quantize_row)(const float* x, int64_t K, Quantized out);
   // Panel layout of up to tokens_per_panel tokens, rows `stride` floats apart; missing tokens become zero.
   void (*quantize_panel)(const float* x, int64_t stride, int tokens, int64_t K, Quantized out);
@@ -81,8 +83,9 @@ struct EngineKernels {
 
 constexpr int tile_rows = 64; // rows a matmul task unpacks at once
 
-// Scratch bytes a thread needs for weights of at most K columns.
-constexpr size_t matmul_scratch(int64_t K) { return size_t(tile_rows) * size_t(K) * 5 + size_t(K) * 64 + 65536; }
+// Scratch bytes a thread needs for weights of at most K columns (padded). matmul_f32 has the most: 32 rows and one as floats.
+// matmul has a tile and a row of codes with their scales, K (64 + 1) 3/2; matvec 15 tokens of 7/2 K and a row.
+constexpr size_t matmul_scratch(int64_t K) { return size_t(K) * 4 * 33 + 4096; }
 // Floats for attention: pages as float (K transposed, V), scores, outputs, running maxima and sums.
 constexpr int attention_rows = 128; // query rows (tokens x heads of a group) a task may have
 constexpr size_t attention_scratch(int head_dim) {

@@ -36,24 +36,20 @@ LinearOp::LinearOp(Buffer x_, std::vector<Part> p, bool has, Buffer r, const Exe
 
 void LinearOp::prepare(const Run& run, bool panels) const {
   Executor& e = run.executor;
-  const int64_t T = run.rows, K = x.width, Kp = padded(K);
+  const int64_t T = run.rows, K = x.width;
   const int panel = e.kernels.tokens_per_panel;
   const float* from = e.at(x);
   if (!panels) {
     if (!int8) return; // the float kernels read x as it is
     run.worker.parallel(T, [&](int64_t t) {
-      e.kernels.quantize_row(from + t * K, K,
-                             {e.quantized.q + t * Kp, e.quantized.scale + t * (Kp / 32), e.quantized.sum + t * (Kp / 16 + Kp / 32)});
+      e.kernels.quantize_row(from + t * K, K, e.quantized.token(t, padded(K)));
     });
     return;
   }
   run.worker.parallel((T + panel - 1) / panel, [&](int64_t p) {
     const int tokens = int(std::min<int64_t>(panel, T - p * panel));
     const float* rows = from + p * panel * K;
-    if (int8)
-      e.kernels.quantize_panel(
-          rows, K, tokens, K,
-          {e.quantized.q + p * panel * K, e.quantized.scale + p * panel * (K / 32), e.quantized.sum + p * panel * (K / 16 + K / 32)});
+    if (int8) e.kernels.quantize_panel(rows, K, tokens, K, e.quantized.token(p * panel, K));
     if (floats) e.kernels.pack_panel(rows, K, tokens, K, e.packed + p * panel * K);
   });
 }

@@ -7,6 +7,8 @@
 #include <immintrin.h>
 #endif
 
+#include "formats/bits.h"
+
 namespace {
 
 #if defined(__AVX512VNNI__)
@@ -19,6 +21,7 @@ constexpr int lanes = 4, panel = 4;
 
 typedef float vf __attribute__((vector_size(lanes * 4)));
 typedef int32_t vi __attribute__((vector_size(lanes * 4)));
+typedef uint32_t vu __attribute__((vector_size(lanes * 4)));
 typedef uint8_t vb __attribute__((vector_size(lanes * 4)));
 
 template <class V, class T> inline V load(const T* p) {
@@ -46,6 +49,24 @@ inline float sum_of(vf v) {
   return s;
 #endif
 }
+// out[r] = the sum of v[r]; four at a time share their additions.
+template <int R> inline void sum_each(const vf (&v)[R], float* out) {
+  int r = 0;
+#if defined(__AVX2__)
+  const auto half = [&](int i) -> __m256 {
+#if defined(__AVX512VNNI__)
+    return _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
+#else
+    return v[i];
+#endif
+  };
+  for (; r + 4 <= R; r += 4) {
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(half(r), half(r + 1)), _mm256_hadd_ps(half(r + 2), half(r + 3)));
+    _mm_storeu_ps(out + r, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+  }
+#endif
+  for (; r < R; ++r) out[r] = sum_of(v[r]);
+}
 inline float highest(vf v) {
   float m = v[0];
   for (int i = 1; i < lanes; ++i) m = v[i] > m ? v[i] : m;
@@ -56,7 +77,7 @@ inline float highest(vf v) {
 #if defined(__AVX512VNNI__)
 template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
   // As assembly: GCC 12 copies the accumulator around the intrinsic.
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "vm"(x));
   return acc;
 }
 // The same four bytes of x for every lane.
@@ -75,9 +96,9 @@ template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
 }
 #else
 template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
-  for (int i = 0; i < lanes; ++i)
-    for (int j = 0; j < 4; ++j) acc[i] += int(w[4 * i + j]) * int(int8_t(x[4 * i + j]));
-  return acc;
+  typedef int16_t half __attribute__((vector_size(lanes * 4)));
+  const half even = ((half)w & 255) * ((half)x << 8 >> 8), odd = (half)((vu)w >> 8 & 0x00ff00ff) * ((half)x >> 8);
+  return acc + ((vi)even << 16 >> 16) + ((vi)even >> 16) + ((vi)odd << 16 >> 16) + ((vi)odd >> 16);
 }
 #endif
 #if !defined(__AVX512VNNI__)
@@ -88,26 +109,32 @@ template <int max_code> inline vi dot4_splat(vi acc, vb w, const int8_t* x) {
 }
 #endif
 
-// Lane i of the result is s[4 i / group]: the scales of the groups that a vector of codes crosses.
-template <int group> inline vf spread(const float* s) {
-  constexpr int crossed = lanes * 4 / group;
-  if constexpr (crossed <= 1) {
-    return splat(s[0]);
-  } else {
+// Four lanes each of s[first], s[first + stride], and so on, of stride * lanes / 4 floats.
+template <int first, int stride> inline vf spread(const float* s) {
 #if defined(__AVX512VNNI__)
-    if constexpr (crossed == 2) {
-      const __m512i pick = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-      return _mm512_permutexvar_ps(pick, _mm512_castps128_ps512(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)s))));
-    } else {
-      const __m512i pick = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-      return _mm512_permutexvar_ps(pick, _mm512_castps128_ps512(_mm_loadu_ps(s)));
-    }
+  constexpr int a = first, b = a + stride, c = b + stride, d = c + stride;
+  const __m512i pick = _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
+  if constexpr (stride == 1) return _mm512_permutexvar_ps(pick, _mm512_castps128_ps512(_mm_loadu_ps(s)));
+  return _mm512_permutexvar_ps(pick, _mm512_castps256_ps512(_mm256_loadu_ps(s)));
 #else
-    vf v;
-    for (int i = 0; i < lanes; ++i) v[i] = s[4 * i / group];
-    return v;
+  vf v;
+  for (int i = 0; i < lanes; ++i) v[i] = s[first + i / 4 * stride];
+  return v;
 #endif
-  }
+}
+
+// Four lanes each of the half at p, and those of the next blocks of `stride` bytes.
+template <int stride> inline vf spread_halves(const uint8_t* p) {
+#if defined(__AVX2__)
+  const __m128 halves = _mm_cvtph_ps(_mm_cvtsi64_si128(int64_t(words_of_blocks<lanes / 4, stride>(p))));
+#if defined(__AVX512VNNI__)
+  return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_castps128_ps512(halves));
+#else
+  return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(halves), _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+#endif
+#else
+  return splat(load_f16(p));
+#endif
 }
 
 // e^x to 2 ulp: x = n ln2 + r, a degree-6 polynomial in r, 2^n by exponent bits (Cephes' expf range reduction).

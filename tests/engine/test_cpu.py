@@ -93,9 +93,19 @@ def int8_values(rng: np.random.Generator, rows: int, columns: int) -> Array:
 @pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
 @pytest.mark.parametrize("precision", ["int8", "f32"])
 def test_linear_multiplies_every_type(type: GGMLType, isa: str, precision: Precision) -> None:
-    """One token, a few, and panels of tokens; rows and tokens that fill no tile; a bias and a residual."""
+    check_products(type, isa, precision, max(160, LAYOUT[type].block * 3))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type", [t for t in TYPES if LAYOUT[t].block == 32], ids=lambda t: t.name)
+@pytest.mark.parametrize("columns", [32, 64, 96, 128, 224, 288])
+def test_rows_that_fill_no_vector(type: GGMLType, columns: int, isa: str) -> None:
+    check_products(type, isa, "int8", columns)
+
+
+def check_products(type: GGMLType, isa: str, precision: Precision, columns: int) -> None:
+    """One token, a few, and panels of tokens; rows and tokens that fill no tile; a bias."""
     rng = np.random.default_rng(int(type))
-    columns = max(160, LAYOUT[type].block * 3)  # 160: a whole number of groups, not of vectors
     rows = 37
     embed = int8_values(rng, VOCAB, columns)
     weight = random_weight(rng, "w.weight", type, rows, columns)

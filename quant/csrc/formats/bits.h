@@ -1,5 +1,7 @@
 // Bit tricks that several formats share. Words are little endian: byte i is weight i.
 #pragma once
+#include <type_traits>
+
 #include "../half.h"
 
 namespace {
@@ -7,6 +9,7 @@ namespace {
 typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 typedef uint8_t Bytes32 __attribute__((vector_size(32)));
 typedef uint8_t Bytes64 __attribute__((vector_size(64)));
+typedef float Floats8 __attribute__((vector_size(32)));
 typedef uint64_t Words2 __attribute__((vector_size(16)));
 typedef uint64_t Words4 __attribute__((vector_size(32)));
 typedef uint64_t Words8 __attribute__((vector_size(64)));
@@ -26,68 +29,152 @@ inline uint64_t load_u64(const uint8_t* p) {
 }
 inline void store_u64(uint8_t* p, uint64_t v) { std::memcpy(p, &v, 8); }
 
+// Eight bytes as floats.
+template <class Byte> inline Floats8 widen(uint64_t bytes) {
+#if defined(__AVX2__)
+  const __m128i v = _mm_cvtsi64_si128(int64_t(bytes));
+  return _mm256_cvtepi32_ps(Byte(-1) < 0 ? _mm256_cvtepi8_epi32(v) : _mm256_cvtepu8_epi32(v));
+#else
+  Floats8 v;
+  for (int i = 0; i < 8; ++i) v[i] = float(Byte(bytes >> 8 * i));
+  return v;
+#endif
+}
+inline void store_floats(float* p, Floats8 v) { std::memcpy(p, &v, sizeof v); }
+
 // Bit i of `bits` as byte i: 0 or 1.
 inline uint64_t spread_bits(uint8_t bits) {
   const uint64_t picked = bits * every_byte & 0x8040201008040201;
   return (picked + 0x7f * every_byte) >> 7 & every_byte;
 }
 
-inline Words4 twice(Words2 a) { return __builtin_shufflevector(a, a, 0, 1, 0, 1); }
-inline Words8 twice(Words4 a) { return __builtin_shufflevector(a, a, 0, 1, 2, 3, 0, 1, 2, 3); }
-inline Words8 join(Words4 a, Words4 b) { return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7); }
-
-// Formats whose codes are made in registers are written in terms of a width: Codes32 makes the 32 codes of a block (or of
-// a part of a large one), Codes64 those of two neighbours at once, for machines with vectors of 64 bytes.
-struct Codes32 {
-  static constexpr int count = 32;
-  typedef Bytes32 Bytes;
-  // 32 bytes.
-  static Bytes bytes(const uint8_t* p, const uint8_t*) { return load_words<Bytes>(p); }
-  // 16 bytes of nibbles: the low ones are weights 0-15, the high ones 16-31.
-  static Bytes nibbles(const uint8_t* p, const uint8_t*) {
-    return (Bytes)(twice(load_words<Words2>(p)) >> Words4{0, 0, 4, 4} & 0x0f * every_byte);
-  }
-  // 16 where the bit of the weight is set.
-  static Bytes fifth_bits(const uint8_t* p, const uint8_t*) {
-    const Words4 bytes = (load_u32(p) - Words4{}) >> Words4{0, 8, 16, 24} & 255, bit = 0x8040201008040201 - Words4{};
-    return (Bytes)((Bytes)(bytes * every_byte & bit) == (Bytes)bit) & 16;
-  }
-  // 32 bytes shifted right by `shift`, and by `more` in the second half of 64 codes.
-  static Words4 shifted(const uint8_t* p, int shift, int) { return load_words<Words4>(p) >> shift; }
-};
-
-struct Codes64 {
-  static constexpr int count = 64;
-  typedef Bytes64 Bytes;
-  static Bytes bytes(const uint8_t* p, const uint8_t* next) { return (Bytes)join(load_words<Words4>(p), load_words<Words4>(next)); }
-  static Bytes nibbles(const uint8_t* p, const uint8_t* next) {
-    const Words4 both = __builtin_shufflevector(load_words<Words2>(p), load_words<Words2>(next), 0, 1, 2, 3);
-    const Words8 all = __builtin_shufflevector(both, both, 0, 1, 0, 1, 2, 3, 2, 3);
-    return (Bytes)(all >> Words8{0, 0, 4, 4, 0, 0, 4, 4} & 0x0f * every_byte);
-  }
-  static Bytes fifth_bits(const uint8_t* p, const uint8_t* next) {
-    const uint64_t bits = load_u32(p) | uint64_t(load_u32(next)) << 32;
-#if defined(__AVX512BW__) // a mask register is what the bits are
-    return (Bytes)_mm512_maskz_set1_epi8(bits, 16);
+// Wider vectors of narrower ones: by intrinsics where GCC 12 would load and move too often. First: 16 more bytes at `next`.
+inline Words4 join(Words2 v, const uint8_t* next) {
+#if defined(__AVX2__)
+  return (Words4)_mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)v), (__m128i)load_words<Words2>(next), 1);
 #else
-    const Words8 bytes = (bits - Words8{}) >> Words8{0, 8, 16, 24, 32, 40, 48, 56} & 255, bit = 0x8040201008040201 - Words8{};
-    return (Bytes)((Bytes)(bytes * every_byte & bit) == (Bytes)bit) & 16;
+  return __builtin_shufflevector(v, load_words<Words2>(next), 0, 1, 2, 3);
 #endif
+}
+inline Words8 join(Words4 a, Words4 b) {
+#if defined(__AVX512F__)
+  return (Words8)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)a), (__m256i)b, 1);
+#else
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+#endif
+}
+template <class V> inline V repeat(Words2 v) {
+  if constexpr (sizeof(V) == 16) return v;
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) return (V)_mm256_broadcastsi128_si256((__m128i)v);
+#endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return (V)_mm512_broadcast_i32x4((__m128i)v);
+#endif
+}
+
+// The first 16 bits at p and of the next blocks of `stride` bytes, n of at most four. Scalar loads: vector ports are what
+// kernels are short of.
+template <int n, int stride> inline uint64_t words_of_blocks(const uint8_t* p) {
+  uint64_t words = 0;
+  for (int j = 0; j < n; ++j) words |= uint64_t(load_u16(p + j * stride)) << 16 * j;
+  return words;
+}
+
+// Formats whose codes are made in registers make n groups of 32 at once, each in a lane of 16 bytes: `low` are codes 0-15
+// of the groups, `high` 16-31.
+template <int n> struct Lanes {
+  using Bytes = std::conditional_t<n == 1, Bytes16, std::conditional_t<n == 2, Bytes32, Bytes64>>;
+  using Words = std::conditional_t<n == 1, Words2, std::conditional_t<n == 2, Words4, Words8>>;
+  Words low, high;
+
+  // 16 bytes at at(j) in lane j.
+  template <class At> static Words gather(At at) {
+    if constexpr (n == 1)
+      return load_words<Words>(at(0));
+    else if constexpr (n == 2)
+      return join(load_words<Words2>(at(0)), at(1));
+    else
+      return join(join(load_words<Words2>(at(0)), at(1)), join(load_words<Words2>(at(2)), at(3)));
   }
-  static Words8 shifted(const uint8_t* p, int shift, int more) {
-    const uint64_t m = uint64_t(more);
-    return twice(load_words<Words4>(p)) >> shift >> Words8{0, 0, 0, 0, m, m, m, m};
+  // 16 bytes of each of n blocks of `stride` bytes.
+  template <int stride> static Words gather(const uint8_t* p) {
+    return gather([&](int j) { return p + j * stride; });
+  }
+  // A number for each lane.
+  template <class Number> static Words each(Number number) {
+    Words v{};
+    for (int j = 0; j < n; ++j) v[2 * j] = v[2 * j + 1] = uint64_t(number(j));
+    return v;
+  }
+  // The same 16 bytes in every lane, shifted right by `first` and by `more` for each lane before.
+  static Words shifted(const uint8_t* p, int first, int more) {
+    return repeat<Words>(load_words<Words2>(p)) >> first >> each([&](int j) { return j * more; });
+  }
+  // Nibbles of 16 bytes a block: the low ones are codes 0-15.
+  template <int stride> static Lanes nibbles(const uint8_t* p) {
+    const Words both = gather<stride>(p);
+    return {both & 0x0f * every_byte, both >> 4 & 0x0f * every_byte};
+  }
+  // Nibbles of blocks of 64 codes in 32 bytes: the low ones are a group, the high ones the next. From `group` of the first.
+  static Lanes nibbles_of_pairs(const uint8_t* p, int group) {
+    p += group / 2 * 32;
+    if constexpr (n == 1) {
+      const int shift = group % 2 * 4;
+      return {load_words<Words>(p) >> shift & 0x0f * every_byte, load_words<Words>(p + 16) >> shift & 0x0f * every_byte};
+    } else {
+      const Words both = load_words<Words>(p), a = both & 0x0f * every_byte, b = both >> 4 & 0x0f * every_byte;
+      if constexpr (n == 2)
+        return {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7)};
+      else
+        return {__builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13), __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)};
+    }
+  }
+  // Nibbles of 128 codes in 64 bytes: the low ones are two groups, the high ones the next two. From `group` of these on.
+  static Lanes nibbles_of_fours(const uint8_t* p, int group) {
+    if constexpr (n == 4) {
+      const Words both = load_words<Words>(p), a = both & 0x0f * every_byte, b = both >> 4 & 0x0f * every_byte;
+      return {__builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13), __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15)};
+    } else {
+      const int shift = group / 2 * 4;
+      const auto bytes = [&](int from) { return gather([&](int j) { return p + (group + j) % 2 * 32 + from; }); };
+      return {bytes(0) >> shift & 0x0f * every_byte, bytes(16) >> shift & 0x0f * every_byte};
+    }
+  }
+  // Adds 16 to each code whose bit is set in the 32 bits a block from p on.
+  template <int stride> Lanes with_fifth_bits(const uint8_t* p) const {
+    return {low | fifth_bits<stride>(p), high | fifth_bits<stride>(p + 2)};
+  }
+
+private:
+  template <int stride> static Words fifth_bits(const uint8_t* p) {
+    const uint64_t bits = words_of_blocks<n, stride>(p);
+#if defined(__AVX512BW__) // a mask register is what the bits are
+    if constexpr (n == 4) return (Words)_mm512_maskz_set1_epi8(bits, 16);
+#endif
+#if defined(__AVX2__)
+    if constexpr (n == 2) {
+      const __m256i byte_of_code = _mm256_setr_epi64x(0, every_byte, 2 * every_byte, 3 * every_byte);
+      const Words bit = 0x8040201008040201 - Words{};
+      const Words picked = (Words)_mm256_shuffle_epi8(_mm256_set1_epi64x(int64_t(bits)), byte_of_code) & bit;
+      return (Words)((Bytes)picked == (Bytes)bit) & 16 * every_byte;
+    }
+#endif
+    Words v{};
+    for (int i = 0; i < 2 * n; ++i) v[i] = spread_bits(uint8_t(bits >> 8 * i)) << 4;
+    return v;
   }
 };
 
-// What such a format gives: `scales` of a block, and `codes` of its part of 32 (with Codes64 also of the next part, or
-// of the next block where a block is one part). A block of 32 begins with its scale (and minimum) in half precision.
+// What such a format gives: `scales` of a block, and `codes` of n groups: of the n blocks from b on where a block is one
+// group (it then begins with its scale, and minimum, in half precision), else of one block from `group` on.
 template <class F> struct InRegisters {
   static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float* __restrict min) {
     F::scales(b, scale, min);
-    for (int part = 0; part < F::block / 32; ++part) {
-      const Bytes32 made = F::template codes<Codes32>(b, b, part);
-      std::memcpy(codes + 32 * part, &made, 32);
+    for (int group = 0; group < F::block / 32; ++group) {
+      const auto made = F::template codes<Lanes<1>>(b, group);
+      std::memcpy(codes + 32 * group, &made.low, 16);
+      std::memcpy(codes + 32 * group + 16, &made.high, 16);
     }
   }
 };

@@ -43,13 +43,10 @@ struct Q3_K {
 // Eight 6-bit scales and eight 6-bit mins in 12 bytes, as Q4_K and Q5_K keep them.
 inline void unpack_scales_mins(const uint8_t* s, float d, float dmin, float* __restrict scale, float* __restrict min) {
   const uint32_t a = load_u32(s), b = load_u32(s + 4), c = load_u32(s + 8);
-  uint8_t sc[8], m[8];
-  store_u64(sc, (a & 0x3f3f3f3f) | uint64_t((c & 0x0f0f0f0f) | (a >> 2 & 0x30303030)) << 32);
-  store_u64(m, (b & 0x3f3f3f3f) | uint64_t((c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)) << 32);
-  for (int i = 0; i < 8; ++i) {
-    scale[i] = d * float(sc[i]);
-    min[i] = -(dmin * float(m[i]));
-  }
+  const uint64_t scales = (a & 0x3f3f3f3f) | uint64_t((c & 0x0f0f0f0f) | (a >> 2 & 0x30303030)) << 32;
+  const uint64_t mins = (b & 0x3f3f3f3f) | uint64_t((c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)) << 32;
+  store_floats(scale, widen<uint8_t>(scales) * d);
+  store_floats(min, widen<uint8_t>(mins) * -dmin);
 }
 
 // f16 d, f16 dmin, 12 bytes of scales and mins, 128 bytes: of each 32 bytes the low nibbles come first.
@@ -59,9 +56,7 @@ struct Q4_K : InRegisters<Q4_K> {
   static void scales(const uint8_t* b, float* scale, float* min) {
     unpack_scales_mins(b + 4, load_f16(b), load_f16(b + 2), scale, min);
   }
-  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t*, int part) {
-    return (typename V::Bytes)(V::shifted(b + 16 + 16 * (part & ~1), 4 * (part & 1), 4) & 0x0f * every_byte);
-  }
+  template <class V> static V codes(const uint8_t* b, int group) { return V::nibbles_of_pairs(b + 16, group); }
 };
 
 // f16 d, f16 dmin, scales and mins as Q4_K, 32 bytes of fifth bits (bit g for group g), 128 bytes of nibbles.
@@ -71,9 +66,10 @@ struct Q5_K : InRegisters<Q5_K> {
   static void scales(const uint8_t* b, float* scale, float* min) {
     unpack_scales_mins(b + 4, load_f16(b), load_f16(b + 2), scale, min);
   }
-  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t*, int part) {
-    const auto low = V::shifted(b + 48 + 16 * (part & ~1), 4 * (part & 1), 4) & 0x0f * every_byte;
-    return (typename V::Bytes)(low | (V::shifted(b + 16, part, 1) & every_byte) << 4);
+  template <class V> static V codes(const uint8_t* b, int group) {
+    const V nibbles = V::nibbles_of_pairs(b + 48, group);
+    const auto fifth = [&](const uint8_t* bits) { return (V::shifted(bits, group, 1) & every_byte) << 4; };
+    return {nibbles.low | fifth(b + 16), nibbles.high | fifth(b + 32)};
   }
 };
 
@@ -83,13 +79,14 @@ struct Q6_K : InRegisters<Q6_K> {
   static constexpr bool has_min = false;
   static void scales(const uint8_t* b, float* __restrict scale, float*) {
     const float d = load_f16(b + 208);
-    for (int i = 0; i < 16; ++i) scale[i] = d * float(int8_t(b[192 + i]));
+    store_floats(scale, widen<int8_t>(load_u64(b + 192)) * d);
+    store_floats(scale + 8, widen<int8_t>(load_u64(b + 200)) * d);
   }
-  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t*, int part) {
-    const int half = part / 4, quarter = part % 4; // of each four parts the first two are low nibbles
-    const uint8_t *low = b + 64 * half + 32 * (quarter & 1), *high = b + 128 + 32 * half;
-    const auto nibbles = (decltype(V::shifted(b, 0, 0)))V::bytes(low, low + 32) >> 4 * (quarter / 2) & 0x0f * every_byte;
-    return (typename V::Bytes)(nibbles | (V::shifted(high, 2 * quarter, 2) & 3 * every_byte) << 4);
+  template <class V> static V codes(const uint8_t* b, int group) {
+    const int half = group / 4, quarter = group % 4; // of each four groups the last two are high nibbles
+    const V nibbles = V::nibbles_of_fours(b + 64 * half, quarter);
+    const auto high = [&](const uint8_t* pairs) { return (V::shifted(pairs + 32 * half, 2 * quarter, 2) & 3 * every_byte) << 4; };
+    return {nibbles.low | high(b + 128), nibbles.high | high(b + 144)};
   }
 };
 

@@ -9,8 +9,8 @@ struct Q4_0 : InRegisters<Q4_0> {
   static constexpr int type = 2, block = 32, bytes = 18, group = 32, zero = 8, max_code = 15;
   static constexpr bool has_min = false;
   static void scales(const uint8_t* b, float* scale, float*) { scale[0] = load_f16(b); }
-  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t* next, int) {
-    return V::nibbles(b + 2, next + 2);
+  template <class V> static V codes(const uint8_t* b, int) {
+    return V::template nibbles<bytes>(b + 2);
   }
 };
 
@@ -22,8 +22,8 @@ struct Q4_1 : InRegisters<Q4_1> {
     scale[0] = load_f16(b);
     min[0] = load_f16(b + 2);
   }
-  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t* next, int) {
-    return V::nibbles(b + 4, next + 4);
+  template <class V> static V codes(const uint8_t* b, int) {
+    return V::template nibbles<bytes>(b + 4);
   }
 };
 
@@ -32,8 +32,8 @@ struct Q5_0 : InRegisters<Q5_0> {
   static constexpr int type = 6, block = 32, bytes = 22, group = 32, zero = 16, max_code = 31;
   static constexpr bool has_min = false;
   static void scales(const uint8_t* b, float* scale, float*) { scale[0] = load_f16(b); }
-  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t* next, int) {
-    return V::nibbles(b + 6, next + 6) | V::fifth_bits(b + 2, next + 2);
+  template <class V> static V codes(const uint8_t* b, int) {
+    return V::template nibbles<bytes>(b + 6).template with_fifth_bits<bytes>(b + 2);
   }
 };
 
@@ -45,8 +45,8 @@ struct Q5_1 : InRegisters<Q5_1> {
     scale[0] = load_f16(b);
     min[0] = load_f16(b + 2);
   }
-  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t* next, int) {
-    return V::nibbles(b + 8, next + 8) | V::fifth_bits(b + 4, next + 4);
+  template <class V> static V codes(const uint8_t* b, int) {
+    return V::template nibbles<bytes>(b + 8).template with_fifth_bits<bytes>(b + 4);
   }
 };
 
@@ -55,8 +55,8 @@ struct Q8_0 : InRegisters<Q8_0> {
   static constexpr int type = 8, block = 32, bytes = 34, group = 32, zero = 128, max_code = 255;
   static constexpr bool has_min = false;
   static void scales(const uint8_t* b, float* scale, float*) { scale[0] = load_f16(b); }
-  template <class V> static typename V::Bytes codes(const uint8_t* b, const uint8_t* next, int) {
-    return V::bytes(b + 2, next + 2) ^ 0x80;
+  template <class V> static V codes(const uint8_t* b, int) {
+    return {V::template gather<bytes>(b + 2) ^ 0x80 * every_byte, V::template gather<bytes>(b + 18) ^ 0x80 * every_byte};
   }
 };
 

@@ -1,0 +1,189 @@
+// Products of a few tokens with one row of a weight at a time, so that memory is read as one stream.
+#pragma once
+#include "linear-inl.h"
+
+namespace {
+
+// The weights of a step as codes in the layout of the activations, and what scales each lane: all of it by [0] for groups
+// of 32; of groups of 16, `low` by [0] and `high` by [1].
+struct Weights {
+  vb low, high;
+  vf scale[2], min[2];
+};
+
+template <class F> inline void spread_scales(const float* scale, const float* min, Weights& w) {
+  if constexpr (F::group == 32) {
+    w.scale[0] = spread<0, 1>(scale);
+    if constexpr (F::has_min) w.min[0] = spread<0, 1>(min);
+  } else {
+    w.scale[0] = spread<0, 2>(scale);
+    w.scale[1] = spread<1, 2>(scale);
+    if constexpr (F::has_min) {
+      w.min[0] = spread<0, 2>(min);
+      w.min[1] = spread<1, 2>(min);
+    }
+  }
+}
+
+// A row of the file, whose codes are made in registers.
+template <class F> struct PackedRow {
+  static constexpr int unit = F::block > step ? F::block : step; // columns that share a Block
+  const uint8_t* p;
+
+  struct Block {
+    alignas(64) float scale[F::block / F::group], min[F::block / F::group];
+  };
+  void move(int64_t columns) { p += columns / F::block * F::bytes; }
+  void read(Block& block) const {
+    if constexpr (F::block > 32) F::scales(p, block.scale, block.min);
+  }
+  // The step at `column` of the unit.
+  Weights at(int column, const Block& block) const {
+    const auto codes = F::template codes<Lanes<lane_groups>>(p, column / 32);
+    Weights w;
+    w.low = (vb)codes.low;
+    w.high = (vb)codes.high;
+    if constexpr (F::block > 32) {
+      spread_scales<F>(block.scale + column / F::group, block.min + column / F::group, w);
+    } else {
+      w.scale[0] = spread_halves<F::bytes>(p);
+      if constexpr (F::has_min) w.min[0] = spread_halves<F::bytes>(p + 2);
+    }
+    return w;
+  }
+};
+
+// A row that was unpacked.
+template <class F> struct UnpackedRow {
+  static constexpr int unit = step;
+  Row row;
+
+  struct Block {};
+  void move(int64_t columns) {
+    row.codes += columns;
+    row.scale += columns / F::group;
+    row.min += columns / F::group;
+  }
+  void read(Block&) const {}
+  Weights at(int, const Block&) const {
+    Weights w;
+    w.low = (vb)Lanes<lane_groups>::gather([&](int j) { return row.codes + 32 * j; });
+    w.high = (vb)Lanes<lane_groups>::gather([&](int j) { return row.codes + 32 * j + 16; });
+    spread_scales<F>(row.scale, row.min, w);
+    return w;
+  }
+};
+
+// A step of a token as weights of a format want it: dot products begin at `start`, sums of q * -zero; minima are multiplied
+// with `sum`. One of each for groups of 32, two for groups of 16.
+template <class F> struct TokenStep {
+  static constexpr int halves = 32 / F::group;
+  vb low, high;
+  vf scale;
+  vi start[halves];
+  vf sum[halves];
+};
+
+template <class F> inline void prepare(Quantized x, int64_t K, TokenStep<F>* to) {
+  for (int64_t k = 0; k < K; k += step, ++to) {
+    to->low = load<vb>(x.q + k);
+    to->high = load<vb>(x.q + k + step / 2);
+    to->scale = load<vf>(x.scale + k / 8);
+    vi sum[2] = {load<vi>(x.sum + k / 4), load<vi>(x.sum + k / 4 + lanes)};
+    if (to->halves == 1) sum[0] += sum[1];
+    for (int half = 0; half < to->halves; ++half) {
+      to->start[half] = sum[half] * -F::zero;
+      to->sum[half] = to_float(sum[half]) * to->scale;
+    }
+  }
+}
+
+template <class F> inline vf multiply_step(const Weights& w, const TokenStep<F>& x, vf acc) {
+  constexpr auto dot = dot4<F::max_code>;
+  if constexpr (F::group == 32) {
+    acc += to_float(dot(dot(x.start[0], w.low, x.low), w.high, x.high)) * x.scale * w.scale[0];
+    if constexpr (F::has_min) acc += x.sum[0] * w.min[0];
+  } else {
+    const vf low = to_float(dot(x.start[0], w.low, x.low)), high = to_float(dot(x.start[1], w.high, x.high));
+    acc += (low * w.scale[0] + high * w.scale[1]) * x.scale;
+    if constexpr (F::has_min) acc += x.sum[0] * w.min[0] + x.sum[1] * w.min[1];
+  }
+  return acc;
+}
+
+// Sums to: sum over k of (scale * (code - zero) + min) * x[k].
+template <class F, class AnyRow> inline vf dot_row(AnyRow row, const TokenStep<F>* x, int64_t K) {
+  vf acc{};
+  typename AnyRow::Block block;
+  for (int64_t unit = 0; unit + AnyRow::unit <= K; unit += AnyRow::unit, row.move(AnyRow::unit)) {
+    row.read(block);
+#pragma GCC unroll 4
+    for (int column = 0; column < AnyRow::unit; column += step) acc = multiply_step<F>(row.at(column, block), *x++, acc);
+  }
+  if (K % AnyRow::unit) { // only where the unit is a step
+    if (K > step) row.move(K % step - step);
+    acc = multiply_step<F>(row.at(0, block), *x, acc);
+  }
+  return acc;
+}
+
+// out[r] = the sum of dot(r); four rows share the additions.
+template <class Dot> inline void multiply_rows(int64_t begin, int64_t end, float* out, Dot dot) {
+  int64_t r = begin;
+  for (; r + 4 <= end; r += 4) {
+    vf acc[4];
+    for (int i = 0; i < 4; ++i) acc[i] = dot(r + i);
+    sum_each(acc, out + r);
+  }
+  for (; r < end; ++r) out[r] = sum_of(dot(r));
+}
+
+template <class F>
+void matvec_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
+  const int64_t K = w.columns, Kp = padded(K), groups = Kp / F::group, steps = Kp / step;
+  TokenStep<F>* token = static_cast<TokenStep<F>*>(scratch);
+  for (int t = 0; t < tokens; ++t) prepare<F>(x.token(t, Kp), K, token + t * steps);
+  float* scales = reinterpret_cast<float*>(token + tokens * steps);
+  const Row unpacked{reinterpret_cast<uint8_t*>(scales + 2 * groups), scales, scales + groups};
+  for (int64_t g = K / F::group; g < groups; ++g) unpacked.scale[g] = unpacked.min[g] = 0;
+
+  const auto row = [&](int64_t r) { return w.data + r * w.row_bytes; };
+  if constexpr (is_in_registers<F>) {
+    if (tokens == 1 && K >= step) {
+      multiply_rows(begin, end, out, [&](int64_t r) { return dot_row<F>(PackedRow<F>{row(r)}, token, K); });
+      return;
+    }
+  }
+  for (int64_t r = begin; r < end; ++r) {
+    unpack_row<F>(row(r), K, unpacked);
+    for (int t = 0; t < tokens; ++t) out[t * stride + r] = sum_of(dot_row<F>(UnpackedRow<F>{unpacked}, token + t * steps, K));
+  }
+}
+
+void matvec(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
+  with_format(w.type, [&](auto format) {
+    matvec_format<decltype(format)>(w, begin, end, x, tokens, out, stride, scratch);
+  });
+}
+
+inline float dot_f32(const float* a, const float* b, int64_t K) {
+  vf acc[4] = {};
+  int64_t k = 0;
+  for (; k + 4 * lanes <= K; k += 4 * lanes)
+    for (int i = 0; i < 4; ++i) acc[i] += load<vf>(a + k + i * lanes) * load<vf>(b + k + i * lanes);
+  float tail = 0;
+  for (; k < K; ++k) tail += a[k] * b[k];
+  return sum_of((acc[0] + acc[1]) + (acc[2] + acc[3])) + tail;
+}
+
+void matvec_f32(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out,
+                int64_t stride, void* scratch) {
+  float* row = static_cast<float*>(scratch);
+  const Decode decode = find_decode(w.type);
+  for (int64_t r = begin; r < end; ++r) {
+    decode(w.data + r * w.row_bytes, w.columns, row);
+    for (int t = 0; t < tokens; ++t) out[t * stride + r] = dot_f32(row, x + t * x_stride, w.columns);
+  }
+}
+
+} // namespace
