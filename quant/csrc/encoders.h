@@ -5,7 +5,11 @@
 #include "formats.h"
 #include "kernels.h"
 
-#define LLTOOL_ENCODED_FORMATS(X) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q6_K)
+// clang-format off
+#define LLTOOL_ENCODED_FORMATS(X) \
+  X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) \
+  X(Q6_K)
+// clang-format on
 
 namespace {
 
@@ -57,8 +61,7 @@ void encode_rows(const float* x, int64_t rows, int64_t columns, const float* imp
     load_tile(source, F::block, tile);
     if (importance) {
       load_tile(importances, F::block, weight);
-      if (damping)
-        for (int i = 0; i < F::block; ++i) weight[i] *= square_root(mean_square + tile[i] * tile[i]);
+      if (damping) damp(tile, weight, F::block, mean_square, weight);
     }
     Encoder<F>::encode(tile, importance ? weight : nullptr, blocks);
   }
@@ -69,6 +72,7 @@ Fault encode_blocks(const float* x, int64_t rows, int64_t columns, const float* 
   constexpr int64_t at_once = 64;
   constexpr bool is_damped = Encoder<F>::importance == Importance::damped;
   if (Encoder<F>::importance == Importance::ignored) importance = nullptr;
+  if (Encoder<F>::importance == Importance::needed && !importance) return {0, Fault::needs_importance};
   const int64_t row_bytes = columns / F::block * F::bytes;
   float damping[at_once];
   for (int64_t start = 0; start < rows; start += at_once) {

@@ -1,7 +1,8 @@
 // Encoders of the k-quants. Source: quantize_row_*_ref and *_impl of ggml-quants.c.
 #pragma once
 #include "../formats/k_quants.h"
-#include "legacy.h"
+#include "encoder.h"
+#include "search.h"
 
 namespace {
 

@@ -1,20 +1,10 @@
 // Encoders of the formats with one scale for 32 weights. Source: quantize_row_*_ref and *_impl of ggml-quants.c.
-//
-// An encoder takes a tile of blocks and a tile of how much each weight counts (null without importance). `halves` are the
-// offsets of its f16 fields.
 #pragma once
 #include "../formats/legacy.h"
+#include "encoder.h"
 #include "search.h"
 
 namespace {
-
-template <class F> struct Encoder;
-
-// How importance counts: not, as it is, or times sqrt(mean square of the row + square of the weight).
-enum class Importance { ignored, plain, damped };
-
-inline Floats inverse_or_zero(Floats d) { return d != 0 ? 1.0f / d : Floats{}; }
-inline Ints as_int8(Ints v) { return v << 24 >> 24; }
 
 // Codes around `half`: the weight of the largest magnitude gets code 0. Returns the scale.
 inline Floats encode_around(const Floats* x, const Floats* weight, int half, Ints* codes) {
