@@ -65,7 +65,7 @@ def encode(
     if type not in ENCODED:
         raise InputError(f"cannot encode to {type.name}; choose of {', '.join(t.name for t in sorted(ENCODED))}")
     if importance is None and type in NEEDS_IMPORTANCE:
-        raise InputError(f"cannot encode to {type.name} without importance; give an importance file or choose a larger type")
+        raise InputError(f"cannot encode to {type.name} without importance; give some or choose a larger type")
     rows, columns = values.shape
     out = np.empty((rows, row_bytes(type, columns)), np.uint8)
     values = np.ascontiguousarray(values, np.float32)
