@@ -1,6 +1,8 @@
 // Encoding of rows: any number of blocks, a lane each.
 #pragma once
+#include "encoders/iq4.h"
 #include "encoders/k_quants.h"
+#include "encoders/k_quants_with_min.h"
 #include "encoders/legacy.h"
 #include "formats.h"
 #include "kernels.h"
@@ -8,7 +10,8 @@
 // clang-format off
 #define LLTOOL_ENCODED_FORMATS(X) \
   X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) \
-  X(Q6_K)
+  X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) \
+  X(IQ4_NL) X(IQ4_XS)
 // clang-format on
 
 namespace {

@@ -38,4 +38,28 @@ inline void damp(const Floats* x, const Floats* importance, int n, Floats mean_s
   for (int i = 0; i < n; ++i) weight[i] = importance[i] * square_root(mean_square + x[i] * x[i]);
 }
 
+// How blocks of 32 keep 4 bits of each code.
+inline void store_nibbles(const Blocks& out, int offset, const Ints* codes) {
+  Ints bytes[16];
+  for (int i = 0; i < 16; ++i) bytes[i] = (codes[i] & 15) | (codes[i + 16] & 15) << 4;
+  out.store_bytes(offset, bytes, 16);
+}
+// How super-blocks of 256 keep 4 and 2 bits of each code.
+inline void store_nibbles_by_32(const Blocks& out, int offset, const Ints* codes) {
+  Ints bytes[32];
+  for (int j = 0; j < 4; ++j) {
+    for (int i = 0; i < 32; ++i) bytes[i] = (codes[64 * j + i] & 15) | (codes[64 * j + i + 32] & 15) << 4;
+    out.store_bytes(offset + 32 * j, bytes, 32);
+  }
+}
+inline void store_pairs(const Blocks& out, int offset, const Ints* codes) {
+  Ints bytes[32];
+  for (int j = 0; j < 2; ++j) {
+    const Ints* c = codes + 128 * j;
+    for (int i = 0; i < 32; ++i)
+      bytes[i] = (c[i] & 3) | (c[i + 32] & 3) << 2 | (c[i + 64] & 3) << 4 | (c[i + 96] & 3) << 6;
+    out.store_bytes(offset + 32 * j, bytes, 32);
+  }
+}
+
 } // namespace

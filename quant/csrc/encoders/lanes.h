@@ -24,6 +24,15 @@ inline Ints to_ints(Floats v) { return __builtin_convertvector(v, Ints); }
 inline Ints bits_of(Floats v) { return (Ints)v; }
 inline Floats floats_of(Ints v) { return (Floats)v; }
 inline Floats magnitude(Floats v) { return floats_of(bits_of(v) & 0x7fffffff); }
+// b where the two do not compare.
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+inline bool any(Ints mask) {
+  int32_t found = 0;
+  for (int l = 0; l < lanes; ++l) found |= mask[l];
+  return found;
+}
+inline bool all(Ints mask) { return !any(~mask); }
 inline Ints clamp(Ints v, int low, int high) {
   v = v < low ? Ints{} + low : v;
   return v > high ? Ints{} + high : v;
@@ -39,10 +48,38 @@ inline Floats square_root(Floats v) {
 // ggml's nearest_int: ties to even below 2^22 in magnitude, and the same nonsense above.
 inline Ints nearest(Floats v) { return (bits_of(v + 12582912.0f) & 0x007fffff) - 0x00400000; }
 
+// to_floats(clamp(nearest(v), low, high)) of a v below small_enough in magnitude.
+constexpr float small_enough = 4194303.0f;
+inline Floats round_small(Floats v, int low, int high) {
+  const float shift = 12582912.0f;
+  return smaller(larger(v + shift, all_lanes(shift + float(low))), all_lanes(shift + float(high))) - shift;
+}
+
 // C's roundf: ties away from zero.
 inline Floats round_away(Floats v) {
   const Floats whole = to_floats(to_ints(v)), rest = magnitude(v - whole);
   return rest >= 0.5f ? whole + (v < 0 ? all_lanes(-1) : all_lanes(1)) : whole;
+}
+
+inline Floats round_to_half(Floats v) {
+  for (int l = 0; l < lanes; ++l) v[l] = f16_to_f32(f32_to_f16(v[l]));
+  return v;
+}
+
+// table[index & 31] in each lane.
+inline Floats look_up(const float (&table)[32], Ints index) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_permutex2var_ps(_mm512_loadu_ps(table), (__m512i)index, _mm512_loadu_ps(table + 16));
+#elif defined(__AVX2__)
+  __m256 part[4];
+  for (int k = 0; k < 4; ++k) part[k] = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8 * k), (__m256i)index);
+  const __m256 fourth = (__m256)(index << 28), fifth = (__m256)(index << 27); // their sign chooses
+  return (Floats)_mm256_blendv_ps(_mm256_blendv_ps(part[0], part[1], fourth), _mm256_blendv_ps(part[2], part[3], fourth), fifth);
+#else
+  Floats v;
+  for (int l = 0; l < lanes; ++l) v[l] = table[index[l] & 31];
+  return v;
+#endif
 }
 
 // tile[i] holds weight i of every lane's block.
@@ -60,6 +97,12 @@ struct Blocks {
     for (int l = 0; l < lanes; ++l) {
       const uint16_t half = f32_to_f16(v[l]);
       std::memcpy(lane[l] + offset, &half, 2);
+    }
+  }
+  void store_halfwords(int offset, Ints v) const {
+    for (int l = 0; l < lanes; ++l) {
+      const auto halfword = uint16_t(v[l]);
+      std::memcpy(lane[l] + offset, &halfword, 2);
     }
   }
   void store_words(int offset, Ints v) const {

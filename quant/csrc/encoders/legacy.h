@@ -25,7 +25,7 @@ inline Floats encode_around(const Floats* x, const Floats* weight, int half, Int
 
 // Codes from the least weight up. Returns the scale.
 inline Floats encode_above(const Floats* x, const Floats* weight, int top, Ints* codes, Floats& min) {
-  if (weight) return search_scale_min<32>(x, weight, top, codes, min);
+  if (weight) return search_scale_min<32>(x, weight, top, important_tries, codes, min);
   Floats low = x[0], high = x[0];
   for (int i = 1; i < 32; ++i) {
     low = x[i] < low ? x[i] : low;
@@ -40,11 +40,6 @@ inline Floats encode_above(const Floats* x, const Floats* weight, int top, Ints*
   return scale;
 }
 
-inline void store_nibbles(const Blocks& out, int offset, const Ints* codes) {
-  Ints bytes[16];
-  for (int i = 0; i < 16; ++i) bytes[i] = (codes[i] & 15) | (codes[i + 16] & 15) << 4;
-  out.store_bytes(offset, bytes, 16);
-}
 inline void store_fifth_bits(const Blocks& out, int offset, const Ints* codes) {
   Ints word{};
   for (int i = 0; i < 32; ++i) word |= (codes[i] >> 4 & 1) << i;
