@@ -6,10 +6,11 @@ from numpy.typing import NDArray
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
-from lltool.quant.codec import ENCODED, BadWeights, decode, encode
+from lltool.quant.codec import ENCODED, NEEDS_IMPORTANCE, BadWeights, decode, encode
 
 COLUMNS = 768
-QUANTIZED = sorted(ENCODED - {GGMLType.F32, GGMLType.F16, GGMLType.BF16})
+NOT_IN_LIBGGUF = {GGMLType.Q2_0}
+QUANTIZED = sorted(ENCODED - {GGMLType.F32, GGMLType.F16, GGMLType.BF16} - NOT_IN_LIBGGUF)
 
 
 def make_rows(kind: str) -> NDArray[np.float32]:
@@ -20,6 +21,7 @@ def make_rows(kind: str) -> NDArray[np.float32]:
     zeros = np.zeros((3, COLUMNS))
     zeros[:, ::3] = -0.0
     zeros[1, ::7], zeros[2, ::7] = 1, -1
+    powers = np.sort(random.integers(-30, 15, (13, COLUMNS)))
     rows = {
         "normal": normal * 0.05,
         "one outlier a row": normal * 0.01,
@@ -36,6 +38,7 @@ def make_rows(kind: str) -> NDArray[np.float32]:
         "plus and minus one": random.choice([-1.0, 1.0], normal.shape),
         "integers": random.integers(-8, 8, normal.shape),
         "half precision": (normal * 0.05).astype(np.float16),
+        "about powers of two": np.ldexp(random.choice(1 + np.arange(-2, 3) * 2.0**-24, powers.shape), powers),
     }
     return rows[kind].astype(np.float32)
 
@@ -43,12 +46,15 @@ def make_rows(kind: str) -> NDArray[np.float32]:
 KINDS = (
     *("normal", "one outlier a row", "heavy tails", "all positive", "all negative", "constant", "negative constant"),
     *("zeros of both signs", "subnormal", "tiny", "inverse of the scale overflows", "huge", "plus and minus one"),
-    *("integers", "half precision"),
+    *("integers", "half precision", "about powers of two"),
 )
 
 
-@pytest.mark.parametrize("with_importance", [False, True], ids=["", "importance"])
-@pytest.mark.parametrize("type", QUANTIZED, ids=lambda type: type.name)
+@pytest.mark.parametrize(
+    ("type", "with_importance"),
+    [(type, True) for type in QUANTIZED] + [(type, False) for type in QUANTIZED if type not in NEEDS_IMPORTANCE],
+    ids=lambda value: getattr(value, "name", "importance" if value else "plain"),
+)
 def test_bytes_equal_ggml(type: GGMLType, with_importance: bool, each_isa: str) -> None:
     libgguf = pytest.importorskip("libgguf")
     importance = None
@@ -59,6 +65,21 @@ def test_bytes_equal_ggml(type: GGMLType, with_importance: bool, each_isa: str) 
         rows = make_rows(kind)
         expected = libgguf.quantize_rows(rows, int(type), importance)
         np.testing.assert_array_equal(encode(rows, type, importance), expected, err_msg=kind)
+
+
+def test_q2_0_is_as_ggml_defines_it(each_isa: str) -> None:
+    """quantize_row_q2_0_ref of ggml-quants.c in numpy, as libgguf lacks the type."""
+    for kind in KINDS:
+        blocks = make_rows(kind).reshape(-1, 64)
+        largest = np.abs(blocks).max(axis=1, keepdims=True)
+        with np.errstate(all="ignore"):
+            quotient = (blocks * np.where(largest > 0, np.float32(1) / largest, np.float32(0))).astype(np.float64)
+            codes = np.sign(quotient) * np.floor(np.abs(quotient) + 0.5) + 1
+        # What C's conversion to int makes of quotients that are no numbers, or infinite, is the least int.
+        codes = np.where(np.isfinite(codes), codes, 0).astype(np.uint8).reshape(-1, 16, 4)
+        data = (codes << np.array([0, 2, 4, 6], np.uint8)).sum(axis=2).astype(np.uint8)
+        expected = np.concatenate([largest.astype("<f2").view(np.uint8), data], axis=1)
+        np.testing.assert_array_equal(encode(make_rows(kind), GGMLType.Q2_0).reshape(-1, 18), expected, err_msg=kind)
 
 
 @pytest.mark.parametrize("type", [GGMLType.F16, GGMLType.BF16], ids=lambda type: type.name)

@@ -26,6 +26,12 @@ constexpr std::array<int, 0> no_halves{};
 inline Floats inverse_or_zero(Floats d) { return d != 0 ? 1.0f / d : Floats{}; }
 inline Ints as_int8(Ints v) { return v << 24 >> 24; }
 
+inline Floats largest_size(const Floats* x, int n) {
+  Floats largest{};
+  for (int i = 0; i < n; ++i) largest = larger(largest, magnitude(x[i]));
+  return largest;
+}
+
 // Sum of squares of n weights, in ggml's order.
 inline Floats sum_of_squares(const Floats* x, int n) {
   Floats sum{};

@@ -25,13 +25,19 @@ inline Ints bits_of(Floats v) { return (Ints)v; }
 inline Floats floats_of(Ints v) { return (Floats)v; }
 inline Floats magnitude(Floats v) { return floats_of(bits_of(v) & 0x7fffffff); }
 // b where the two do not compare.
+#if defined(__AVX512F__)
+inline Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+inline bool any(Ints mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask); }
+#elif defined(__AVX2__)
+inline Floats larger(Floats a, Floats b) { return (Floats)_mm256_max_ps((__m256)a, (__m256)b); }
+inline Floats smaller(Floats a, Floats b) { return (Floats)_mm256_min_ps((__m256)a, (__m256)b); }
+inline bool any(Ints mask) { return _mm256_movemask_ps((__m256)mask); }
+#else
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
-inline bool any(Ints mask) {
-  int32_t found = 0;
-  for (int l = 0; l < lanes; ++l) found |= mask[l];
-  return found;
-}
+inline bool any(Ints mask) { return mask[0] | mask[1] | mask[2] | mask[3]; }
+#endif
 inline bool all(Ints mask) { return !any(~mask); }
 inline Ints clamp(Ints v, int low, int high) {
   v = v < low ? Ints{} + low : v;
@@ -98,6 +104,9 @@ struct Blocks {
       const uint16_t half = f32_to_f16(v[l]);
       std::memcpy(lane[l] + offset, &half, 2);
     }
+  }
+  void store_byte(int offset, Ints v) const {
+    for (int l = 0; l < lanes; ++l) lane[l][offset] = uint8_t(v[l]);
   }
   void store_halfwords(int offset, Ints v) const {
     for (int l = 0; l < lanes; ++l) {
