@@ -77,46 +77,41 @@ Floats search_scale_min(const Floats* x, const Floats* weight, int top, Tries tr
   const auto is_flat = high <= low;
   const Floats flat = low;
 
-  const auto error_of = [&](const Floats* l, Floats scale, Floats from) {
-    Floats sum{};
-    for (int i = 0; i < n; ++i) {
-      const Floats difference = scale * l[i] + from - x[i];
-      sum += weight[i] * (error_is == Error::absolute ? magnitude(difference) : difference * difference);
-    }
-    return sum;
+  const auto error_of = [&](int i, Floats l, Floats scale, Floats from) {
+    const Floats difference = scale * l + from - x[i];
+    return weight[i] * (error_is == Error::absolute ? magnitude(difference) : difference * difference);
   };
-  // l[i] = code of x[i], exact for what ggml's rounding makes of huge and undefined products, too.
-  const auto code_all = [&](Floats inverse, Floats* l) {
+  // Calls use(i, code of x[i]). The second way does what ggml's rounding makes of huge and undefined products, too.
+  const auto each_code = [&](Floats inverse, auto use) {
     const Floats ends = larger(magnitude(inverse * (high - low)), magnitude(inverse * (lowest - low)));
     if (all(ends < small_enough))
-      for (int i = 0; i < n; ++i) l[i] = round_small(inverse * (x[i] - low), 0, top);
+      for (int i = 0; i < n; ++i) use(i, round_small(inverse * (x[i] - low), 0, top));
     else
-      for (int i = 0; i < n; ++i) l[i] = to_floats(clamp(nearest(inverse * (x[i] - low)), 0, top));
+      for (int i = 0; i < n; ++i) use(i, to_floats(clamp(nearest(inverse * (x[i] - low)), 0, top)));
   };
 
-  Floats l[n];
   // What the best codes were made with. `low` moves with each better fit, and later tries start from it: so does ggml.
   Floats best_inverse = float(top) / (high - low), best_low = low;
-  Floats scale = 1.0f / best_inverse;
-  code_all(best_inverse, l);
-  Floats best_error = error_of(l, scale, low);
+  Floats scale = 1.0f / best_inverse, best_error{};
+  each_code(best_inverse, [&](int i, Floats l) { best_error += error_of(i, l, scale, low); });
   for (int step = 0; step <= tries.last; ++step) {
     const Floats inverse = (tries.first + tries.step * float(step) + float(top)) / (high - low);
-    code_all(inverse, l);
-    Floats sum_l{}, sum_ll{}, sum_xl{};
-    for (int i = 0; i < n; ++i) {
-      const Floats weighted = weight[i] * l[i];
+    Floats codes_tried[n], sum_l{}, sum_ll{}, sum_xl{};
+    each_code(inverse, [&](int i, Floats l) {
+      codes_tried[i] = l;
+      const Floats weighted = weight[i] * l;
       sum_l += weighted;
-      sum_ll += weighted * l[i];
+      sum_ll += weighted * l;
       sum_xl += weighted * x[i];
-    }
+    });
     const Floats determinant = sum_w * sum_ll - sum_l * sum_l;
     Floats this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
     Floats this_min = (sum_ll * sum_x - sum_l * sum_xl) / determinant;
     const auto is_positive = this_min > 0;
     this_scale = is_positive ? sum_xl / sum_ll : this_scale;
     this_min = is_positive ? Floats{} : this_min;
-    const Floats error = error_of(l, this_scale, this_min);
+    Floats error{};
+    for (int i = 0; i < n; ++i) error += error_of(i, codes_tried[i], this_scale, this_min);
     const auto is_better = (determinant > 0) & (error < best_error);
     best_error = is_better ? error : best_error;
     best_inverse = is_better ? inverse : best_inverse;
