@@ -103,7 +103,7 @@ def test_the_first_row_that_is_not_finite_is_named(type: GGMLType, bad: float, e
     rows = np.ones((700, 256), np.float32)
     rows[[612, 333], [3, 250]] = bad
     with pytest.raises(BadWeights, match="row 333 holds NaN or infinity"):
-        encode(rows, type, threads=2)
+        encode(rows, type, np.ones(256, np.float32), threads=2)
 
 
 @pytest.mark.parametrize(
@@ -145,3 +145,10 @@ def test_types_without_encoder_and_partial_blocks_are_refused() -> None:
         encode(np.zeros((1, 256), np.float32), GGMLType.IQ1_S)
     with pytest.raises(ValueError, match="row of 48 is not a multiple of the Q4_0 block of 32"):
         encode(np.zeros((1, 48), np.float32), GGMLType.Q4_0)
+
+
+def test_types_that_need_importance_name_it() -> None:
+    assert {GGMLType.IQ2_XXS, GGMLType.IQ2_XS} <= NEEDS_IMPORTANCE
+    for type in NEEDS_IMPORTANCE:
+        with pytest.raises(InputError, match=f"cannot encode to {type.name} without importance"):
+            encode(np.zeros((1, 256), np.float32), type)
