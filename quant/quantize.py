@@ -14,17 +14,10 @@ from lltool.gguf.metadata import Value, string, u32
 from lltool.gguf.reader import GGUFFile, open_gguf
 from lltool.gguf.source import Model
 from lltool.gguf.writer import write_gguf
-from lltool.quant.codec import ENCODED, BadWeights
-from lltool.quant.recipes import (
-    DEFAULTS,
-    PLAIN,
-    Choice,
-    Options,
-    Recipe,
-    choose_types,
-    describe_fallbacks,
-    find_recipe,
-)
+from lltool.quant.choose import DEFAULTS, PLAIN, Choice, Options, check_choices, choose_types, describe_fallbacks
+from lltool.quant.codec import BadWeights
+from lltool.quant.recipe_language import Recipe
+from lltool.quant.recipes import find_recipe
 from lltool.quant.retype import retype_tensor
 
 QUANTIZATION_VERSION = 2  # of ggml's block formats
@@ -103,7 +96,8 @@ def plan_quantization(
     with `strict` where a shape does not allow the type that the recipe wants.
     """
     recipe = find_recipe(type)
-    plan = Plan(file, recipe, options, choose_types(file.tensors, recipe, options))
+    plan = Plan(file, recipe, options, choose_types(file, recipe, options))
+    check_choices(plan.choices, str(file.path))
     for choice in plan.choices:
         tensor = choice.tensor
         if choice.type == tensor.type:
@@ -112,11 +106,6 @@ def plan_quantization(
             raise InputError(
                 f"{file.path}: {tensor.name} is {tensor.type.name} already, which lost quality once; "
                 f"quantize from the F16, BF16 or F32 file, or give --allow-requantize"
-            )
-        if choice.type not in ENCODED:
-            raise InputError(
-                f"{file.path}: {tensor.name}: cannot encode to {choice.type.name}; "
-                f"choose of {', '.join(t.name for t in sorted(ENCODED))}"
             )
     if strict and (fallbacks := describe_fallbacks(plan.choices)):
         raise InputError(f"{file.path}: {'; '.join(fallbacks)}; drop --strict to accept that")
@@ -146,7 +135,7 @@ def _metadata(plan: Plan) -> dict[str, Value]:
     return {
         **plan.file.metadata,
         "general.quantization_version": u32(QUANTIZATION_VERSION),
-        "general.file_type": u32(plan.recipe.file_type),
+        "general.file_type": u32(plan.recipe.file_type or 0),
         "lltool.version": string(version("lltool")),
         "lltool.quantize.recipe": string(plan.recipe.name + (" pure" if plan.options.pure else "")),
         "lltool.quantize.source": string(plan.file.path.name),

@@ -21,8 +21,8 @@ lltool quantize --dry-run model-F16.gguf Q5_1
 
 def main(argv: list[str]) -> int:
     from lltool.gguf.reader import open_gguf
+    from lltool.quant.choose import Options
     from lltool.quant.quantize import plan_quantization, write_plan
-    from lltool.quant.recipes import Options
     from lltool.tools.progress import progress_bar
 
     arguments = _parser().parse_intermixed_args(argv)
@@ -54,7 +54,10 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     from lltool.quant.recipes import RECIPES
 
-    types = "\n".join(f"  {int(recipe.file_type):>2}  {recipe.name:<6}  {recipe.note}" for recipe in RECIPES.values())
+    types = "\n".join(
+        f"  {'' if recipe.file_type is None else int(recipe.file_type):>2}  {recipe.name:<9}  {recipe.note}"
+        for recipe in RECIPES.values()
+    )
     parser = command_parser(
         "quantize", "Quantizes a GGUF model. Tensor bytes equal llama-quantize's.", EXAMPLES, json_flag=True
     )
@@ -114,7 +117,7 @@ def _ggml_type(text: str) -> GGMLType:
 
 def _announcement(plan: "Plan", with_tensors: bool) -> Iterator[str]:
     """What is going to happen, fallbacks first of all."""
-    from lltool.quant.recipes import describe_fallbacks
+    from lltool.quant.choose import describe_fallbacks
 
     for note in describe_fallbacks(plan.choices):
         yield f"note: {printable(note)}"

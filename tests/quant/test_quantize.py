@@ -15,8 +15,8 @@ from lltool.gguf.metadata import string
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.writer import write_gguf
+from lltool.quant.choose import Options, describe_fallbacks
 from lltool.quant.quantize import plan_quantization, quantize_file
-from lltool.quant.recipes import Options, describe_fallbacks
 
 
 @pytest.fixture(scope="module")
