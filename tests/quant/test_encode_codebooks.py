@@ -28,12 +28,12 @@ def make_rows(kind: str) -> NDArray[np.float32]:
     if kind == "groups of hardly anything":
         groups[some] *= 10.0 ** -random.integers(5, 20, (int(some.sum()), 1))
     if kind == "many ties":
-        return np.float32(random.integers(-3, 4, normal.shape) * 0.25)
+        return (random.integers(-3, 4, normal.shape) * 0.25).astype(np.float32)
     if kind == "largest weights count nothing":
         normal[:, ::7] *= 1000
     if kind == "outliers that count nothing, beyond the range of rounding":
         normal[:, ::7] *= 1e6
-    return np.float32(normal * 0.03)
+    return (normal * 0.03).astype(np.float32)
 
 
 KINDS = (
