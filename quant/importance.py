@@ -6,7 +6,7 @@ imatrix-loader.cpp of llama.cpp.
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from lltool.gguf.writer import write_gguf
 
 SUMS, COUNTS = ".in_sum2", ".counts"  # what is added to a weight's name
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+_KEYS = ("general.type", DATASETS, CHUNK_COUNT, CHUNK_SIZE)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Importance:
 
     `sums[name]` is float32 of (experts, columns): the sum over tokens of each column's square; `counts[name]` is
     float32 of (experts,): how many tokens that were. A matrix without experts has one row. A .dat file keeps means
-    only: read from one, `counts` are chunks, and `chunk_size` is 0.
+    only: read from one, `counts` are chunks, and `chunk_size` is 0. `notes` is what else stands in a GGUF file.
     """
 
     sums: Mapping[str, NDArray[np.float32]]
@@ -38,6 +39,7 @@ class Importance:
     chunk_count: int
     chunk_size: int  # tokens
     datasets: tuple[str, ...] = ()
+    notes: Mapping[str, Value] = field(default_factory=dict)
 
     def means(self, name: str) -> NDArray[np.float32]:
         """The mean square of each column, (experts, columns), 1 where an expert saw no token; llama-quantize's."""
@@ -52,6 +54,28 @@ class Importance:
             if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
         ]
         return replace(self, sums={n: self.sums[n] for n in names}, counts={n: self.counts[n] for n in names})
+
+
+def merge(parts: Sequence[Importance], chunk_size: int) -> Importance:
+    """The importance of all data sets together; notes are left out.
+
+    What a .dat file has is taken for chunks of `chunk_size`, as llama-imatrix does. Raises InputError for entries of
+    one name whose sizes differ.
+    """
+    sums: dict[str, NDArray[np.float32]] = {}
+    counts: dict[str, NDArray[np.float32]] = {}
+    for part in parts:
+        tokens = np.float32(1 if part.chunk_size else chunk_size)
+        for name, more in part.sums.items():
+            have = sums.get(name, np.zeros_like(more))
+            if have.size != more.size:
+                raise InputError(f"{name}: importance of {more.size} columns cannot be added to that of {have.size}")
+            shape = max(have.shape, more.shape)  # a .dat file does not know where an expert ends
+            sums[name] = have.reshape(shape) + more.reshape(shape) * tokens
+            counts[name] = counts.get(name, np.zeros(1, np.float32)) + part.counts[name] * tokens
+    most = max((int(count.max()) for count in counts.values()), default=0)
+    datasets = tuple(name for part in parts for name in part.datasets)
+    return Importance(sums, counts, most // chunk_size, chunk_size, datasets)
 
 
 def read_importance(path: str | Path) -> Importance:
@@ -75,6 +99,7 @@ def write_importance(path: str | Path, importance: Importance) -> None:
         DATASETS: array(ValueType.STRING, importance.datasets),
         CHUNK_COUNT: u32(importance.chunk_count),
         CHUNK_SIZE: u32(importance.chunk_size),
+        **importance.notes,
     }
     tensors = []
     for name in sorted(importance.sums):
@@ -134,6 +159,7 @@ def _read_gguf(path: Path) -> Importance:
             _number(path, CHUNK_COUNT, file.metadata[CHUNK_COUNT]),
             _number(path, CHUNK_SIZE, file.metadata[CHUNK_SIZE]),
             tuple(datasets.data) if datasets.item == ValueType.STRING else (),
+            {key: value for key, value in file.metadata.items() if key not in _KEYS},
         )
 
 

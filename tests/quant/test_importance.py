@@ -1,13 +1,15 @@
 """Importance files in both formats, and those that are none."""
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lltool.gguf.errors import InputError
-from lltool.quant.importance import Importance, read_importance, write_dat, write_importance
+from lltool.gguf.metadata import string, u32
+from lltool.quant.importance import Importance, merge, read_importance, write_dat, write_importance
 
 ATTENTION, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
 
@@ -108,3 +110,31 @@ def test_damaged_dat_files_are_refused(data: bytes, message: str, tmp_path: Path
     (tmp_path / "imatrix.dat").write_bytes(data)
     with pytest.raises(InputError, match=message):
         read_importance(tmp_path / "imatrix.dat")
+
+
+def test_notes_come_back(tmp_path: Path) -> None:
+    notes = {"lltool.version": string("1.2"), "lltool.imatrix.windows": u32(7)}
+    write_importance(tmp_path / "imatrix.gguf", replace(small_importance(), notes=notes))
+    assert read_importance(tmp_path / "imatrix.gguf").notes == notes
+
+
+def test_merged_importance_is_that_of_all_tokens(tmp_path: Path) -> None:
+    one, other = small_importance(), small_importance().select(["attn"])
+    merged = merge([one, other], 2)
+    np.testing.assert_array_equal(merged.sums[ATTENTION], [[4, 8, 12]])
+    np.testing.assert_array_equal(merged.sums[EXPERTS], one.sums[EXPERTS])
+    np.testing.assert_array_equal(merged.counts[ATTENTION], [4])
+    assert merged.datasets == ("first.txt", "second.txt") * 2
+    assert (merged.chunk_count, merged.chunk_size) == (2, 2)
+
+    write_dat(tmp_path / "imatrix.dat", one)  # has one mean a column, of a chunk: two tokens
+    merged = merge([read_importance(tmp_path / "imatrix.dat"), one], 2)
+    np.testing.assert_array_equal(merged.sums[ATTENTION], [[4, 8, 12]])
+    np.testing.assert_array_equal(merged.sums[EXPERTS], [[7, 14], [4, 4], [5, 5]])
+    np.testing.assert_array_equal(merged.counts[EXPERTS], [7, 4, 5])
+
+    narrow = replace(other, sums={ATTENTION: np.ones((1, 2), np.float32)})
+    with pytest.raises(
+        InputError, match=r"blk\.0\.attn_q\.weight: importance of 2 columns cannot be added to that of 3"
+    ):
+        merge([one, narrow], 2)
