@@ -1,6 +1,7 @@
 // Encoding of rows: any number of blocks, a lane each.
 #pragma once
 #include "encoders/fp4.h"
+#include "encoders/iq1.h"
 #include "encoders/iq2_iq3.h"
 #include "encoders/iq4.h"
 #include "encoders/k_quants.h"
@@ -15,7 +16,7 @@
   X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) \
   X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) \
   X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ4_NL) X(IQ4_XS) \
-  X(MXFP4) X(NVFP4) X(TQ1_0) X(TQ2_0) X(Q1_0) X(Q2_0)
+  X(IQ1_S) X(IQ1_M) X(MXFP4) X(NVFP4) X(TQ1_0) X(TQ2_0) X(Q1_0) X(Q2_0)
 // clang-format on
 
 namespace {
@@ -31,7 +32,14 @@ inline bool is_finite(const float* x, int64_t n) {
   return largest < 0x7f800000;
 }
 
-inline bool is_finite_half(const uint8_t* p) { return (load_u16(p) & 0x7c00) != 0x7c00; }
+inline bool is_finite_half(uint16_t half) { return (half & 0x7c00) != 0x7c00; }
+
+template <class F> bool has_finite_scales(const uint8_t* block) {
+  bool is = true;
+  for (const int offset : Encoder<F>::halves) is &= is_finite_half(load_u16(block + offset));
+  return is;
+}
+template <> inline bool has_finite_scales<IQ1_M>(const uint8_t* block) { return is_finite_half(IQ1_M::half(block)); }
 
 // The mean square of each row, summed in ggml's order; eight rows side by side, as a sum waits for its predecessor.
 inline void mean_squares(const float* x, int64_t rows, int64_t columns, float* out) {
@@ -92,8 +100,7 @@ Fault encode_blocks(const float* x, int64_t rows, int64_t columns, const float* 
     encode_rows<F>(from, n, columns, importance, importance && is_damped ? damping : nullptr, to);
     for (int64_t r = 0; r < n; ++r)
       for (const uint8_t* block = to + r * row_bytes; block < to + (r + 1) * row_bytes; block += F::bytes)
-        for (const int offset : Encoder<F>::halves)
-          if (!is_finite_half(block + offset)) return {start + r, Fault::too_large};
+        if (!has_finite_scales<F>(block)) return {start + r, Fault::too_large};
   }
   return {};
 }
@@ -104,7 +111,7 @@ template <class F> Fault encode_floats(const float* x, int64_t rows, int64_t col
     F::encode(x, columns, out);
     if (F::type != F16::type) continue;
     bool fits = true;
-    for (int64_t i = 0; i < columns; ++i) fits &= is_finite_half(out + 2 * i);
+    for (int64_t i = 0; i < columns; ++i) fits &= is_finite_half(load_u16(out + 2 * i));
     if (!fits) return {r, Fault::too_large};
   }
   return {};

@@ -21,6 +21,7 @@ def make_rows(kind: str) -> NDArray[np.float32]:
     zeros = np.zeros((3, COLUMNS))
     zeros[:, ::3] = -0.0
     zeros[1, ::7], zeros[2, ::7] = 1, -1
+    some_groups = random.random((13, COLUMNS // 16)).repeat(16, axis=1)
     powers = np.sort(random.integers(-30, 15, (13, COLUMNS)))
     rows = {
         "normal": normal * 0.05,
@@ -38,29 +39,43 @@ def make_rows(kind: str) -> NDArray[np.float32]:
         "plus and minus one": random.choice([-1.0, 1.0], normal.shape),
         "integers": random.integers(-8, 8, normal.shape),
         "half precision": (normal * 0.05).astype(np.float16),
+        "groups of zeros": normal * (some_groups < 0.5),
+        "groups apart": normal * 10 ** (some_groups * 12 - 10),
+        "one weight a block": normal * (np.arange(COLUMNS) % 256 == 77),
+        "close together": 1 + normal * 1e-6,
         "about powers of two": np.ldexp(random.choice(1 + np.arange(-2, 3) * 2.0**-24, powers.shape), powers),
     }
-    return rows[kind].astype(np.float32)
+    return np.asarray(rows[kind], np.float32)
 
 
 KINDS = (
     *("normal", "one outlier a row", "heavy tails", "all positive", "all negative", "constant", "negative constant"),
     *("zeros of both signs", "subnormal", "tiny", "inverse of the scale overflows", "huge", "plus and minus one"),
-    *("integers", "half precision", "about powers of two"),
+    *("integers", "half precision", "about powers of two", "groups of zeros", "groups apart", "one weight a block"),
+    "close together",
 )
 
 
-@pytest.mark.parametrize(
-    ("type", "with_importance"),
-    [(type, True) for type in QUANTIZED] + [(type, False) for type in QUANTIZED if type not in NEEDS_IMPORTANCE],
-    ids=lambda value: getattr(value, "name", "importance" if value else "plain"),
-)
-def test_bytes_equal_ggml(type: GGMLType, with_importance: bool, each_isa: str) -> None:
+def make_importance(kind: str, columns: int) -> NDArray[np.float32] | None:
+    importance = (np.random.default_rng(3).random(columns) ** 4).astype(np.float32)
+    importance[::11] = 0
+    if kind == "few columns":
+        importance[np.arange(columns) % 19 > 0] = 0
+    return None if kind == "plain" else importance
+
+
+WAYS = [
+    pytest.param(type, kind, id=f"{type.name}-{kind}")
+    for type in QUANTIZED
+    for kind in ("plain", "importance", "few columns")
+    if kind != "plain" or type not in NEEDS_IMPORTANCE
+]
+
+
+@pytest.mark.parametrize(("type", "important"), WAYS)
+def test_bytes_equal_ggml(type: GGMLType, important: str, each_isa: str) -> None:
     libgguf = pytest.importorskip("libgguf")
-    importance = None
-    if with_importance:
-        importance = (np.random.default_rng(3).random(COLUMNS) ** 4).astype(np.float32)
-        importance[::11] = 0
+    importance = make_importance(important, COLUMNS)
     for kind in KINDS:
         rows = make_rows(kind)
         expected = libgguf.quantize_rows(rows, int(type), importance)
@@ -114,6 +129,7 @@ def test_the_first_row_that_is_not_finite_is_named(type: GGMLType, bad: float, e
         (GGMLType.Q4_1, -7e4),
         (GGMLType.Q8_0, 1e7),
         (GGMLType.Q6_K, 1e12),
+        (GGMLType.IQ1_M, 1e8),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -141,8 +157,8 @@ def test_importance_lowers_the_error_that_counts() -> None:
 
 
 def test_types_without_encoder_and_partial_blocks_are_refused() -> None:
-    with pytest.raises(InputError, match="cannot encode to IQ1_S; choose of F32"):
-        encode(np.zeros((1, 256), np.float32), GGMLType.IQ1_S)
+    with pytest.raises(InputError, match="cannot encode to Q8_K; choose of F32"):
+        encode(np.zeros((1, 256), np.float32), GGMLType.Q8_K)
     with pytest.raises(ValueError, match="row of 48 is not a multiple of the Q4_0 block of 32"):
         encode(np.zeros((1, 48), np.float32), GGMLType.Q4_0)
 
