@@ -23,14 +23,16 @@ namespace {
 
 using lltool::Fault;
 
-inline bool is_finite(const float* x, int64_t n) {
+// The largest magnitude; infinite or NaN if any weight is.
+inline float largest_magnitude(const float* x, int64_t n) {
   uint32_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
     const uint32_t size = f32_bits(x[i]) & 0x7fffffff;
     largest = size > largest ? size : largest;
   }
-  return largest < 0x7f800000;
+  return bits_f32(largest);
 }
+inline bool is_finite(const float* x, int64_t n) { return largest_magnitude(x, n) < __builtin_inff(); }
 
 inline bool is_finite_half(uint16_t half) { return (half & 0x7c00) != 0x7c00; }
 
@@ -40,6 +42,10 @@ template <class F> bool has_finite_scales(const uint8_t* block) {
   return is;
 }
 template <> inline bool has_finite_scales<IQ1_M>(const uint8_t* block) { return is_finite_half(IQ1_M::half(block)); }
+
+// No format with scales in half precision comes near larger weights, and ggml's sums of their powers overflow.
+template <class F> constexpr float limit = std::size(Encoder<F>::halves) ? 1e10f : 3.4028235e38f;
+template <> constexpr float limit<IQ1_M> = 1e10f;
 
 // The mean square of each row, summed in ggml's order; eight rows side by side, as a sum waits for its predecessor.
 inline void mean_squares(const float* x, int64_t rows, int64_t columns, float* out) {
@@ -91,16 +97,22 @@ Fault encode_blocks(const float* x, int64_t rows, int64_t columns, const float* 
   const int64_t row_bytes = columns / F::block * F::bytes;
   float damping[at_once];
   for (int64_t start = 0; start < rows; start += at_once) {
-    const int64_t n = rows - start < at_once ? rows - start : at_once;
+    int64_t n = rows - start < at_once ? rows - start : at_once;
     const float* from = x + start * columns;
     uint8_t* to = out + start * row_bytes;
-    for (int64_t r = 0; r < n; ++r)
-      if (!is_finite(from + r * columns, columns)) return {start + r, Fault::not_finite};
+    Fault fault; // of the row after the n that can be tried
+    for (int64_t r = 0; r < n; ++r) {
+      const float largest = largest_magnitude(from + r * columns, columns);
+      if (largest <= limit<F>) continue;
+      fault = {start + r, largest < __builtin_inff() ? Fault::too_large : Fault::not_finite};
+      n = r;
+    }
     if (importance && is_damped) mean_squares(from, n, columns, damping);
     encode_rows<F>(from, n, columns, importance, importance && is_damped ? damping : nullptr, to);
     for (int64_t r = 0; r < n; ++r)
       for (const uint8_t* block = to + r * row_bytes; block < to + (r + 1) * row_bytes; block += F::bytes)
         if (!has_finite_scales<F>(block)) return {start + r, Fault::too_large};
+    if (fault.reason != Fault::none) return fault;
   }
   return {};
 }
