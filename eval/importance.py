@@ -64,6 +64,7 @@ def collect(
     The model was loaded with `observe`. Sums grow in float32, as they stand in the file: going on from what was written
     gives the same bits as never having stopped.
     """
+    model.executor.take_observations()  # of what ran before
     at_once = max(1, model.batch // windows.shape[1])
     for start in range(before.done, len(windows), at_once):
         before = _add(model, windows[start : start + at_once], before, perplexity, process_output)
