@@ -92,6 +92,15 @@ def check_choices(choices: Sequence[Choice], where: str, *, has_importance: bool
             )
 
 
+def check_patterns(source: Source, options: Options) -> None:
+    """Raises InputError for a --tensor-type that is found in no name."""
+    for pattern, type in options.tensor_types:
+        if not any(re.search(pattern, tensor.name) for tensor in source.tensors):
+            raise InputError(
+                f"--tensor-type {pattern}={type.name}: no tensor's name matches; names are like blk.0.attn_q.weight"
+            )
+
+
 def describe_fallbacks(choices: Sequence[Choice]) -> list[str]:
     """A line for each kind of fallback: how many tensors, why, what they become and what that costs."""
     kinds: dict[tuple[int, GGMLType, GGMLType], list[Tensor]] = {}

@@ -16,7 +16,8 @@ from lltool.gguf.reader import open_gguf
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.writer import write_gguf
 from lltool.quant.choose import Options, describe_fallbacks
-from lltool.quant.quantize import plan_quantization, quantize_file
+from lltool.quant.plan import Request, plan_quantization
+from lltool.quant.quantize import quantize_file
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def golden(shared: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def f16_file(real_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("quantize") / "smollm2-f16.gguf"
-    quantize_file(real_model("smollm2-q4_1"), path, "F16", allow_requantize=True)
+    quantize_file(real_model("smollm2-q4_1"), path, "F16", request=Request(allow_requantize=True))
     return path
 
 
@@ -88,7 +89,7 @@ def test_plan_tells_fallbacks_and_sizes(small_file: Path) -> None:
         assert plan.source_bytes == 4 * (8 * 64 + 4 * 40 + 64)
         assert plan.bytes == 8 * 2 * 34 + 2 * 4 * 40 + 4 * 64
         with pytest.raises(InputError, match=r"not whole Q8_0 blocks of 32; F16 instead .* drop --strict"):
-            plan_quantization(file, "Q8_0", strict=True)
+            plan_quantization(file, "Q8_0", request=Request(strict=True))
 
 
 def test_quantizing_twice_is_refused(small_file: Path, tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_quantizing_twice_is_refused(small_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"once\.gguf: blk\.0\.attn_q\.weight is Q8_0 already.*--allow-requantize"):
         quantize_file(tmp_path / "once.gguf", tmp_path / "twice.gguf", "Q4_0")
     assert not (tmp_path / "twice.gguf").exists()
-    quantize_file(tmp_path / "once.gguf", tmp_path / "twice.gguf", "Q4_0", allow_requantize=True)
+    quantize_file(tmp_path / "once.gguf", tmp_path / "twice.gguf", "Q4_0", request=Request(allow_requantize=True))
 
 
 def test_damaged_weights_are_named_and_leave_nothing(small_file: Path, tmp_path: Path) -> None:
