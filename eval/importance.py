@@ -124,8 +124,8 @@ def _observe(
 def estimate_stability(earlier: Importance, now: Importance) -> dict[str, float]:
     """For each matrix, how well its columns' order by importance agrees with that of endless text of the kind.
 
-    A mean over n windows is as far from the truth as the one over n - k is from it by a factor (n - k) / k of squares;
-    so 1 - (Spearman's correlation), which grows with the square of a small distance, is scaled by that.
+    The mean over n tokens differs from that over the first n - k of them by a variance that is k / (n - k) times its
+    own, if windows come in no order; 1 - (Spearman's correlation), which grows with the variance, is scaled by that.
     """
     estimates = {}
     for name, sums in now.sums.items():

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -33,6 +34,7 @@ Format = Literal["gguf", "dat"]
 # Metadata of an output that can be gone on with.
 WINDOWS, SKIPPED = "lltool.imatrix.windows", "lltool.imatrix.skipped"
 LOSSES, VARIANCES = "lltool.imatrix.losses", "lltool.imatrix.variances"
+STABILITY = "lltool.imatrix.stability"
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class ImportanceJob:
 
     Windows of `context` tokens from number `first` on, at most `chunks` of them; the output is written every
     `save_every` windows, and copies of it are kept every `snapshot_every` (0: none). `merge` are importance files to
-    begin with. With `until_stable`, it ends when the order of every matrix's columns is as near to that of endless text
-    (a rank correlation).
+    begin with. With `until_stable`, windows are taken from all over the text, and it ends when the order of the columns
+    is as near to that of endless text (a rank correlation; see `estimate_stability`).
     """
 
     model: Path
@@ -67,7 +69,7 @@ class ImportanceJob:
 
 @dataclass(frozen=True)
 class Progress:
-    """`total` windows are to be done; `stability` is the lowest of the matrices' (None: not known yet)."""
+    """`total` windows are to be done; `stability` is the mean of the matrices' (None: not known yet)."""
 
     collected: Collected
     total: int
@@ -76,12 +78,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class ImportanceReport:
-    """`resumed` windows were in the output already. `coverage` is over all matrices that the model multiplies with."""
+    """`resumed` of `windows` were in the output already; those `skipped` are chunks of the text. `coverage` is over all
+    matrices that the model multiplies with."""
 
     importance: Importance
     collected: Collected
     windows: int
     resumed: int
+    skipped: tuple[int, ...]
     stability: float | None
     coverage: Coverage
 
@@ -111,17 +115,19 @@ def collect_importance(
     ) as model:
         matrices = {name: weight for name, weight in model.program.weights.items() if len(weight.shape) > 1}
         _check_entries(job, merged, matrices)
-        windows = _cut(job, model, text)
-        made_of = _describe(job, model)
-        start = _resume(job, made_of, len(windows), say) or Collected(merged.sums, merged.counts)
-        run = _Run(job, merged, made_of, start)
-        stability = run.collect(model, windows, say, progress)
+        chunks, windows = _cut(job, model, text)
+        made_of = _describe(job, model, len(windows))
+        start, stability = _resume(job, made_of, len(windows), say)
+        run = _Run(job, merged, made_of, start or Collected(merged.sums, merged.counts), stability)
+        resumed = run.saved.done
+        run.collect(model, windows, say, progress)
     done = run.saved
     if done.done == len(done.skipped):
         raise InputError(f"{job.model}: all {done.done} windows of {job.text} gave NaN or infinity")
     importance = run.importance(done)
+    skipped = tuple(sorted(int(chunks[window]) for window in done.skipped))
     coverage = report_coverage(importance, matrices)
-    return ImportanceReport(importance, done, len(windows), start.done, stability, coverage)
+    return ImportanceReport(importance, done, len(windows), resumed, skipped, run.stability, coverage)
 
 
 def read_merged(paths: tuple[Path, ...], chunk_size: int) -> Importance:
@@ -153,31 +159,28 @@ class _Run:
     merged: Importance
     made_of: Mapping[str, Value]
     saved: Collected
+    stability: float | None  # compares what is saved with what was saved before, so that going on comes to the same end
 
     def collect(
         self, model: Model, windows: NDArray[np.int32], say: Callable[[str], None], progress: Callable[[Progress], None]
-    ) -> float | None:
-        """Collects until all windows are done or the ranking has settled; gives the stability, where it is known.
-
-        Stability compares what is saved with what was saved before it, so that going on comes to the same end.
-        """
-        job, now, stability = self.job, self.saved, None
+    ) -> None:
+        """Collects until all windows are done or the ranking has settled."""
+        job, now = self.job, self.saved
+        if self._has_settled(say, len(windows)):
+            return
         try:
-            steps = collect(model, windows, now, perplexity=job.perplexity, process_output=job.process_output)
-            for result in steps:
+            for result in collect(model, windows, now, perplexity=job.perplexity, process_output=job.process_output):
                 before, now = now, result
+                if _passes(job.save_every, before.done, now.done) or now.done == len(windows):
+                    self._save(now)
                 if _passes(job.snapshot_every, before.done, now.done):
                     write(job.output.with_name(f"{job.output.name}.at_{now.done}"), self.importance(now), job.format)
-                if _passes(job.save_every, before.done, now.done) or now.done == len(windows):
-                    stability = self._save(now)
-                progress(Progress(now, len(windows), stability))
-                if job.until_stable is not None and stability is not None and stability >= job.until_stable:
-                    say(f"the ranking has settled after {now.done} of {len(windows)} windows: {stability:.4f}")
+                progress(Progress(now, len(windows), self.stability))
+                if self.saved is now and self._has_settled(say, len(windows)):
                     break
         finally:  # interrupted, too, and what was collected is kept
             if now.done > self.saved.done:
                 self._save(now)
-        return stability
 
     def importance(self, collected: Collected) -> Importance:
         job, merged = self.job, self.merged
@@ -187,19 +190,27 @@ class _Run:
             SKIPPED: array(ValueType.UINT32, np.array(collected.skipped, np.uint32)),
             LOSSES: array(ValueType.FLOAT64, np.array(collected.losses, np.float64)),
             VARIANCES: array(ValueType.FLOAT64, np.array(collected.variances, np.float64)),
+            **({} if self.stability is None else {STABILITY: Value(ValueType.FLOAT64, self.stability)}),
         }
         chunks = merged.chunk_count + collected.done - len(collected.skipped)
         datasets = (*merged.datasets, str(job.text))
         return Importance(collected.sums, collected.counts, chunks, job.context, datasets, notes)
 
-    def _save(self, now: Collected) -> float | None:
-        """Writes the output; gives the lowest stability of a matrix, against what was there before."""
-        importance = self.importance(now)
-        estimates = estimate_stability(self.importance(self.saved), importance) if self.saved.done else {}
+    def _save(self, now: Collected) -> None:
+        """Writes the output, with the stability against what was there before."""
+        if self.saved.done:
+            estimates = estimate_stability(self.importance(self.saved), self.importance(now)).values()
+            self.stability = fmean(estimates) if estimates else None
         if now.done > len(now.skipped):
-            write(self.job.output, importance, self.job.format)
+            write(self.job.output, self.importance(now), self.job.format)
         self.saved = now
-        return min(estimates.values(), default=None)
+
+    def _has_settled(self, say: Callable[[str], None], total: int) -> bool:
+        wanted, found = self.job.until_stable, self.stability
+        if wanted is None or found is None or found < wanted:
+            return False
+        say(f"the ranking has settled after {self.saved.done} of {total} windows: {found:.4f}")
+        return True
 
 
 def _passes(every: int, before: int, now: int) -> bool:
@@ -207,7 +218,7 @@ def _passes(every: int, before: int, now: int) -> bool:
     return every > 0 and now // every > before // every
 
 
-def _describe(job: ImportanceJob, model: Model) -> dict[str, Value]:
+def _describe(job: ImportanceJob, model: Model, total: int) -> dict[str, Value]:
     """What the output is made of; work goes on only where all of it is the same."""
     settings = {
         "context": job.context,
@@ -217,6 +228,7 @@ def _describe(job: ImportanceJob, model: Model) -> dict[str, Value]:
         "process_output": job.process_output,
         "perplexity": job.perplexity,
         "precision": job.precision,
+        "spread_over": None if job.until_stable is None else total,
         "merged_sha256": [sha256_of([path]) for path in job.merge],
     }
     return {
@@ -231,32 +243,38 @@ def _describe(job: ImportanceJob, model: Model) -> dict[str, Value]:
 
 def _resume(
     job: ImportanceJob, made_of: Mapping[str, Value], total: int, say: Callable[[str], None]
-) -> Collected | None:
-    """What the output holds of this job."""
+) -> tuple[Collected | None, float | None]:
+    """What the output holds of this job, and its stability."""
     if not job.output.exists():
-        return None
+        return None, None
     found = read_importance(job.output)  # what is no importance file is not overwritten
     notes = found.notes
     other = [key.rpartition(".")[2] for key, value in made_of.items() if notes.get(key) != value]
     if other or job.format != "gguf" or not {WINDOWS, SKIPPED, LOSSES, VARIANCES} <= notes.keys():
         say(f"{job.output}: made anew" + (f", of another {', '.join(other)}" if other else ""))
-        return None
+        return None, None
     done = int(notes[WINDOWS].data)
     if done > total:
         say(f"{job.output}: made anew: it has {done} windows, wanted {total}")
-        return None
+        return None, None
     say(f"{job.output}: going on behind window {done} of {total}")
     skipped, losses, variances = (tuple(np.asarray(notes[key].data).tolist()) for key in (SKIPPED, LOSSES, VARIANCES))
-    return Collected(found.sums, found.counts, done, skipped, losses, variances)
+    stability = float(notes[STABILITY].data) if STABILITY in notes else None
+    return Collected(found.sums, found.counts, done, skipped, losses, variances), stability
 
 
-def _cut(job: ImportanceJob, model: Model, text: str) -> NDArray[np.int32]:
+def _cut(job: ImportanceJob, model: Model, text: str) -> tuple[NDArray[np.integer], NDArray[np.int32]]:
+    """The windows in the order in which they are taken, and their numbers in the text."""
     tokenizer = model.tokenizer
     ids = _render_chats(job, model, text) if job.chat else tokenizer.encode(text, parse_special=job.parse_special)
     windows = cut_windows(ids, job.context, tokenizer.bos if tokenizer.add_bos else None)
     if job.first >= len(windows):
         raise InputError(f"{job.text}: has {len(windows)} chunks of {job.context} tokens, wanted more than {job.first}")
-    return windows[job.first :][: job.chunks]
+    chunks = np.arange(job.first, len(windows))[: job.chunks]
+    if job.until_stable is not None:
+        # Texts go from topic to topic: only windows from all over speak for those that will not be taken.
+        chunks = np.random.default_rng(0).permutation(chunks)
+    return chunks, windows[chunks]
 
 
 def _render_chats(job: ImportanceJob, model: Model, text: str) -> list[int]:

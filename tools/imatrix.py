@@ -67,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_correlation,
         nargs="?",
         const=0.99,
-        help="end when the ranking of columns has settled: its estimated rank correlation with that of endless text "
-        "is R (default 0.99) in every matrix; looked at every -ofreq chunks",
+        help="take chunks from all over the text and end when the ranking of columns has settled: its estimated rank "
+        "correlation with that of endless text is R (default 0.99); looked at every -ofreq chunks",
     )
     parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
     parser.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
@@ -147,8 +147,8 @@ def _report_lines(job: "ImportanceJob", report: "ImportanceReport") -> list[str]
         lines.append(",".join(f"[{i}]{value:.4f}" for i, value in enumerate(running, 1)))
         error = collected.error(job.context - 1 - job.context // 2)
         lines.append(f"Final estimate: PPL = {running[-1]:.4f} +/- {error:.5f}")
-    if collected.skipped:
-        numbers = ", ".join(str(job.first + window) for window in collected.skipped)
+    if report.skipped:
+        numbers = ", ".join(map(str, report.skipped))
         lines.append(f"warning: chunks that gave NaN or infinity, and are not counted: {numbers}")
     return lines + _coverage_lines(report.coverage)
 
@@ -179,7 +179,7 @@ def _as_json(job: "ImportanceJob", report: "ImportanceReport") -> dict[str, Any]
         "chunks": collected.done - len(collected.skipped),
         "chunks_wanted": report.windows,
         "chunks_resumed": report.resumed,
-        "chunks_skipped": [job.first + window for window in collected.skipped],
+        "chunks_skipped": report.skipped,
         "context": job.context,
         "perplexity": running[-1] if running else None,
         "running": running,
