@@ -72,6 +72,11 @@ def write_gguf(
     return write_together([output], progress=progress, inputs=inputs)
 
 
+def file_bytes(source: Source) -> int:
+    """The size of the file that `write_gguf` makes of `source` without limits."""
+    return sum(file.size for file in _lay_out(Output(Path("model.gguf"), source)))
+
+
 def write_together(
     outputs: Sequence[Output],
     *,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.tools.arguments import command_parser, positive, print_json, printable
+from lltool.tools.target import add_target_options, quantize_to_target
 
 if TYPE_CHECKING:
     from lltool.quant.choose import Options
@@ -20,12 +21,14 @@ lltool quantize model-F16.gguf Q4_K_M
 lltool quantize --imatrix imatrix.gguf model-F16.gguf model-IQ3_M.gguf IQ3_M 8
 lltool quantize model-F16.gguf Q4_K_M,Q5_K_M,Q8_0
 lltool quantize --dry-run --tensor-type ffn_down=Q6_K model-F16.gguf Q4_K_S
+lltool quantize --target 900MB --calibration text.txt --imatrix imatrix.gguf model-F16.gguf model-900MB.gguf
 lltool quantize --show-recipe Q4_K_M > mine.toml && lltool quantize model-F16.gguf mine.toml
 """
 
 
 def main(argv: list[str]) -> int:
     from lltool.gguf.reader import open_gguf
+    from lltool.quant.choose import DEFAULTS
     from lltool.quant.plan import plan_quantization
     from lltool.quant.recipe_language import format_recipe
     from lltool.quant.recipes import find_recipe
@@ -34,8 +37,12 @@ def main(argv: list[str]) -> int:
     if arguments.show_recipe:
         print(format_recipe(find_recipe(arguments.show_recipe)), end="")
         return 0
-    given = _read_positionals(arguments.arguments, arguments.recipe)
     options, request = _options(arguments), _request(arguments)
+    if arguments.target:
+        if options != DEFAULTS or arguments.recipe or arguments.dry_run:
+            raise InputError("--target chooses the types itself; leave out --dry-run, --recipe and options of types")
+        return quantize_to_target(arguments.arguments, arguments, request)
+    given = _read_positionals(arguments.arguments, arguments.recipe)
     with open_gguf(given.source) as file:
         plans = [plan_quantization(file, type, options, request) for type in given.types]
         for plan in plans:
@@ -88,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="show types, sizes, memory and time, and write nothing")
     add("--errors", action="store_true", help="show what each tensor loses; with --imatrix weighted by importance")
     add("--report", metavar="DIR", help="write the errors of tensors and layers as a table and a plot")
+    add_target_options(add)
     add("-v", "--verbose", action="store_true", help="show each tensor")
     return parser
 
