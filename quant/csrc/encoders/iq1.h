@@ -23,15 +23,21 @@ struct Split {
   Ints middle{}, high{}, down{}; // where the parts begin; the eights that are shifted down, as bits
   Ints is_found{};
 
-  void consider(Floats sum_xq, Floats sum_qq, int middle_, int high_, int down_) {
-    const Ints is_better = (sum_qq > 0) & (sum_xq * sum_xq > score * sum_qq);
-    if (!any(is_better)) return;
-    scale = is_better ? sum_xq / sum_qq : scale;
-    score = is_better ? scale * sum_xq : score;
-    middle = is_better ? Ints{} + middle_ : middle;
-    high = is_better ? Ints{} + high_ : high;
-    down = is_better ? Ints{} + down_ : down;
-    is_found |= is_better;
+  // The ways to shift one split. Few splits are better in any lane than those before, so all are looked at together first.
+  template <int n>
+  void consider(const Floats (&sum_xq)[n], const Floats (&sum_qq)[n], const int (&downs)[n], int middle_, int high_) {
+    Ints is_any{};
+    for (int k = 0; k < n; ++k) is_any |= sum_xq[k] * sum_xq[k] > score * sum_qq[k];
+    if (!any(is_any)) return;
+    for (int k = 0; k < n; ++k) {
+      const Ints is_better = (sum_qq[k] > 0) & (sum_xq[k] * sum_xq[k] > score * sum_qq[k]);
+      scale = is_better ? sum_xq[k] / sum_qq[k] : scale;
+      score = is_better ? scale * sum_xq[k] : score;
+      middle = is_better ? Ints{} + middle_ : middle;
+      high = is_better ? Ints{} + high_ : high;
+      down = is_better ? Ints{} + downs[k] : down;
+      is_found |= is_better;
+    }
   }
 };
 
@@ -58,8 +64,8 @@ inline Split split_group(const Floats (&x)[32], const Floats (&weight)[32], cons
       const Part& top = tops[high];
       const Floats x_here = (sum_x[high] - sum_x[middle]) * shifted_up[1];
       const Floats w_here = square(sum_w[high] - sum_w[middle], shifted_up[1]);
-      best.consider(low.up_x + x_here + top.up_x, low.up_w + w_here + top.up_w, middle, high, 0);
-      best.consider(low.down_x - x_here + top.down_x, low.down_w + w_here + top.down_w, middle, high, 15);
+      best.consider({low.up_x + x_here + top.up_x, low.down_x - x_here + top.down_x},
+                    {low.up_w + w_here + top.up_w, low.down_w + w_here + top.down_w}, {0, 15}, middle, high);
     }
   }
   return best;
@@ -70,7 +76,7 @@ inline Split split_group(const Floats (&x)[32], const Floats (&weight)[32], cons
 inline Split split_group(const Floats (&x)[16], const Floats (&weight)[16], const Ints (&is_second)[16]) {
   constexpr int n = 16;
   struct Sums {
-    Floats xq[4], qq[4]; // for each pair of shifts
+    Floats xq[4], qq[4]; // both eights shifted up, the second down, the first down, both
     void add(const Sums& term) {
       for (int k = 0; k < 4; ++k) xq[k] += term.xq[k], qq[k] += term.qq[k];
     }
@@ -81,20 +87,18 @@ inline Split split_group(const Floats (&x)[16], const Floats (&weight)[16], cons
       const Floats up = weight[i] * shifted_up[level], down = weight[i] * shifted_down[level];
       const Floats xq[2] = {up * x[i], down * x[i]}, qq[2] = {up * shifted_up[level], down * shifted_down[level]};
       for (int k = 0; k < 4; ++k) {
-        terms[level][i].xq[k] = is_second[i] ? xq[k >> 1] : xq[k & 1];
-        terms[level][i].qq[k] = is_second[i] ? qq[k >> 1] : qq[k & 1];
+        terms[level][i].xq[k] = is_second[i] ? xq[k & 1] : xq[k >> 1];
+        terms[level][i].qq[k] = is_second[i] ? qq[k & 1] : qq[k >> 1];
       }
     }
   Split best;
-  // ggml tries the shifts of the second eight first.
-  constexpr int order[] = {0, 2, 1, 3};
   Sums low{};
   for (int middle = 0; middle <= n; ++middle) {
     Sums below = low;
     for (int high = middle; high <= n; ++high) {
       Sums all = below;
       for (int i = high; i < n; ++i) all.add(terms[2][i]);
-      for (const int k : order) best.consider(all.xq[k], all.qq[k], middle, high, k);
+      best.consider(all.xq, all.qq, {0, 2, 1, 3}, middle, high);
       if (high < n) below.add(terms[1][high]);
     }
     if (middle < n) low.add(terms[0][middle]);
