@@ -75,8 +75,8 @@ def plot_errors(rows: Sequence[TensorError], title: str, target: Path) -> Path:
     types = sorted({row.type for row in rows})
     marks = {type: _MARKS[index % len(_MARKS)] for index, type in enumerate(types)}
     for index, part in enumerate(dict.fromkeys(row.part for row in rows)):
-        mine = [row for row in rows if row.part == part]
-        places = [-1 if row.layer is None else row.layer for row in mine]
+        mine = sorted((row for row in rows if row.part == part), key=_place)
+        places = [_place(row) for row in mine]
         color = f"C{index % 10}"
         axis.plot(places, [row.error for row in mine], color=color, linewidth=1, label=part)
         for row, place in zip(mine, places, strict=True):
@@ -87,9 +87,12 @@ def plot_errors(rows: Sequence[TensorError], title: str, target: Path) -> Path:
     axis.set_xlabel("layer (-1: of no layer)")
     axis.set_ylabel("relative squared error")
     axis.grid(alpha=0.3)
-    parts = axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    axis.add_artist(parts)
+    figure.legend(loc="outside right upper", fontsize=8)
     handles = [Line2D([], [], color="gray", marker=marks[type], linestyle="", label=type) for type in types]
-    axis.legend(handles=handles, loc="lower left", bbox_to_anchor=(1, 0), fontsize=8)
+    axis.legend(handles=handles, fontsize=8)
     figure.savefig(target, dpi=120)
     return target
+
+
+def _place(row: TensorError) -> int:
+    return -1 if row.layer is None else row.layer

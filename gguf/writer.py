@@ -69,7 +69,7 @@ def write_gguf(
     source's own files, and when the disk is full.
     """
     output = Output(Path(path), source, alignment, shard_bytes, shard_tensors)
-    return write_together([output], progress=progress, inputs=inputs)
+    return write_together([output], progress=progress, inputs=inputs)[0]
 
 
 def file_bytes(source: Source) -> int:
@@ -84,11 +84,11 @@ def write_together(
     progress: Callable[[int, int], None] | None = None,
     inputs: Iterable[Path] = (),
     seal: Callable[[], Mapping[str, Value]] | None = None,
-) -> list[Path]:
+) -> list[list[Path]]:
     """Writes outputs that have the same tensors, in other types perhaps: a window of rows goes to all before the next.
 
     `seal` is called when all tensors are written; it gives values for keys that every output has, of the same size as
-    the ones they stand for. The rest is as for `write_gguf`.
+    the ones they stand for. Returns the files of each output. The rest is as for `write_gguf`.
     """
     laid_out = [_lay_out(output) for output in outputs]
     files = [file for output in laid_out for file in output]
@@ -122,7 +122,7 @@ def write_together(
     finally:
         for file in files:
             file.temporary.unlink(missing_ok=True)
-    return [file.path for file in files]
+    return [[file.path for file in output] for output in laid_out]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,10 @@ _SOURCE_DIGEST = "lltool.quantize.source_sha256"
 
 @dataclass(frozen=True)
 class Report:
-    """A quantization that was done. `errors`, if asked for: of each tensor in a new type, relative, by name."""
+    """A quantization that was done; `path` is the first of several shards.
+
+    `errors`, if asked for, are those of the tensors in new types, by name: relative, of squares.
+    """
 
     path: Path
     plan: Plan
@@ -85,7 +88,7 @@ def write_plans(
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(sha256_of, file.paths, is_over)  # while the tensors are read, from the same pages
         try:
-            write_together(
+            files = write_together(
                 outputs,
                 window_weights=window_weights(buffer_bytes),
                 progress=progress,
@@ -99,8 +102,8 @@ def write_plans(
     seconds = time.monotonic() - started
     relative = [{name: sums.relative for name, sums in found.items()} for found in errors]
     return [
-        Report(path, plan, seconds, found if with_errors else None)
-        for path, plan, found in zip(paths, plans, relative, strict=True)
+        Report(written[0], plan, seconds, found if with_errors else None)
+        for written, plan, found in zip(files, plans, relative, strict=True)
     ]
 
 

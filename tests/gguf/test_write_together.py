@@ -33,7 +33,8 @@ def test_outputs_are_written_together_window_by_window(tmp_path: Path) -> None:
         for name, sizes in (("a", None), ("b", (0, 1, 1)))
     ]
     (tmp_path / "b").mkdir()
-    paths = write_together(outputs, window_weights=8, seal=lambda: {"by": string("!")})
+    first, second = write_together(outputs, window_weights=8, seal=lambda: {"by": string("!")})
+    paths = [*first, *second]
     assert [path.name for path in paths] == ["a.gguf", "b-00001-of-00002.gguf", "b-00002-of-00002.gguf"]
     assert asked == [("a", 0, 2), ("b", 0, 2), ("a", 2, 3), ("b", 2, 3)]
     for path in paths[:2]:
