@@ -312,6 +312,24 @@ def test_statistics_by_hand() -> None:
     assert [(layer.layer, layer.total) for layer in layer_statistics(matrices)] == [(0, 4), (1, (8 * 4 + 3 * 2) / 6)]
 
 
+# Total, lowest, highest, mean, deviation, active, columns, entropy, outliers, cosine, as llama-imatrix computes them.
+LLAMA_STATISTICS = """
+blk.18.attn_k.weight 100.938 0.00644405 54.76127 0.1752395 2.291957 1 576 4.434133 0.005208333 0.9992899
+blk.7.ffn_down.weight 40.03621 0.007097969 0.60996 0.02606524 0.03176234 1 1536 10.09655 0.06315104 0.4341221
+blk.0.attn_q.weight 1.30746 6.108684e-08 0.2712155 0.002269896 0.01377883 0.890625 576 5.798527 0.01736111 0
+"""
+
+
+def test_statistics_are_llama_imatrixs(shared: Path) -> None:
+    found = {s.name: s for s in matrix_statistics(read_importance(shared / "golden/imatrix/smollm2-imatrix.gguf"))}
+    for line in LLAMA_STATISTICS.strip().splitlines():
+        name, *wanted = line.split()
+        s = found[name]
+        values = (s.total, s.low, s.high, s.mean, s.deviation, s.active, s.columns, s.entropy, s.outliers, s.cosine)
+        # It sums up to 1536 values in float32, one after the other.
+        assert values == pytest.approx([float(value) for value in wanted], rel=1e-5), name
+
+
 def f16_copy(source: Path, target: Path) -> Path:
     from lltool.gguf.ggml_types import GGMLType
     from lltool.quant.retype import retype
