@@ -33,7 +33,7 @@ BUFFER_BYTES = 80 << 20
 """Rows that are in memory at a time, as float32 and in their new types."""
 
 _BYTES_A_WEIGHT = 20  # of buffers: float32 4, two windows of at most float32 8, decoded again and its error 8
-_FIXED_BYTES = 320 << 20  # the interpreter and its libraries, 128 MiB of the mapped source, what the allocator keeps
+_FIXED_BYTES = 256 << 20  # the interpreter and its libraries, 128 MiB of the mapped source, what the allocator keeps
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--output-tensor-type", metavar="T", type=_ggml_type, help="the type of output.weight")
     add("--token-embedding-type", metavar="T", type=_ggml_type, help="the type of token_embd.weight")
     add("--leave-output-tensor", action="store_true", help="keep output.weight as it is")
-    add("--tensor-type", metavar="REGEX=T", action="append", default=[], help="the type where the name matches")
-    add("--tensor-type-file", metavar="FILE", action="append", default=[], help="a file of REGEX=T, between spaces")
+    named: dict[str, Any] = {"dest": "tensor_types", "action": "extend", "default": []}
+    add("--tensor-type", metavar="REGEX=T", type=lambda text: [text], help="the type where the name matches", **named)
+    add("--tensor-type-file", metavar="FILE", type=_read_words, help="a file of REGEX=T, between spaces", **named)
     add("--prune-layers", metavar="L,L,...", type=_layers, default=(), help="leave these blocks out")
     add("--override-kv", metavar="KEY=TYPE:VALUE", action="append", default=[], help="set a key of the metadata")
     add("--keep-split", action="store_true", help="write shards where IN has shards")
@@ -142,15 +143,12 @@ def _are_types(text: str) -> bool:
 def _options(arguments: argparse.Namespace) -> "Options":
     from lltool.quant.choose import Options
 
-    named = list(arguments.tensor_type)
-    for path in arguments.tensor_type_file:
-        named += Path(path).read_text(encoding="utf-8").split()
     return Options(
         arguments.pure,
         arguments.leave_output_tensor,
         arguments.output_tensor_type,
         arguments.token_embedding_type,
-        tuple(_tensor_type(text) for text in named),
+        tuple(map(_tensor_type, arguments.tensor_types)),
     )
 
 
@@ -181,6 +179,10 @@ def _ggml_type(text: str) -> GGMLType:
         if type.name == text.upper():
             return type
     raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(t.name for t in sorted(ENCODED))}")
+
+
+def _read_words(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").split()
 
 
 def _tensor_type(text: str) -> tuple[str, GGMLType]:
