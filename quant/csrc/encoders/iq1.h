@@ -186,9 +186,13 @@ private:
     Ints words{};
     for (int l = 0; l < lanes; ++l) {
       if (!wanted[l]) continue;
-      float term[32];
-      for (int i = 0; i < 32; ++i) term[i] = terms[i][l];
-      words[l] = neighbours_iq1().choose(point[l], term);
+      words[l] = neighbours_iq1().choose(point[l], [&] {
+        float each[32];
+        for (int i = 0; i < 32; ++i) each[i] = terms[i][l];
+        Terms these;
+        std::memcpy(&these, each, sizeof these);
+        return these;
+      });
     }
     return words;
   }

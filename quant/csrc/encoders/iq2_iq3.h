@@ -1,7 +1,7 @@
 // Encoders of IQ2 and IQ3. Source: quantize_row_iq2_xxs_impl and its like of ggml-quants.c.
 //
-// The search for the scale of a group has a group in each lane, as all encoders do; the search of the codebook has one
-// group and its candidates in the lanes.
+// As everywhere a lane has a group of its own while scales are searched; the choice of an entry for one group has the
+// candidates side by side.
 #pragma once
 #include "../formats/iq.h"
 #include "codebook.h"
@@ -10,77 +10,60 @@
 
 namespace {
 
-// When the entries of a group are chosen once more, with the best scale instead of the one that found it.
+// Which entries of a group are chosen once more, with the best scale instead of the try that found them.
 enum class Again { those_off_grid, all_if_one_is_off_grid, all };
 
 // What the formats differ in.
 template <class F> struct Plan;
 template <> struct Plan<IQ2_XXS> {
-  static constexpr int size = 32, weights = 8; // of the groups with a scale, of an entry
-  static constexpr bool has_even_signs = true;
-  static constexpr Again again = Again::all;
-  // The scale is tried at 2 * last + 1 values that make the largest weight 2 * levels - 1 plus so many steps.
-  static constexpr float step = 0.1f;
-  static constexpr int last = 6;
-  static constexpr float least = 1e-15f; // a group with no larger weight is stored as zeros
-  static constexpr float mean = 1;       // how often the mean square counts where it damps the importance
-  static constexpr float shrink = 1;     // of the stored scale: a systematic error that ggml takes off
-  static const Neighbours<8>& neighbours() {
-    static const Neighbours<8> once(packed_iq2_xxs, 2);
-    return once;
-  }
+  static constexpr auto& book = packed_iq2_xxs;
+  static constexpr int distances = 2;            // of candidates in the codebook
+  static constexpr int size = 32, weights = 8;   // of a group with a scale, of an entry
+  static constexpr bool has_even_signs = true;   // of eight weights: seven are stored
+  static constexpr auto again = Again::all;
+  static constexpr int last = 6;                 // tries: the largest weight is its level's value, or up to so many
+  static constexpr float step = 0.1f;            // steps less or more
+  static constexpr float least = 1e-15f;         // a group with no larger weight is stored as zeros
+  static constexpr float mean = 1;               // how much the mean square counts in what damps importance
+  static constexpr float stretch = 1;            // of the stored scale
 };
 template <> struct Plan<IQ2_XS> {
-  static constexpr int size = 16, weights = 8;
+  static constexpr auto& book = packed_iq2_xs;
+  static constexpr int distances = 2, size = 16, weights = 8, last = 9;
   static constexpr bool has_even_signs = true;
-  static constexpr Again again = Again::those_off_grid;
-  static constexpr float step = 0.1f;
-  static constexpr int last = 9;
-  static constexpr float least = 1e-15f, mean = 1, shrink = 1;
-  static const Neighbours<8>& neighbours() {
-    static const Neighbours<8> once(packed_iq2_xs, 2);
-    return once;
-  }
+  static constexpr auto again = Again::those_off_grid;
+  static constexpr float step = 0.1f, least = 1e-15f, mean = 1, stretch = 1;
 };
 template <> struct Plan<IQ2_S> {
-  static constexpr int size = 16, weights = 8;
+  static constexpr auto& book = packed_iq2_s;
+  static constexpr int distances = 1, size = 16, weights = 8, last = 9;
   static constexpr bool has_even_signs = false;
-  static constexpr Again again = Again::those_off_grid;
-  static constexpr float step = 0.1f;
-  static constexpr int last = 9;
-  static constexpr float least = 1e-8f, mean = 2, shrink = 0.9875f;
-  static const Neighbours<8>& neighbours() {
-    static const Neighbours<8> once(packed_iq2_s, 1);
-    return once;
-  }
+  static constexpr auto again = Again::those_off_grid;
+  static constexpr float step = 0.1f, least = 1e-8f, mean = 2, stretch = 0.9875f;
 };
 template <> struct Plan<IQ3_XXS> {
-  static constexpr int size = 32, weights = 4;
+  static constexpr auto& book = packed_iq3_xxs;
+  static constexpr int distances = 2, size = 32, weights = 4, last = 15;
   static constexpr bool has_even_signs = true;
-  static constexpr Again again = Again::those_off_grid;
-  static constexpr float step = 0.2f;
-  static constexpr int last = 15;
-  static constexpr float least = 1e-8f, mean = 2, shrink = 1.0125f;
-  static const Neighbours<4>& neighbours() {
-    static const Neighbours<4> once(packed_iq3_xxs, 2);
-    return once;
-  }
+  static constexpr auto again = Again::those_off_grid;
+  static constexpr float step = 0.2f, least = 1e-8f, mean = 2, stretch = 1.0125f;
 };
 template <> struct Plan<IQ3_S> {
-  static constexpr int size = 32, weights = 4;
+  static constexpr auto& book = packed_iq3_s;
+  static constexpr int distances = 3, size = 32, weights = 4, last = 9;
   static constexpr bool has_even_signs = false;
-  static constexpr Again again = Again::all_if_one_is_off_grid;
-  static constexpr float step = 0.2f;
-  static constexpr int last = 9;
-  static constexpr float least = __FLT_DENORM_MIN__, mean = 2, shrink = 1.033f;
-  static const Neighbours<4>& neighbours() {
-    static const Neighbours<4> once(packed_iq3_s, 3);
-    return once;
-  }
+  static constexpr auto again = Again::all_if_one_is_off_grid;
+  static constexpr float step = 0.2f, least = __FLT_DENORM_MIN__, mean = 2, stretch = 1.033f;
 };
 
-// Signs of eight weights as bits, and the magnitudes. An odd number of minus signs is not stored: the weight that counts
-// least is taken with the wrong sign, its "magnitude" below zero.
+// Made when a format is first encoded, in some milliseconds.
+template <class F> const Neighbours<Plan<F>::weights>& neighbours_of() {
+  static const Neighbours<Plan<F>::weights> neighbours(Plan<F>::book, Plan<F>::distances);
+  return neighbours;
+}
+
+// Signs of eight weights as bits, and the magnitudes. Where only an even number of minus signs can be stored, an odd
+// one gives the weight that counts least the wrong sign, and a magnitude below zero.
 template <bool even> Ints split_signs(const Floats* x, const Floats* weight, Floats* size) {
   Ints signs{}, odd{}, at{};
   Floats least{};
@@ -177,40 +160,49 @@ private:
     scale = (any_wanted != 0) & (sum_qq > 0) ? sum_xq / sum_qq : scale;
   }
 
-  // The entries for the k-th part of the group at each of the scales, in the lanes that are wanted.
+  // The k-th entry for each of the scales, in the lanes where it is wanted.
   void choose(int k, int scales, const Floats* inverse, const Floats* scale, Ints wanted, Ints* found) const {
-    const Table& table = P::neighbours();
-    const Floats *part = x + weights * k, *counts = weight + weights * k;
+    const Table& table = neighbours_of<F>();
+    const Floats* part = x + weights * k;
     Ints point[tries];
     for (int t = 0; t < scales; ++t) {
-      point[t] = Ints{};
+      found[t] = point[t] = Ints{};
       for (int i = weights - 1; i >= 0; --i)
         point[t] = point[t] * Table::levels +
                    clamp(nearest(0.5f * (inverse[t] * part[i] - 1.0f)), 0, Table::levels - 1);
     }
-    Floats root[weights];
-    for (int i = 0; i < weights; ++i) root[i] = square_root(counts[i]);
+    Floats root[weights]; // ggml's distance counts a weight by the root of its importance
+    for (int i = 0; i < weights; ++i) root[i] = square_root(weight[weights * k + i]);
     for (int l = 0; l < lanes; ++l) {
       if (!wanted[l]) continue;
-      float x_at[32], counts_at[32], odd[32], term[32];
-      for (int i = 0; i < 32; ++i) {
-        x_at[i] = part[i / Table::slots][l];
-        counts_at[i] = root[i / Table::slots][l];
-        odd[i] = float(2 * (i % Table::slots) + 1);
+      float x_at[32], root_at[32];
+      for (int i = 0; i < weights; ++i) {
+        fill_slots(x_at + Table::slots * i, part[i][l]);
+        fill_slots(root_at + Table::slots * i, root[i][l]);
       }
-      for (int t = 0; t < scales; ++t) {
-        for (int i = 0; i < 32; ++i) {
-          const float difference = scale[t][l] * odd[i] - x_at[i];
-          term[i] = counts_at[i] * difference * difference;
-        }
-        found[t][l] = table.choose(point[t][l], term);
-      }
+      for (int t = 0; t < scales; ++t)
+        found[t][l] = table.choose(point[t][l], [&, this_scale = scale[t][l]] {
+          Terms terms;
+          for (int v = 0; v < 4; ++v) {
+            const Eight difference = this_scale * values - load_eight(x_at + 8 * v);
+            terms.place[v] = load_eight(root_at + 8 * v) * difference * difference;
+          }
+          return terms;
+        });
     }
+  }
+
+  // The values of the levels in the slots of Terms; of two weights where these have four slots.
+  static constexpr Eight values = weights == 8 ? Eight{1, 3, 5, 7, 1, 3, 5, 7} : Eight{1, 3, 5, 7, 9, 11, 13, 15};
+  static void fill_slots(float* slot, float v) {
+    typedef float Slots __attribute__((vector_size(4 * Table::slots)));
+    const Slots all = v - Slots{};
+    std::memcpy(slot, &all, sizeof all);
   }
 
   void add(int k, Ints word, Floats& sum_xq, Floats& sum_qq) const {
     for (int i = 0; i < weights; ++i) {
-      const Floats q = to_floats((word >> (4 * i) & Table::level_mask) * 2 + 1), w = weight[weights * k + i];
+      const Floats q = to_floats(2 * Table::level_in(word, i) + 1), w = weight[weights * k + i];
       sum_xq += w * x[weights * k + i] * q;
       sum_qq += w * q * q;
     }
@@ -221,8 +213,8 @@ public:
   void number(Ints* out) const {
     for (int k = 0; k < entries; ++k) {
       Ints point{};
-      for (int i = weights - 1; i >= 0; --i) point = point * Table::levels + (entry[k] >> (4 * i) & Table::level_mask);
-      for (int l = 0; l < lanes; ++l) out[k][l] = is_zero[l] ? 0 : P::neighbours().entry_at(point[l]);
+      for (int i = weights - 1; i >= 0; --i) point = point * Table::levels + Table::level_in(entry[k], i);
+      for (int l = 0; l < lanes; ++l) out[k][l] = is_zero[l] ? 0 : neighbours_of<F>().entry_at(point[l]);
     }
   }
 };
@@ -252,7 +244,7 @@ template <class F> struct Searched {
       largest = larger(largest, scale[g]);
     }
     const Floats step = largest / 31.0f, inverse = 1.0f / step;
-    d = step * P::shrink;
+    d = step * P::stretch;
     for (int g = 0; g < groups; ++g) scales[g] = clamp(nearest(0.5f * (inverse * scale[g] - 1.0f)), 0, 15);
     if (!P::has_even_signs) return;
     for (Ints& v : entries) v = largest != 0 ? v : Ints{};
