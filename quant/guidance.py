@@ -16,6 +16,9 @@ from lltool.quant.importance import Importance, read_importance
 
 Floats = NDArray[np.float32]
 
+# What `lltool imatrix` says of how a file was made, and a quantized model repeats.
+_ORIGIN = tuple(f"lltool.imatrix.{key}" for key in ("model", "model_sha256", "text", "text_sha256"))
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -43,7 +46,7 @@ class Guidance:
         if importance.chunk_count > 0:
             keys["quantize.imatrix.chunks_count"] = u32(importance.chunk_count)
         keys["lltool.quantize.imatrix_sha256"] = string(sha256_of([self.path]))
-        return keys | {key: value for key, value in importance.notes.items() if key.startswith("lltool.imatrix.")}
+        return keys | {key: importance.notes[key] for key in _ORIGIN if key in importance.notes}
 
     def check(self, choices: Sequence[Choice], names: Mapping[str, str], known: Collection[str]) -> list[str]:
         """What the user should know; raises InputError where the importance is another model's.

@@ -202,6 +202,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _name(value: Any) -> str:
+    if not _text(value) or not value.isprintable() or any(c in value for c in "/\\"):
+        raise _Wrong("a name that a file can have")
+    return str(value)
+
+
 def _texts(value: Any) -> tuple[str, ...]:
     return tuple(map(_text, value)) if isinstance(value, list) else (_text(value),)
 
@@ -257,7 +263,7 @@ def _layers(value: Any) -> str:
 
 _RECIPE_KEYS: dict[str, Callable[[Any], Any]] = {
     "version": _version,
-    "name": _text,
+    "name": _name,
     "note": _text,
     "extends": _text,
     "number": _file_type,

@@ -297,6 +297,7 @@ def _as_json(plan: "Plan", report: "Report | None" = None) -> dict[str, Any]:
         "bytes": plan.bytes,
         "bits_per_weight": plan.bits_per_weight,
         "notes": list(plan.notes),
+        **({"seconds": report.seconds} if report else {}),
         "tensors": [
             {
                 "name": choice.tensor.name,
