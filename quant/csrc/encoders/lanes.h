@@ -1,6 +1,8 @@
 // Vectors for encoders: each lane works on a block of its own, with the arithmetic of the scalar algorithm in its order, so
 // that the bytes agree with ggml's. The only place where an encoder's code depends on what the target has is the width.
 #pragma once
+#include <utility>
+
 #include "../half.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi" // no vector crosses a translation unit
@@ -88,11 +90,29 @@ inline Floats look_up(const float (&table)[32], Ints index) {
 #endif
 }
 
-// tile[i] holds weight i of every lane's block.
+// Of every square of 2 * apart lanes of as many vectors, swaps the half above the diagonal with the one below.
+template <int apart, class Vector, int... l>
+inline void swap_halves(Vector* v, int n, std::integer_sequence<int, l...>) {
+  for (int i = 0; i < n; ++i) {
+    if (i & apart) continue;
+    const Vector a = v[i], b = v[i + apart];
+    v[i] = __builtin_shufflevector(a, b, (l & apart ? lanes + l - apart : l)...);
+    v[i + apart] = __builtin_shufflevector(a, b, (l & apart ? lanes + l : l + apart)...);
+  }
+}
+constexpr std::make_integer_sequence<int, lanes> every_lane;
+
+// tile[i] holds weight i of every lane's block; n is a multiple of the lanes.
 inline void load_tile(const float* const (&source)[lanes], int n, Floats* tile) {
-  float* out = reinterpret_cast<float*>(tile);
-  for (int l = 0; l < lanes; ++l)
-    for (int i = 0; i < n; ++i) out[i * lanes + l] = source[l][i];
+  for (int i = 0; i < n; i += lanes) {
+    Floats square[lanes];
+    for (int l = 0; l < lanes; ++l) std::memcpy(square + l, source[l] + i, sizeof(Floats));
+    swap_halves<1>(square, lanes, every_lane);
+    swap_halves<2>(square, lanes, every_lane);
+    if constexpr (lanes > 4) swap_halves<4>(square, lanes, every_lane);
+    if constexpr (lanes > 8) swap_halves<8>(square, lanes, every_lane);
+    std::memcpy(tile + i, square, sizeof square);
+  }
 }
 
 // Where every lane's block goes.
@@ -100,10 +120,9 @@ struct Blocks {
   uint8_t* lane[lanes];
 
   void store_halves(int offset, Floats v) const {
-    for (int l = 0; l < lanes; ++l) {
-      const uint16_t half = f32_to_f16(v[l]);
-      std::memcpy(lane[l] + offset, &half, 2);
-    }
+    uint16_t half[lanes];
+    for (int l = 0; l < lanes; ++l) half[l] = f32_to_f16(v[l]);
+    for (int l = 0; l < lanes; ++l) std::memcpy(lane[l] + offset, half + l, 2);
   }
   void store_byte(int offset, Ints v) const {
     for (int l = 0; l < lanes; ++l) lane[l][offset] = uint8_t(v[l]);
@@ -115,15 +134,23 @@ struct Blocks {
     }
   }
   void store_words(int offset, Ints v) const {
-    for (int l = 0; l < lanes; ++l) {
-      const int32_t word = v[l];
-      std::memcpy(lane[l] + offset, &word, 4);
-    }
+    int32_t word[lanes];
+    std::memcpy(word, &v, sizeof v);
+    for (int l = 0; l < lanes; ++l) std::memcpy(lane[l] + offset, word + l, 4);
   }
   // bytes[i] (0 to 255) of n, a multiple of four, go to offset + i.
   void store_bytes(int offset, const Ints* bytes, int n) const {
-    for (int i = 0; i < n; i += 4)
-      store_words(offset + i, bytes[i] | bytes[i + 1] << 8 | bytes[i + 2] << 16 | bytes[i + 3] << 24);
+    const auto word = [&](int i) { return bytes[i] | bytes[i + 1] << 8 | bytes[i + 2] << 16 | bytes[i + 3] << 24; };
+    int i = 0;
+    for (; i + 16 <= n; i += 16) { // four words of a lane side by side: lane 4k + j in part k of vector j
+      Ints words[4] = {word(i), word(i + 4), word(i + 8), word(i + 12)};
+      swap_halves<1>(words, 4, every_lane);
+      swap_halves<2>(words, 4, every_lane);
+      const auto* from = reinterpret_cast<const uint8_t*>(words);
+      for (int l = 0; l < lanes; ++l)
+        std::memcpy(lane[l] + offset + i, from + sizeof(Ints) * (l % 4) + 16 * (l / 4), 16);
+    }
+    for (; i < n; i += 4) store_words(offset + i, word(i));
   }
 };
 

@@ -136,9 +136,10 @@ Floats descend(const Floats* x, const Floats* weight, int low, int high, Floats 
       const Floats w = weight[i], wx = w * x[i], old = to_floats(codes[i]);
       const Floats others_xl = sum_xl - wx * old, others_ll = sum_ll - w * old * old;
       const Ints code = clamp(nearest(x[i] * others_ll / others_xl), low, high);
+      const Ints may_move = (others_xl > 0) & (code != codes[i]) & (is_signed ? Ints{} - 1 : others_ll > 0);
+      if (!any(may_move)) continue; // mostly so after the first pass, which then waits for no sum
       const Floats l = to_floats(code), xl = others_xl + wx * l, ll = others_ll + w * l * l;
-      const Ints moves = (others_xl > 0) & ((is_signed ? ll : others_ll) > 0) & (code != codes[i]) &
-                         (xl * xl * sum_ll > sum_xl * sum_xl * ll);
+      const Ints moves = may_move & (is_signed ? ll > 0 : Ints{} - 1) & (xl * xl * sum_ll > sum_xl * sum_xl * ll);
       codes[i] = moves ? (is_signed ? code : code & 255) : codes[i];
       sum_xl = moves ? xl : sum_xl;
       sum_ll = moves ? ll : sum_ll;
