@@ -75,6 +75,7 @@ def write_plans(
     """
     started = time.monotonic()
     file = plans[0].file
+    assert all(plan.file is file for plan in plans)
     decoder = Decoder(threads)
     paths = [Path(target) if target else plan.default_path() for plan, target in zip(plans, targets, strict=True)]
     if len(set(paths)) < len(paths):

@@ -13,7 +13,7 @@ import pytest
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
-from lltool.gguf.metadata import Value, string, u32
+from lltool.gguf.metadata import Value, ValueType, array, string, u32
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.source import Model, Source, Tensor
 from lltool.quant.choose import Choice, Options, check_choices, choose_types
@@ -186,6 +186,15 @@ def test_types_in_models_of_other_shapes(shape: str) -> None:
         found.append(f"{shape} {recipe.name}" + mixed_types(choose_types(SHAPES[shape], recipe), recipe.base.name))
     assert found == expected
     assert len(found) == 32
+
+
+@pytest.mark.parametrize(("kv_heads", "type"), [([2, 8], "Q4_K"), ([8, 2], "Q3_K"), ([0, 2], "Q3_K"), ([], "Q3_K")])
+def test_where_each_layer_has_its_own_heads_the_first_counts(kv_heads: list[int], type: str) -> None:
+    model = model_of("llama", 2, 8, 8)
+    numbers = array(ValueType.UINT32, np.array(kv_heads, np.uint32))
+    model = Model({**model.metadata, "llama.attention.head_count_kv": numbers}, model.tensors)
+    choices = {choice.tensor.name: choice.type.name for choice in choose_types(model, find_recipe("Q2_K"))}
+    assert choices["blk.1.attn_v.weight"] == type
 
 
 def test_rules_of_a_users_recipe() -> None:
