@@ -11,6 +11,7 @@ from math import exp, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.batch import PAGE
 from lltool.engine.model import Model
 from lltool.engine.observe import Observation
 from lltool.quant.importance import Importance
@@ -65,7 +66,9 @@ def collect(
     gives the same bits as never having stopped.
     """
     model.executor.take_observations()  # of what ran before
-    at_once = max(1, model.batch // windows.shape[1])
+    context = windows.shape[1]
+    room = model.setup.pages // -(-context // PAGE)  # windows in the cache
+    at_once = max(1, min(room, model.batch // context))
     for start in range(before.done, len(windows), at_once):
         before = _add(model, windows[start : start + at_once], before, perplexity, process_output)
         yield before
@@ -76,7 +79,8 @@ def _add(
 ) -> Collected:
     """Windows that do not all give numbers are taken one by one, to lose only those that do not."""
     seen, losses = _observe(model, windows, perplexity, process_output)
-    if all(np.isfinite(observation.sums).all() for observation in seen.values()) and np.isfinite(losses).all():
+    fits = all((observation.sums < np.finfo(np.float32).max).all() for observation in seen.values())  # NaN does not
+    if fits and np.isfinite(losses).all():
         sums, counts = dict(before.sums), dict(before.counts)
         for name, observation in seen.items():
             sums[name] = sums.get(name, np.float32(0)) + observation.sums.astype(np.float32)[None]
@@ -128,10 +132,10 @@ def estimate_stability(earlier: Importance, now: Importance) -> dict[str, float]
     own, if windows come in no order; 1 - (Spearman's correlation), which grows with the variance, is scaled by that.
     """
     estimates = {}
-    for name, sums in now.sums.items():
+    for name, old_sums in earlier.sums.items():
         n, before = float(now.counts[name].sum()), float(earlier.counts[name].sum())
         if 0 < before < n:
-            pairs = zip(earlier.sums[name], sums, strict=True)
+            pairs = zip(old_sums, now.sums[name], strict=True)
             distance = np.mean([1 - _rank_correlation(old, new) for old, new in pairs])
             estimates[name] = float(1 - distance * before / (n - before))
     return estimates

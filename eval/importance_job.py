@@ -171,7 +171,7 @@ class _Run:
         try:
             for result in collect(model, windows, now, perplexity=job.perplexity, process_output=job.process_output):
                 before, now = now, result
-                if _passes(job.save_every, before.done, now.done) or now.done == len(windows):
+                if _passes(job.save_every, before.done, now.done):
                     self._save(now)
                 if _passes(job.snapshot_every, before.done, now.done):
                     write(job.output.with_name(f"{job.output.name}.at_{now.done}"), self.importance(now), job.format)

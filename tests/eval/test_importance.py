@@ -73,6 +73,13 @@ def test_every_token_of_every_window_counts(path: Path, batch: int) -> None:
         np.testing.assert_allclose(found.sums[name][0], seen.sums, rtol=2e-4, err_msg=name)
 
 
+def test_no_more_windows_at_once_than_the_cache_holds(path: Path) -> None:
+    options: dict[str, Any] = {"context": CONTEXT, "sequences": 1, "observe": lambda name: is_observed(name, False)}
+    with load_model(path, batch=4 * CONTEXT, **options) as model:
+        assert model.batch == 2 * CONTEXT  # a page
+        assert last(model, some_windows(3)).done == 3
+
+
 def test_perplexity_and_its_error_are_those_of_the_perplexity_command(path: Path) -> None:
     windows = some_windows(4)
     with load(path) as model:
@@ -205,18 +212,29 @@ def test_skipped_windows_are_reported_and_remembered(tmp_path: Path) -> None:
     assert again.resumed == 4
     assert again.collected.skipped == (1,)
 
+    (tmp_path / "text.txt").write_text("~" * 3 * CONTEXT + clean)  # nothing to write, and nothing to compare with
+    late = collect_importance(job(broken, tmp_path))
+    assert (late.skipped, late.importance.chunk_count) == ((0, 1, 2), 4)
+
     (tmp_path / "text.txt").write_text("~" * 100)
+    (tmp_path / "imatrix.gguf").unlink()
     with pytest.raises(InputError, match=r"all 3 windows of .*text.txt gave NaN or infinity"):
         collect_importance(job(broken, tmp_path))
+    assert not (tmp_path / "imatrix.gguf").exists()
 
 
 def test_it_ends_when_the_ranking_has_settled(path: Path, tmp_path: Path) -> None:
+    """Windows are from all over the text, whose first four would give other sums."""
+    first = collect_importance(job(path, tmp_path, chunks=4)).importance
     said: list[str] = []
     report = collect_importance(job(path, tmp_path, until_stable=0.05), say=said.append)
+    assert not np.array_equal(report.importance.sums["blk.0.attn_q.weight"], first.sums["blk.0.attn_q.weight"])
     assert report.collected.done == 4  # seen first when there are two files to compare
     assert report.stability is not None
-    assert said == [f"the ranking has settled after 4 of 9 windows: {report.stability:.4f}"]
+    assert said[1:] == [f"the ranking has settled after 4 of 9 windows: {report.stability:.4f}"]
     assert read_importance(tmp_path / "imatrix.gguf").chunk_count == 4
+    again = collect_importance(job(path, tmp_path, until_stable=0.05))
+    assert (again.resumed, again.collected.done) == (4, 4)
     never = collect_importance(job(path, tmp_path, until_stable=0.999999))
     assert never.collected.done == 9
 
@@ -342,6 +360,7 @@ def f16_copy(source: Path, target: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_importance_is_llama_imatrixs(shared: Path, real_model: Callable[[str], Path], tmp_path: Path) -> None:
     """llama-imatrix rounds the inputs of F16 matrices to F16, we do not: 2^-11 at each of 30 layers."""
     model = f16_copy(real_model("smollm2-q4_1"), tmp_path / "f16.gguf")
