@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.reader import open_gguf
-from lltool.quant.codec import NEEDS_IMPORTANCE, decode, encode
+from lltool.quant.codec import ENCODED, NEEDS_IMPORTANCE, decode, encode
 from lltool.quant.importance import read_importance
 
 COLUMNS = 512
-CODEBOOKS = [GGMLType.IQ2_XXS, GGMLType.IQ2_XS, GGMLType.IQ2_S, GGMLType.IQ3_XXS, GGMLType.IQ3_S]
+CODEBOOKS = [type for type in sorted(ENCODED) if type.name.startswith(("IQ1", "IQ2", "IQ3"))]
 
 
 def make_rows(kind: str) -> NDArray[np.float32]:
@@ -31,6 +31,9 @@ def make_rows(kind: str) -> NDArray[np.float32]:
         return (random.integers(-3, 4, normal.shape) * 0.25).astype(np.float32)
     if kind == "largest weights count nothing":
         normal[:, ::7] *= 1000
+    if kind == "sums below zero":  # of small weights that count most, stored with the wrong sign
+        normal = np.sign(normal) * random.uniform(0.8, 1.2, normal.shape)
+        normal[:, ::8] *= 1e-3
     if kind == "outliers that count nothing, beyond the range of rounding":
         normal[:, ::7] *= 1e6
     return (normal * 0.03).astype(np.float32)
@@ -41,6 +44,7 @@ KINDS = (
     "groups of hardly anything",
     "many ties",
     "largest weights count nothing",
+    "sums below zero",
     "outliers that count nothing, beyond the range of rounding",
 )
 
@@ -52,8 +56,10 @@ def test_bytes_equal_ggml(type: GGMLType, kind: str, each_isa: str) -> None:
     random = np.random.default_rng(5)
     uneven = np.exp(4 * random.standard_normal(COLUMNS)).astype(np.float32)
     uneven[::7] = 0
+    steep = np.ones_like(uneven)
+    steep[::8] = 5e5
     rows = make_rows(kind)
-    for importance in (uneven, np.ones_like(uneven), np.zeros_like(uneven), None):
+    for importance in (uneven, steep, np.ones_like(uneven), np.zeros_like(uneven), None):
         if importance is None and type in NEEDS_IMPORTANCE:
             continue
         expected = libgguf.quantize_rows(rows, int(type), importance)
@@ -62,7 +68,10 @@ def test_bytes_equal_ggml(type: GGMLType, kind: str, each_isa: str) -> None:
 
 @pytest.mark.parametrize(
     ("file_type", "type"),
-    [("IQ2_XXS", "IQ2_XXS"), ("IQ2_S", "IQ2_XS"), ("IQ2_M", "IQ2_S"), ("IQ3_XXS", "IQ3_XXS"), ("IQ3_S", "IQ3_S")],
+    [
+        *(("IQ1_S", "IQ1_S"), ("IQ1_M", "IQ1_M"), ("IQ2_XXS", "IQ2_XXS"), ("IQ2_S", "IQ2_XS"), ("IQ2_M", "IQ2_S")),
+        *(("IQ3_XXS", "IQ3_XXS"), ("IQ3_S", "IQ3_S")),
+    ],
 )
 def test_tensors_equal_llama_quantize(
     file_type: str, type: str, shared: Path, real_model: Callable[[str], Path]
