@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 
@@ -12,12 +12,17 @@ import numpy as np
 
 from lltool.engine.model import load_model
 from lltool.eval.divergence import DivergenceResult, divergence
+from lltool.eval.inputs import LinearInputs
 from lltool.eval.provenance import file_sha256
-from lltool.eval.target import PROBE, WINDOW, Evidence, Mix, find_mix, measure, quantizable
+from lltool.eval.sensitivity import pick_windows
+from lltool.eval.target import PROBE, WINDOW, Evidence, Mix, bos_of, find_mix, measure, quantizable
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
-from lltool.gguf.reader import GGUFFile, open_gguf
-from lltool.quant.choose import DEFAULTS
+from lltool.gguf.reader import GGUFFile
+from lltool.gguf.source import Bytes, Tensor
+from lltool.quant.choose import DEFAULTS, PLAIN, Choice
+from lltool.quant.codec import decode
+from lltool.quant.compensate import encode_compensated
 from lltool.quant.plan import NOTHING_MORE, Plan, Request, plan_quantization
 from lltool.quant.quantize import file_bytes, write_plans
 from lltool.quant.recipe_language import Recipe, format_recipe
@@ -89,18 +94,21 @@ def quantize_to_target(
     request: Request = NOTHING_MORE,
     probes: Path | None = None,
     tokens: int = 512,
+    compensated: int = 0,
     threads: int | None = None,
     stages: Stages = lambda _: nullcontext(lambda done, total: None),
 ) -> Outcome:
     """Quantizes `source` to `path` with the types that diverge least in the bytes of `target`, header included.
+
+    With `compensated` tokens, the rounding of each row makes up for its own errors on the inputs that these give.
 
     The first three quarters of `text` are for the probes, of which the file `probes` keeps what is measured; the last
     quarter is for the judgement. The mix is written as a recipe too, `path` with the ending .recipe.toml. Raises
     InputError as `plan_quantization` and `write_plans` do, for a target that is too small and a text that is too short.
     """
     path = Path(path)
-    if request.prune:
-        raise InputError("a target with pruned layers: prune first, then quantize the result to the target")
+    if request.prune or request.keep_split:
+        raise InputError("a target with pruned layers or kept shards: prune or merge first, then quantize the result")
     with load_model(source, precision="f32", context=WINDOW, batch=WINDOW, threads=threads) as model:
         ids = model.tokenizer.encode(text)
         split = len(ids) * 3 // 4
@@ -119,10 +127,11 @@ def quantize_to_target(
         evidence = Evidence(key, probes)
         with stages("probes") as progress:
             measure(model, guidance, ids[:split], evidence, tokens=tokens, progress=progress)
-
-    with open_gguf(source) as file:
-        rival, budget = _rival(file, target, request)
-        plan, mix = plan_mix(file, evidence, budget, request)
+        rival, budget = _rival(model.file, target, request)
+        plan, mix = plan_mix(model.file, evidence, budget, request, compensated)
+        if compensated:
+            windows = pick_windows(ids[:split], -(-compensated // WINDOW), WINDOW, bos_of(model))
+            plan = compensate(plan, LinearInputs(model.program, windows, model.threads), threads)
         plain = path.with_name(f".{path.stem}.plain{path.suffix}")
         plans, paths = ([plan], [path]) if rival is None else ([plan, rival], [path, plain])
         try:
@@ -144,19 +153,40 @@ def quantize_to_target(
     return Outcome(path, recipe_path, kept_plan, mix, budget, rival.recipe.name if rival else None, verdict, kept)
 
 
-def plan_mix(file: GGUFFile, evidence: Evidence, budget: int, request: Request) -> tuple[Plan, Mix]:
+def plan_mix(
+    file: GGUFFile, evidence: Evidence, budget: int, request: Request, compensated: int = 0
+) -> tuple[Plan, Mix]:
     """The plan of the best mix in a file of `budget` bytes."""
     tensors = quantizable(file)
     room = budget
     for _ in range(8):  # the header holds the recipe, whose length is known once it is chosen
         mix = find_mix(tensors, evidence, room)
-        recipe = mix.recipe(f"mix-{budget}", f"lltool quantize --target: expected divergence {mix.predicted:.4f}")
+        note = f"lltool quantize --target: expected divergence {mix.predicted:.4f}"
+        note += f"; rounding compensated on {compensated} tokens" if compensated else ""
+        recipe = mix.recipe(f"mix-{budget}", note)
         plan = plan_quantization(file, recipe, DEFAULTS, request)
         excess = file_bytes(plan) - budget
         if excess <= 0:
             return plan, mix
         room -= excess
     raise InputError(f"{file.path}: no mix found that fits {budget} bytes")
+
+
+def compensate(plan: Plan, inputs: LinearInputs, threads: int | None = None) -> Plan:
+    """The plan with matrices of the body in their new types already, rounded with compensation when they are read."""
+    return replace(plan, choices=[_compensate(choice, inputs, threads) for choice in plan.choices])
+
+
+def _compensate(choice: Choice, inputs: LinearInputs, threads: int | None) -> Choice:
+    tensor = choice.tensor
+    if choice.type == tensor.type or choice.type in PLAIN or not inputs.has(tensor.name):
+        return choice
+
+    def read(start: int, stop: int) -> Bytes:
+        weights = decode(tensor.read(start, stop), tensor.type, threads)
+        return encode_compensated(weights, choice.type, inputs.correlation(tensor.name), threads)
+
+    return replace(choice, tensor=Tensor(tensor.name, choice.type, tensor.shape, read))
 
 
 def judge(

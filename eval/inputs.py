@@ -25,10 +25,13 @@ class LinearInputs:
         self._known = {name for op in body for name in op.weights}
         self._restart()
 
-    def correlation(self, name: str) -> Correlation | None:
-        """Of the input of the matrix `name`; None where the body multiplies with no such matrix."""
-        if name not in self._known:
-            return None
+    def has(self, name: str) -> bool:
+        """Whether the body multiplies with a matrix of this name."""
+        return name in self._known
+
+    def correlation(self, name: str) -> Correlation:
+        """Of the input of the matrix `name`."""
+        assert self.has(name), name
         if name in self._passed:
             self._restart()
         while True:

@@ -7,6 +7,7 @@ they are kept in a file, which also lets a search go on that was interrupted.
 """
 
 import json
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +28,8 @@ from lltool.quant.allocate import Candidate, allocate
 from lltool.quant.choose import PLAIN, Options, choose_types
 from lltool.quant.codec import ENCODED, NEEDS_IMPORTANCE, decode, encode
 from lltool.quant.guidance import Guidance
-from lltool.quant.recipe_language import TYPES, Recipe, Rule
-from lltool.quant.recipes import find_recipe
+from lltool.quant.recipe_language import TYPES, Recipe, Rule, format_recipe, parse_recipe
+from lltool.quant.recipes import RECIPES, find_recipe
 
 PROBE = GGMLType.Q4_0
 WINDOW = 256  # tokens of a window of calibration text
@@ -82,7 +83,8 @@ class Mix:
             if type != base:
                 names.setdefault(type, []).append(tensor)
         rules = [Rule(type, tensors=tuple(tensors)) for type, tensors in sorted(names.items())]
-        return Recipe(name, base, None, note, rules=tuple(rules))
+        recipe = Recipe(name, base, None, note, rules=tuple(rules))
+        return parse_recipe(tomllib.loads(format_recipe(recipe)), name, RECIPES, {}, name)  # finds its file type
 
 
 def quantizable(source: Source) -> list[Tensor]:
@@ -132,9 +134,13 @@ def measure(
 
     missing = [name for name in by_name if name not in evidence.divergences]
     done += len(tensors) - len(missing)
-    bos = model.tokenizer.bos if model.tokenizer.add_bos else None
-    windows = pick_windows(ids, max(1, tokens // WINDOW), min(WINDOW, tokens), bos)
+    windows = pick_windows(ids, max(1, tokens // WINDOW), min(WINDOW, tokens), bos_of(model))
     probe(model.program, windows, missing, damage, found, threads=model.threads)
+
+
+def bos_of(model: Model) -> int | None:
+    """The token that windows begin with, where the vocabulary wants it."""
+    return model.tokenizer.bos if model.tokenizer.add_bos else None
 
 
 def measure_errors(tensor: Tensor, importance: Floats | None) -> dict[str, float]:

@@ -16,16 +16,17 @@ from lltool.quant.codec import decode, encode
 
 Floats = NDArray[np.float32]
 
-# Added to the diagonal, as a share of its mean: moments of few tokens must not be trusted to the last digit.
-DAMPING = 0.01
+# Share by which correlations are taken for chance: those of few tokens, trusted wholly, do harm on other text.
+SHRINKAGE = 0.15
+_RIDGE = 1e-6  # of the mean of the diagonal, for columns that are always 0
 
 
 @dataclass(frozen=True)
 class Correlation:
     """How the columns of a matrix's input go together.
 
-    `moments` (columns, columns) is the mean of xᵀx; `factor` the upper triangle U with UᵀU = the damped moments'
-    inverse.
+    `moments` (columns, columns) is the mean of xᵀx, shrunk towards its diagonal; `factor` the upper triangle U
+    with UᵀU = the inverse of that.
     """
 
     moments: NDArray[np.float64]
@@ -33,9 +34,9 @@ class Correlation:
 
     @classmethod
     def of(cls, moments: NDArray[np.float64]) -> "Correlation":
-        columns = len(moments)
-        ridge = DAMPING * max(float(np.trace(moments)) / columns, 1e-30)
-        damped = moments + ridge * np.eye(columns)
+        diagonal = np.diag(moments)
+        ridge = _RIDGE * max(float(diagonal.mean()), 1e-20)
+        damped = (1 - SHRINKAGE) * moments + np.diag(SHRINKAGE * diagonal + ridge)
         return cls(damped, np.linalg.cholesky(np.linalg.inv(damped)).T)
 
     def losses(self, error: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,6 +20,13 @@ def add_target_options(add: Callable[..., Any]) -> None:
     add("--target", metavar="SIZE|BPW|TYPE", help="the best mix in so many bytes: 900MB, 4.5bpw, or as large as a TYPE")
     add("--calibration", metavar="TEXT", type=Path, help="with --target: a text like those the model is for")
     add("--probes", metavar="FILE", type=Path, help="with --target: where measurements are kept (default: beside OUT)")
+    add(
+        "--compensate",
+        metavar="N",
+        type=positive,
+        default=0,
+        help="with --target: let rounding make up for its own errors, on N tokens of the text (8192 is good)",
+    )
     add("--probe-tokens", metavar="N", type=positive, default=512, help="with --target: tokens a probe (default: 512)")
 
 
@@ -41,6 +48,7 @@ def quantize_to_target(positionals: Sequence[str], arguments: argparse.Namespace
         request=request,
         probes=arguments.probes or path.with_name(f"{source.stem}.probes.json"),
         tokens=arguments.probe_tokens,
+        compensated=arguments.compensate,
         threads=threads,
         stages=lambda name: progress_bar("B" if name == "B" else name, "quantize" if name == "B" else None),
     )

@@ -174,6 +174,19 @@ def test_only_what_beats_the_plain_recipe_is_kept(tiny: Path, tmp_path: Path, mo
             assert types["blk.0.ffn_up.weight"] == GGMLType.Q5_0
 
 
+def test_compensated_rounding(tiny: Path, tmp_path: Path) -> None:
+    run: dict[str, Any] = {"tokens": 64, "threads": 1}
+    for name, compensated in (("plain.gguf", 0), ("compensated.gguf", 1024)):
+        quantize_to_target(tiny, tmp_path / name, Target(bytes=40_000), TEXT, compensated=compensated, **run)
+    with open_gguf(tmp_path / "plain.gguf") as first, open_gguf(tmp_path / "compensated.gguf") as second:
+        assert [tensor.type for tensor in first.tensors] == [tensor.type for tensor in second.tensors]
+        same = {
+            tensor.name: np.array_equal(tensor.data(), second.tensor(tensor.name).data()) for tensor in first.tensors
+        }
+    assert same["token_embd.weight"]  # no matrix of the body
+    assert not same["blk.1.ffn_down.weight"]
+
+
 def test_bad_requests(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="bytes for the matrices"):
         quantize_to_target(tiny, tmp_path / "out.gguf", Target(bytes=9000), TEXT, tokens=64, threads=1)
