@@ -44,7 +44,7 @@ inline Ints to_e4m3(Floats v) {
   return bits_of(v) < 121 << 23 ? subnormal : normal > 119 ? Ints{} + 126 : normal;
 }
 
-// A scale for each 16 weights, which makes the largest of them 6. Weights above 2688 do not fit and are cut: so does ggml.
+// A scale for each 16 weights, which makes the largest of them 6. Weights above 2688 are cut, as ggml does.
 template <> struct Encoder<NVFP4> {
   static constexpr auto halves = no_halves;
   static constexpr auto importance = Importance::ignored;

@@ -1,8 +1,8 @@
 // Encoders of IQ1: levels -1, 0 and 1, all of them an eighth higher or lower.
 // Source: quantize_row_iq1_s_impl, quantize_row_iq1_m_impl and iq1_find_best_neighbour2 of ggml-quants.c.
 //
-// Sorted by size, the weights of a group fall into a low, a middle and a high part. All ways to split them are tried, with
-// all shifts; the best gives the scale. Then each eight levels become an entry of the codebook.
+// In ascending order, the weights of a group fall into a low, a middle and a high part. All ways to split them are tried,
+// with all shifts; the best gives the scale. Then each eight levels become an entry of the codebook.
 #pragma once
 #include "../formats/iq.h"
 #include "codebook.h"
@@ -23,7 +23,7 @@ struct Split {
   Ints middle{}, high{}, down{}; // where the parts begin; the eights that are shifted down, as bits
   Ints is_found{};
 
-  // The ways to shift one split. Few splits are better in any lane than those before, so all are looked at together first.
+  // The ways to shift one split, in ggml's order. Most are better in no lane, so all are looked at together first.
   template <int n>
   void consider(const Floats (&sum_xq)[n], const Floats (&sum_qq)[n], const int (&downs)[n], int middle_, int high_) {
     Ints is_any{};
@@ -41,7 +41,8 @@ struct Split {
   }
 };
 
-// 32 sorted weights, all shifted alike. The error of a split follows from sums of a part, which are differences of running sums.
+// 32 sorted weights, all shifted alike. What a split is worth follows from the sums of its parts, differences of running
+// sums.
 inline Split split_group(const Floats (&x)[32], const Floats (&weight)[32], const Ints (&)[32]) {
   constexpr int n = 32;
   const auto square = [](Floats w, float level) { return w * level * level; };
@@ -71,8 +72,8 @@ inline Split split_group(const Floats (&x)[32], const Floats (&weight)[32], cons
   return best;
 }
 
-// 16 sorted weights; the first and the second eight, `is_second`, are shifted each in its own way. Sums go from the least weight
-// to the largest without running sums, as in libgguf: newer versions of ggml break ties between splits otherwise.
+// 16 sorted weights; the first and the second eight, `is_second`, are shifted each in its own way. Sums go from the least
+// weight to the largest without running sums, as in libgguf: newer versions of ggml break ties between splits otherwise.
 inline Split split_group(const Floats (&x)[16], const Floats (&weight)[16], const Ints (&is_second)[16]) {
   constexpr int n = 16;
   struct Sums {
@@ -147,7 +148,7 @@ template <int size> struct Group1 {
   }
 
   // What weight i is decoded to, in units of the scale.
-  Floats level(int i) const { return to_floats(entry[i / 8] >> (4 * (i % 8)) & 3) - 1.0f + shift(i / 8); }
+  Floats level(int i) const { return to_floats(Neighbours<8>::level_in(entry[i / 8], i % 8)) - 1.0f + shift(i / 8); }
 
   void add(int i, Floats x, Floats q, Floats& sum_xq, Floats& sum_qq) const {
     sum_xq += weight[i] * q * x;
@@ -157,7 +158,7 @@ template <int size> struct Group1 {
   // The number of the k-th entry.
   Ints number(int k) const {
     Ints point{}, out;
-    for (int i = 7; i >= 0; --i) point = point * 3 + (entry[k] >> (4 * i) & 3);
+    for (int i = 7; i >= 0; --i) point = point * 3 + Neighbours<8>::level_in(entry[k], i);
     for (int l = 0; l < lanes; ++l) out[l] = neighbours_iq1().entry_at(point[l]);
     return out;
   }

@@ -1,4 +1,4 @@
-// Encoders of the formats of one or two bits a weight. Importance changes nothing: a mean or the largest weight is the scale.
+// Encoders of the formats of one or two bits a weight. Importance changes nothing: the scale is a mean or the largest.
 // Source: quantize_row_*_ref of ggml-quants.c.
 #pragma once
 #include "../formats/ternary.h"
@@ -11,7 +11,7 @@ inline Floats encode_trits(const Floats* x, int n, Ints* codes) {
   const Floats d = largest_size(x, n);
   Floats inverse = inverse_or_zero(d);
   inverse = bits_of(inverse) == 0x7f800000 ? Floats{} : inverse;
-  for (int i = 0; i < n; ++i) codes[i] = to_ints(round_away(x[i] * inverse)) + 1;
+  for (int i = 0; i < n; ++i) codes[i] = round_away(x[i] * inverse) + 1;
   return d;
 }
 
@@ -74,7 +74,7 @@ template <> struct Encoder<Q2_0> {
   static void encode(const Floats* x, const Floats*, const Blocks& out) {
     const Floats d = largest_size(x, 64), inverse = inverse_or_zero(d);
     Ints bytes[16];
-    const auto code = [&](int i) { return clamp(to_ints(round_away(x[i] * inverse)), -1, 2) + 1; };
+    const auto code = [&](int i) { return clamp(round_away(x[i] * inverse), -1, 2) + 1; };
     for (int i = 0; i < 16; ++i)
       bytes[i] = code(4 * i) | code(4 * i + 1) << 2 | code(4 * i + 2) << 4 | code(4 * i + 3) << 6;
     out.store_halves(0, d);
