@@ -63,14 +63,19 @@ inline Floats round_small(Floats v, int low, int high) {
   return smaller(larger(v + shift, all_lanes(shift + float(low))), all_lanes(shift + float(high))) - shift;
 }
 
-// C's roundf: ties away from zero.
-inline Floats round_away(Floats v) {
-  const Floats whole = to_floats(to_ints(v)), rest = magnitude(v - whole);
-  return rest >= 0.5f ? whole + (v < 0 ? all_lanes(-1) : all_lanes(1)) : whole;
+// C's roundf: ties away from zero. No fraction below one half reaches the next whole by the float before 0.5.
+inline Ints round_away(Floats v) {
+  const Ints half = bits_of(all_lanes(0.49999997f)) | (bits_of(v) & INT32_MIN);
+  return to_ints(v + floats_of(half));
 }
 
 inline Floats round_to_half(Floats v) {
-  for (int l = 0; l < lanes; ++l) v[l] = f16_to_f32(f32_to_f16(v[l]));
+  uint8_t halves[2 * lanes];
+  float each[lanes];
+  std::memcpy(each, &v, sizeof v);
+  f32_row_to_f16(each, lanes, halves);
+  f16_row_to_f32(halves, lanes, each);
+  std::memcpy(&v, each, sizeof v);
   return v;
 }
 
@@ -120,9 +125,11 @@ struct Blocks {
   uint8_t* lane[lanes];
 
   void store_halves(int offset, Floats v) const {
-    uint16_t half[lanes];
-    for (int l = 0; l < lanes; ++l) half[l] = f32_to_f16(v[l]);
-    for (int l = 0; l < lanes; ++l) std::memcpy(lane[l] + offset, half + l, 2);
+    float each[lanes];
+    uint8_t halves[2 * lanes];
+    std::memcpy(each, &v, sizeof v);
+    f32_row_to_f16(each, lanes, halves);
+    for (int l = 0; l < lanes; ++l) std::memcpy(lane[l] + offset, halves + 2 * l, 2);
   }
   void store_byte(int offset, Ints v) const {
     for (int l = 0; l < lanes; ++l) lane[l][offset] = uint8_t(v[l]);

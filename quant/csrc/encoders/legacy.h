@@ -9,13 +9,8 @@ namespace {
 // Codes around `half`: the weight of the largest magnitude gets code 0. Returns the scale.
 inline Floats encode_around(const Floats* x, const Floats* weight, int half, Ints* codes) {
   if (weight) return search_scale<32>(x, weight, half, codes);
-  Floats largest{}, extreme{};
-  for (int i = 0; i < 32; ++i) {
-    const Floats size = magnitude(x[i]);
-    extreme = size > largest ? x[i] : extreme;
-    largest = size > largest ? size : largest;
-  }
-  const Floats scale = extreme / -float(half), inverse = inverse_or_zero(scale);
+  Floats largest;
+  const Floats scale = find_extreme(x, 32, largest) / -float(half), inverse = inverse_or_zero(scale);
   for (int i = 0; i < 32; ++i) {
     const Ints code = as_int8(to_ints(x[i] * inverse + (float(half) + 0.5f)));
     codes[i] = code > 2 * half - 1 ? Ints{} + (2 * half - 1) : code;
@@ -28,8 +23,8 @@ inline Floats encode_above(const Floats* x, const Floats* weight, int top, Ints*
   if (weight) return search_scale_min<32>(x, weight, top, important_tries, codes, min);
   Floats low = x[0], high = x[0];
   for (int i = 1; i < 32; ++i) {
-    low = x[i] < low ? x[i] : low;
-    high = x[i] > high ? x[i] : high;
+    low = smaller(x[i], low);
+    high = larger(x[i], high);
   }
   const Floats scale = (high - low) / float(top), inverse = inverse_or_zero(scale);
   for (int i = 0; i < 32; ++i) {
@@ -98,10 +93,10 @@ template <> struct Encoder<Q8_0> {
   static constexpr auto importance = Importance::ignored;
   static void encode(const Floats* x, const Floats*, const Blocks& out) {
     Floats largest{};
-    for (int i = 0; i < 32; ++i) largest = magnitude(x[i]) > largest ? magnitude(x[i]) : largest;
+    for (int i = 0; i < 32; ++i) largest = larger(magnitude(x[i]), largest);
     const Floats scale = largest / 127.0f, inverse = inverse_or_zero(scale);
     Ints bytes[32];
-    for (int i = 0; i < 32; ++i) bytes[i] = to_ints(round_away(x[i] * inverse)) & 255;
+    for (int i = 0; i < 32; ++i) bytes[i] = round_away(x[i] * inverse) & 255;
     out.store_halves(0, scale);
     out.store_bytes(2, bytes, 32);
   }
