@@ -70,7 +70,8 @@ def choose_types(
 ) -> list[Choice]:
     """A choice for each tensor of a model, in their order."""
     chooser = _Chooser(source, recipe, options, has_importance)
-    # Layers are counted in llama.cpp's order: by block, then by name.
+    # Layers are counted in llama.cpp's order: by block, then by name. (Its --keep-split counts them as they lie in the
+    # file; a mix should not depend on how a file is cut.)
     choices = {tensor.name: chooser.choose(tensor) for tensor in sorted(source.tensors, key=_order)}
     return [choices[tensor.name] for tensor in source.tensors]
 

@@ -76,6 +76,28 @@ def test_files_of_one_read_equal_llama_quantize(
         assert_equals_golden(report.path, golden[key])
 
 
+def test_options_equal_llama_quantize(f16_file: Path, shared: Path, tmp_path: Path) -> None:
+    """Digests of what llama.cpp's llama_model_quantize made of the same file, for options that the golden set lacks."""
+    guidance = read_guidance(shared / "golden" / "imatrix" / "smollm2-imatrix.gguf")
+    named = Options(
+        output_tensor_type=GGMLType.Q8_0, tensor_types=(("ffn_down", GGMLType.Q6_K), ("attn", GGMLType.Q8_0))
+    )
+    with open_gguf(f16_file) as file:
+        made = {
+            "5f353ac3f753d826": plan_quantization(file, "Q4_0", named),
+            "9cf3727c03f01207": plan_quantization(file, "MXFP4_MOE"),
+            "d8bddb6bc874d271": plan_quantization(file, "Q2_0"),
+        }
+        reports = write_plans(list(made.values()), [tmp_path / digest for digest in made])
+        pruned = plan_quantization(file, "Q4_K_M", request=Request(guidance, prune=(1, 5, 28)))
+        reports += write_plans([pruned], [tmp_path / "99e1c60863fcf511"])
+    for report in reports:
+        with open_gguf(report.path) as file:
+            lines = [f"{t.name} {t.type.name} {hashlib.sha256(t.data()).hexdigest()}" for t in file.tensors]
+        found = hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+        assert found.startswith(report.path.name), report.plan.recipe.name
+
+
 def test_a_guided_file_says_by_what(f16_file: Path, shared: Path, tmp_path: Path) -> None:
     guidance = read_guidance(shared / "golden" / "imatrix" / "smollm2-imatrix.gguf", include=["blk.0."])
     with open_gguf(f16_file) as file:
