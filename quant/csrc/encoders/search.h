@@ -108,7 +108,7 @@ Floats search_scale_min(const Floats* x, const Floats* weight, int top, Tries tr
     Floats this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
     Floats this_min = (sum_ll * sum_x - sum_l * sum_xl) / determinant;
     const auto is_positive = this_min > 0;
-    this_scale = is_positive ? sum_xl / sum_ll : this_scale;
+    if (any(is_positive)) this_scale = is_positive ? sum_xl / sum_ll : this_scale;
     this_min = is_positive ? Floats{} : this_min;
     Floats error{};
     for (int i = 0; i < n; ++i) error += error_of(i, codes_tried[i], this_scale, this_min);
