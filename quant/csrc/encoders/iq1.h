@@ -1,7 +1,7 @@
 // Encoders of IQ1: levels -1, 0 and 1, all of them an eighth higher or lower.
 // Source: quantize_row_iq1_s_impl, quantize_row_iq1_m_impl and iq1_find_best_neighbour2 of ggml-quants.c.
 //
-// In ascending order, the weights of a group fall into a low, a middle and a high part. All ways to split them are tried,
+// In ascending order the weights of a group fall into a low, a middle and a high part. All ways to split them are tried
 // with all shifts; the best gives the scale. Then each eight levels become an entry of the codebook.
 #pragma once
 #include "../formats/iq.h"
@@ -41,8 +41,7 @@ struct Split {
   }
 };
 
-// 32 sorted weights, all shifted alike. What a split is worth follows from the sums of its parts, differences of running
-// sums.
+// 32 sorted weights, all shifted alike. The sums over a split's parts are differences of running sums.
 inline Split split_group(const Floats (&x)[32], const Floats (&weight)[32], const Ints (&)[32]) {
   constexpr int n = 32;
   const auto square = [](Floats w, float level) { return w * level * level; };
@@ -72,8 +71,8 @@ inline Split split_group(const Floats (&x)[32], const Floats (&weight)[32], cons
   return best;
 }
 
-// 16 sorted weights; the first and the second eight, `is_second`, are shifted each in its own way. Sums go from the least
-// weight to the largest without running sums, as in libgguf: newer versions of ggml break ties between splits otherwise.
+// 16 sorted weights; the first and the second eight, `is_second`, are shifted each by itself. Sums go from the least weight
+// to the largest, not by running sums, as in libgguf: newer versions of ggml break ties between splits otherwise.
 inline Split split_group(const Floats (&x)[16], const Floats (&weight)[16], const Ints (&is_second)[16]) {
   constexpr int n = 16;
   struct Sums {
