@@ -71,8 +71,8 @@ inline Split split_group(const Floats (&x)[32], const Floats (&weight)[32], cons
   return best;
 }
 
-// 16 sorted weights; the first and the second eight, `is_second`, are shifted each by itself. Sums go from the least weight
-// to the largest, not by running sums, as in libgguf: newer versions of ggml break ties between splits otherwise.
+// 16 sorted weights; the first and the second eight, `is_second`, are shifted each by itself. Sums go from the least to
+// the largest weight, not by running sums, as in libgguf: newer versions of ggml break ties between splits otherwise.
 inline Split split_group(const Floats (&x)[16], const Floats (&weight)[16], const Ints (&is_second)[16]) {
   constexpr int n = 16;
   struct Sums {
