@@ -104,7 +104,8 @@ inline void store_scales_mins(const Blocks& out, int offset, Ints* scales, Ints*
 }
 
 // What Q4_K and Q5_K have in common: all but the codes' place.
-template <class F> SuperBlock<F, 63> encode_scales_mins(const Floats* x, const Floats* weight, Tries tries, const Blocks& out) {
+template <class F>
+SuperBlock<F, 63> encode_scales_mins(const Floats* x, const Floats* weight, Tries tries, const Blocks& out) {
   SuperBlock<F, 63> block;
   if (weight)
     block.fit_important(x, weight, 2.0f * sum_of_squares(x, 256) / 256.0f);
