@@ -9,9 +9,11 @@ from math import sqrt
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lltool.engine.model import load_model
 from lltool.eval.divergence import DivergenceResult, divergence
+from lltool.eval.importance import Collected, collect
 from lltool.eval.inputs import LinearInputs
 from lltool.eval.provenance import file_sha256
 from lltool.eval.sensitivity import pick_windows
@@ -23,12 +25,14 @@ from lltool.gguf.source import Bytes, Tensor
 from lltool.quant.choose import DEFAULTS, PLAIN, Choice
 from lltool.quant.codec import decode
 from lltool.quant.compensate import encode_compensated
+from lltool.quant.guidance import Guidance
 from lltool.quant.plan import NOTHING_MORE, Plan, Request, plan_quantization
 from lltool.quant.quantize import file_bytes, write_plans
 from lltool.quant.recipe_language import Recipe, format_recipe
 from lltool.quant.recipes import RECIPES, find_recipe
 
 JUDGED_WINDOWS, JUDGED_CONTEXT = 8, 512
+OUTPUT_WINDOWS = 16
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -116,6 +120,10 @@ def quantize_to_target(
         if len(ids) - split < wanted:
             raise InputError(f"the text has {len(ids)} tokens, wanted at least {4 * wanted}; give a longer one")
         guidance = request.guidance
+        if guidance:
+            windows = pick_windows(ids[:split], OUTPUT_WINDOWS, WINDOW, bos_of(model))
+            guidance = add_output(guidance, source, windows, threads)
+        guided = replace(request, guidance=guidance)
         key = {
             "model": sha256_of(model.file.paths),
             "text": hashlib.sha256(np.array(ids[:split], np.int32).tobytes()).hexdigest(),
@@ -128,7 +136,7 @@ def quantize_to_target(
         with stages("probes") as progress:
             measure(model, guidance, ids[:split], evidence, tokens=tokens, progress=progress)
         rival, budget = _rival(model.file, target, request)
-        plan, mix = plan_mix(model.file, evidence, budget, request, compensated)
+        plan, mix = plan_mix(model.file, evidence, budget, guided, compensated)
         if compensated:
             windows = pick_windows(ids[:split], -(-compensated // WINDOW), WINDOW, bos_of(model))
             plan = compensate(plan, LinearInputs(model.program, windows, model.threads), threads)
@@ -151,6 +159,20 @@ def quantize_to_target(
         recipe_path.write_text(format_recipe(plan.recipe), encoding="utf-8")
     kept_plan = plan if kept or rival is None else rival
     return Outcome(path, recipe_path, kept_plan, mix, budget, rival.recipe.name if rival else None, verdict, kept)
+
+
+def add_output(guidance: Guidance, source: str | Path, windows: NDArray[np.int32], threads: int | None) -> Guidance:
+    """With importance for the output matrix, measured on `windows`: llama-imatrix keeps none unless it is asked to."""
+    importance = guidance.importance
+    outputs = {"output.weight", "token_embd.weight"}  # which of them is multiplied with, the program knows
+    if outputs & importance.sums.keys():
+        return guidance
+    with load_model(
+        source, precision="f32", context=WINDOW, batch=WINDOW, threads=threads, observe=outputs.__contains__
+    ) as model:
+        *_, collected = collect(model, windows, Collected({}, {}), perplexity=False, process_output=True)
+    sums, counts = {**importance.sums, **collected.sums}, {**importance.counts, **collected.counts}
+    return replace(guidance, importance=replace(importance, sums=sums, counts=counts))
 
 
 def plan_mix(

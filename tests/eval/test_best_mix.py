@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lltool.engine.model import Model
+from lltool.engine.model import Model, load_model
+from lltool.engine.segments import find_cuts, parallel_batch, part_until
 from lltool.eval import best_mix
-from lltool.eval.best_mix import Target, parse_target, quantize_to_target
+from lltool.eval.best_mix import Target, add_output, parse_target, quantize_to_target
+from lltool.eval.sensitivity import run_logits
 from lltool.eval.target import Evidence, find_mix, measure_errors, quantizable
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.reader import open_gguf
 from lltool.quant.codec import decode, encode
+from lltool.quant.guidance import Guidance
+from lltool.quant.importance import Importance
 from lltool.quant.plan import plan_quantization
 from lltool.quant.recipes import find_recipe, read_recipe
 from tests.engine import tiny_gguf
@@ -185,6 +189,22 @@ def test_compensated_rounding(tiny: Path, tmp_path: Path) -> None:
         }
     assert same["token_embd.weight"]  # no matrix of the body
     assert not same["blk.1.ffn_down.weight"]
+
+
+def test_the_output_gets_importance(tiny: Path) -> None:
+    importance = Importance(
+        {"blk.0.ffn_up.weight": np.ones((1, 32), np.float32)}, {"blk.0.ffn_up.weight": np.ones(1)}, 1, 1
+    )
+    windows = np.random.default_rng(0).integers(0, tiny_gguf.VOCAB, (2, 64)).astype(np.int32)
+    made = add_output(Guidance(tiny, importance), tiny, windows, 1)
+    assert made.importance.sums.keys() == {"blk.0.ffn_up.weight", "token_embd.weight"}
+    program = load_model(tiny, precision="f32").program
+    batch, pages = parallel_batch(windows, np.arange(windows.size))
+    x = run_logits(part_until(program, find_cuts(program)[-1]), batch, pages, 1).astype(float)
+    gain = tiny_gguf.tensors()["output_norm.weight"]
+    normed = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5) * gain
+    assert made.importance.means("token_embd.weight")[0] == pytest.approx((normed**2).mean(axis=0), rel=1e-4)
+    assert add_output(made, tiny, windows, 1) is made
 
 
 def test_bad_requests(tiny: Path, tmp_path: Path) -> None:
