@@ -5,7 +5,7 @@
 // the least distances from it. Among these the squared error decides, where weights count by their importance.
 #pragma once
 #include <algorithm>
-#include <vector>
+#include <cassert>
 
 #include "../formats/codebooks.h"
 #include "../half.h"
@@ -82,7 +82,7 @@ public:
         level[i][n] = uint8_t(packed[n] >> (bits * i) & (slots - 1));
         word |= uint32_t(level[i][n] + slots * i % 8) << (4 * i);
       }
-      words_.push_back(int32_t(word));
+      add(int32_t(word));
     }
     for (int point = 0; point < points; ++point) {
       std::memset(distance, 0, sizeof distance);
@@ -93,7 +93,7 @@ public:
         }
       list_candidates(point, distance, entries, distances);
     }
-    words_.resize(words_.size() + 8); // reads go by eight
+    for (int k = 0; k < 8; ++k) add(0); // reads go by eight
   }
 
   // The number of the entry at a point that is one.
@@ -127,13 +127,18 @@ public:
 private:
   static constexpr int most = 512; // candidates of a point
 
+  void add(int32_t word) {
+    assert(used_ < room);
+    words_[used_++] = word;
+  }
+
   void list_candidates(int point, const uint8_t* distance, int entries, int distances) {
     int least = *std::min_element(distance, distance + entries);
     if (least == 0) {
       first_[point] = uint32_t(std::find(distance, distance + entries, 0) - distance);
       return;
     }
-    first_[point] = uint32_t(words_.size());
+    first_[point] = uint32_t(used_);
     for (; distances > 0 && least < 255; --distances) {
       int next = 255;
       for (int n = 0; n < entries; ++n) {
@@ -141,13 +146,17 @@ private:
         next = d < next ? d : next;
       }
       for (int n = 0; n < entries; ++n)
-        if (distance[n] == least) words_.push_back(words_[n]);
+        if (distance[n] == least) add(words_[n]);
       least = next;
     }
-    count_[point] = uint16_t(words_.size() - first_[point]);
+    count_[point] = uint16_t(used_ - first_[point]);
   }
 
-  std::vector<int32_t> words_; // the entries, then the points' candidates
+  // The most that a format has is 329,777. Of static objects, what is not used costs nothing; a std::vector's functions
+  // would be shared between the instruction sets.
+  static constexpr int room = weights == 8 ? 330000 : 26000;
+  int used_ = 0;
+  int32_t words_[room];        // the entries, then the points' candidates
   uint32_t first_[points];     // in `words_`; of an entry it is its number
   uint16_t count_[points]{};   // 0 of an entry
 };
