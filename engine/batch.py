@@ -6,6 +6,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.observe import Observation
+
 PAGE = 64  # tokens in a page of the cache
 
 Precision = Literal["int8", "f32"]  # of the products with quantized weights
@@ -40,6 +42,9 @@ class Executor(Protocol):
 
     def score(self, start: int, targets: NDArray[np.int32]) -> NDArray[np.float64]:
         """Natural logarithm of the probability that output row start + i gives to the token targets[i]."""
+
+    def take_observations(self) -> dict[str, Observation]:
+        """What the Program's observers have summed up, by weight; they begin anew."""
 
     def copy_page(self, source: int, target: int) -> None:
         """Copies the keys and values of all layers."""

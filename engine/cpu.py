@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from lltool.engine import _native
 from lltool.engine.batch import PAGE, Batch, CacheType, Precision
+from lltool.engine.observe import Observation
 from lltool.engine.program import (
     Add,
     Attention,
@@ -13,6 +14,7 @@ from lltool.engine.program import (
     Gated,
     Linear,
     Norm,
+    Observe,
     Program,
     Rope,
     Scale,
@@ -50,6 +52,7 @@ class CpuExecutor:
     ) -> None:
         self.head_rows = min(HEAD_ROWS, max_batch)
         self._program = program
+        self._observers: list[Observe] = []
         self._native = _native.Executor(
             isa=instruction_set or isa.chosen(),
             threads=threads,
@@ -77,6 +80,14 @@ class CpuExecutor:
         out = np.empty(len(targets), np.float64)
         self._native.score(start, targets, out)
         return out
+
+    def take_observations(self) -> dict[str, Observation]:
+        taken = {}
+        for index, op in enumerate(self._observers):
+            sums = np.empty(op.x.width)
+            seen = Observation(sums, self._native.take_sums(index, sums))
+            taken.update(dict.fromkeys(op.weights, seen))
+        return taken
 
     def copy_page(self, source: int, target: int) -> None:
         self._native.copy_page(source, target)
@@ -128,5 +139,8 @@ class CpuExecutor:
                 native.elementwise("softcap", place(x), place(x), place(out), cap)
             case Select(x, out):
                 native.select(place(x), place(out))
+            case Observe(x):
+                native.observe(place(x))
+                self._observers.append(op)
             case _:
                 raise AssertionError(f"no native operation for {op}")

@@ -14,6 +14,7 @@ from lltool.engine.architectures import trace_program
 from lltool.engine.batch import PAGE, Batch, CacheType, Executor, Precision
 from lltool.engine.cache import PagePool, Sequence
 from lltool.engine.config import ModelConfig
+from lltool.engine.observe import observe_linears
 from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
 from lltool.engine.threads import default_threads
 from lltool.gguf.errors import InputError
@@ -237,12 +238,13 @@ def load_model(
     batch: int = 512,
     precision: Precision = "int8",
     cache_type: CacheType | None = None,
+    observe: Callable[[str], bool] | None = None,
 ) -> Model:
     """Maps a GGUF model and makes it ready; weights are used where they lie.
 
     The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096);
-    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits. Raises InputError naming file and tensor
-    or key.
+    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits; `observe` says of which matrices, by name,
+    the inputs are summed up (`executor.take_observations()`). Raises InputError naming file and tensor or key.
     """
     for name, count in (("threads", threads), ("context", context), ("sequences", sequences), ("batch", batch)):
         if count is not None and count < 1:
@@ -258,6 +260,8 @@ def load_model(
         weights = {tensor.name: _weight(tensor) for tensor in file.tensors}
         config = ModelConfig.from_gguf(file.metadata, weights)
         program = trace_program(config, weights)
+        if observe:
+            program = observe_linears(program, observe)
         context = _choose_context(context, config)
         pages = sequences * -(-context // PAGE)
         setup = Setup(pages, min(batch, pages * PAGE), threads or default_threads(), precision, cache_type)

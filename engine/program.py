@@ -159,7 +159,18 @@ class Select:
     out: Buffer
 
 
-Op = Embed | Norm | Linear | Rope | Attention | Gated | Add | Scale | Softcap | Select
+@dataclass(frozen=True)
+class Observe:
+    """Adds the square of each element of x, row by row, to sums that the executor keeps (engine/observe.py).
+
+    `weights` are those of the linear that reads x next.
+    """
+
+    x: Buffer
+    weights: tuple[str, ...]
+
+
+Op = Embed | Norm | Linear | Rope | Attention | Gated | Add | Scale | Softcap | Select | Observe
 
 # Operations whose output may take the place of an input: element i of the output needs only element i of the inputs.
 ELEMENTWISE = (Norm, Rope, Gated, Add, Scale, Softcap)
@@ -182,7 +193,13 @@ def inputs(op: Op) -> tuple[Buffer, ...]:
 
 
 def outputs(op: Op) -> tuple[Buffer, ...]:
-    return op.outs if isinstance(op, Linear) else (op.out,)
+    match op:
+        case Linear():
+            return op.outs
+        case Observe():
+            return ()
+        case _:
+            return (op.out,)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.batch import PAGE, Batch
+from lltool.engine.observe import Observation
 from lltool.engine.program import (
     Activation,
     Add,
@@ -19,6 +20,7 @@ from lltool.engine.program import (
     Gated,
     Linear,
     Norm,
+    Observe,
     Op,
     Program,
     Rope,
@@ -60,6 +62,7 @@ class ReferenceExecutor:
         self._k = {layer: np.zeros(shape, dtype) for layer, shape in shapes.items()}
         self._v = {layer: np.zeros(shape, dtype) for layer, shape in shapes.items()}
         self._batch: Batch | None = None
+        self._observations: dict[Observe, Observation] = {}
 
     def run(self, batch: Batch) -> None:
         self._batch = batch
@@ -81,6 +84,11 @@ class ReferenceExecutor:
             x -= x.max(axis=1, keepdims=True)
             scores[first : first + len(wanted)] = x[np.arange(len(wanted)), wanted] - np.log(np.exp(x).sum(axis=1))
         return scores
+
+    def take_observations(self) -> dict[str, Observation]:
+        taken = {name: seen for op, seen in self._observations.items() for name in op.weights}
+        self._observations = {}
+        return taken
 
     def copy_page(self, source: int, target: int) -> None:
         for cache in (*self._k.values(), *self._v.values()):
@@ -110,6 +118,14 @@ class ReferenceExecutor:
                 self._set(op.out, op.cap * np.tanh(self._get(op.x) / op.cap))
             case Select():
                 self._set(op.out, self._get(op.x)[selected])
+            case Observe():
+                self._observe(op)
+
+    def _observe(self, op: Observe) -> None:
+        x = self._get(op.x)
+        before = self._observations.get(op, Observation(np.zeros(op.x.width), 0))
+        sums = before.sums + np.square(x, dtype=np.float64).sum(axis=0)
+        self._observations[op] = Observation(sums, before.rows + len(x))
 
     def _linear(self, op: Linear) -> None:
         x = self._get(op.x)

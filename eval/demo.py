@@ -21,10 +21,10 @@ from lltool.gguf.describe import Description, describe
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.sample_models import fetch_sample
+from lltool.quant.choose import Options
 from lltool.quant.convert import convert
 from lltool.quant.export import export
 from lltool.quant.quantize import quantize_file
-from lltool.quant.recipes import Options
 
 NAME = "SmolLM2-135M-Instruct"
 QUANTIZED = ("Q8_0", "Q4_0")

@@ -36,12 +36,12 @@ class Store:
         target.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         make(target)
-        _write_whole(record, json.dumps({"recipe": recipe, "files": _stamps(target)}, indent=1))
+        write_whole(record, json.dumps({"recipe": recipe, "files": _stamps(target)}, indent=1))
         return target
 
     def compute(self, name: str, recipe: Recipe, compute: Callable[[], Any]) -> Any:
         """Like `make` for plain JSON data, kept in the file `name`."""
-        path = self.make(name, recipe, lambda target: _write_whole(target, json.dumps(compute(), indent=1)))
+        path = self.make(name, recipe, lambda target: write_whole(target, json.dumps(compute(), indent=1)))
         return json.loads(path.read_text())
 
 
@@ -52,7 +52,7 @@ def _stamps(target: Path) -> dict[str, list[int]]:
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_text(text)

@@ -29,7 +29,13 @@ class MappedFile:
         self._lock = Lock()
 
     def window(self, start: int, stop: int) -> Bytes:
-        """Bytes [start, stop). Unmaps the pages of long past windows; a view of one still works, it is mapped again."""
+        """Bytes [start, stop); as many after them are fetched ahead.
+
+        Unmaps the pages of long past windows; a view of one still works, it is mapped again.
+        """
+        if start < stop:
+            page = start // mmap.PAGESIZE * mmap.PAGESIZE
+            self._mapped.madvise(mmap.MADV_WILLNEED, page, min(2 * stop - start, len(self.data)) - page)
         with self._lock:
             self._windows.append((start, stop))
             self._bytes += stop - start

@@ -25,6 +25,7 @@ class GGUFFile:
         first = parts[0].header
         self.path = path
         self.paths = tuple(part.path for part in parts)
+        self.shard_sizes = tuple(len(part.header.tensors) for part in parts)  # tensors
         self.size = sum(len(part.mapped.data) for part in parts)  # bytes, of all shards
         self.version = first.version
         self.alignment = first.alignment

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from lltool.gguf.errors import InputError
@@ -86,6 +87,13 @@ def plan_shards(tensors: Sequence[Tensor], max_bytes: int | None, max_tensors: i
         shards[-1].append(tensor)
         filled += tensor.nbytes
     return shards
+
+
+def cut_shards(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
+    """Cuts the tensors into shards of so many tensors each; none is empty."""
+    assert sum(sizes) == len(tensors), (sizes, len(tensors))
+    rest = iter(tensors)
+    return [list(islice(rest, size)) for size in sizes if size] or [[]]
 
 
 def _read_count(path: Path, metadata: Mapping[str, Value], key: str, default: int) -> int:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,17 +26,28 @@ from lltool.gguf.header import (
     align,
 )
 from lltool.gguf.metadata import Value, ValueType, u32
-from lltool.gguf.source import Bytes, Source, Tensor
+from lltool.gguf.source import Bytes, Model, Source, Tensor
 from lltool.gguf.string_array import StringArray
 
 VERSION = 3
 MAX_NAME_BYTES = 63  # llama.cpp refuses longer tensor names
 
-# A window of rows is what is read, encoded and written at a time; two are in memory.
-_WINDOW_BYTES = 64 << 20
-_WINDOW_WEIGHTS = 16 << 20  # 64 MiB as float32, which a transform may hold
+WINDOW_WEIGHTS = 4 << 20
+"""Weights that are read, encoded and written at a time, 16 MiB as float32; two such windows are in memory."""
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Output:
+    """A model to write. Shards take at most so many bytes or tensors each, or as many tensors as `shard_sizes` says."""
+
+    path: Path
+    source: Source
+    alignment: int | None = None
+    shard_bytes: int | None = None
+    shard_tensors: int | None = None
+    shard_sizes: Sequence[int] | None = None
 
 
 def write_gguf(
@@ -57,9 +68,31 @@ def write_gguf(
     Raises InputError when a name, shape or value does not fit in GGUF, when the target is one of `inputs` or of the
     source's own files, and when the disk is full.
     """
-    path = Path(path)
-    files = _lay_out(path, source, alignment, shard_bytes, shard_tensors)
-    _check_targets(files, [*inputs, *getattr(source, "paths", ())])
+    output = Output(Path(path), source, alignment, shard_bytes, shard_tensors)
+    return write_together([output], progress=progress, inputs=inputs)[0]
+
+
+def file_bytes(source: Source) -> int:
+    """The size of the file that `write_gguf` makes of `source` without limits."""
+    return sum(file.size for file in _lay_out(Output(Path("model.gguf"), source)))
+
+
+def write_together(
+    outputs: Sequence[Output],
+    *,
+    window_weights: int = WINDOW_WEIGHTS,
+    progress: Callable[[int, int], None] | None = None,
+    inputs: Iterable[Path] = (),
+    seal: Callable[[], Mapping[str, Value]] | None = None,
+) -> list[list[Path]]:
+    """Writes outputs that have the same tensors, in other types perhaps: a window of rows goes to all before the next.
+
+    `seal` is called when all tensors are written; it gives values for keys that every output has, of the same size as
+    the ones they stand for. Returns the files of each output. The rest is as for `write_gguf`.
+    """
+    laid_out = [_lay_out(output) for output in outputs]
+    files = [file for output in laid_out for file in output]
+    _check_targets(files, [*inputs, *(path for output in outputs for path in getattr(output.source, "paths", ()))])
     total = sum(tensor.nbytes for file in files for tensor in file.tensors)
     done = 0
 
@@ -70,9 +103,12 @@ def write_gguf(
             progress(done, total)
 
     try:
-        for file in files:
-            with file.temporary.open("wb") as output:
-                _write_file(output, file, advance)
+        _write_files(laid_out, window_weights, advance)
+        if seal:
+            values = seal()
+            for output, written in zip(outputs, laid_out, strict=True):
+                sealed = replace(output, source=Model({**output.source.metadata, **values}, output.source.tensors))
+                _write_headers(written, _lay_out(sealed))
         for file in files:
             file.temporary.replace(file.path)
     except OSError as error:
@@ -80,12 +116,13 @@ def write_gguf(
             raise
         needed = sum(file.size for file in files)
         raise InputError(
-            f"{path}: the disk is full after {done} of {needed} bytes; free some space or write to another folder"
+            f"{files[0].path}: the disk is full after {done} of {needed} bytes; "
+            f"free some space or write to another folder"
         ) from error
     finally:
         for file in files:
             file.temporary.unlink(missing_ok=True)
-    return [file.path for file in files]
+    return [[file.path for file in output] for output in laid_out]
 
 
 @dataclass(frozen=True)
@@ -106,9 +143,8 @@ class _File:
         return self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
 
 
-def _lay_out(
-    path: Path, source: Source, alignment: int | None, shard_bytes: int | None, shard_tensors: int | None
-) -> list[_File]:
+def _lay_out(output: Output) -> list[_File]:
+    path, source, alignment = output.path, output.source, output.alignment
     metadata = {key: value for key, value in source.metadata.items() if key not in shards.SPLIT_KEYS}
     stated = metadata.get("general.alignment")
     if alignment is None:
@@ -121,7 +157,9 @@ def _lay_out(
         metadata["general.alignment"] = u32(alignment)
     _check_tensors(path, source.tensors)
 
-    groups = shards.plan_shards(source.tensors, shard_bytes, shard_tensors)
+    groups = shards.plan_shards(source.tensors, output.shard_bytes, output.shard_tensors)
+    if output.shard_sizes is not None:
+        groups = shards.cut_shards(source.tensors, output.shard_sizes)
     if len(groups) == 1:
         return [_File(path, _encode_header(path, metadata, groups[0], alignment), groups[0], alignment)]
     if len(groups) > shards.MAX_SHARDS:
@@ -156,39 +194,59 @@ def _check_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
 
 
 def _check_targets(files: Sequence[_File], inputs: Sequence[Path]) -> None:
-    folder = files[0].path.parent
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; make it first")
     for file in files:
+        if not file.path.parent.is_dir():
+            raise InputError(f"{file.path.parent}: no such folder; make it first")
         if file.path.is_dir():
             raise InputError(f"{file.path}: a folder, wanted the name of a file to write")
         if file.path.exists() and any(other.exists() and file.path.samefile(other) for other in inputs):
             raise InputError(f"{file.path}: would overwrite its own source; write to another file")
-    needed, free = sum(file.size for file in files), shutil.disk_usage(folder).free
+    needed, free = sum(file.size for file in files), shutil.disk_usage(files[0].path.parent).free
     if needed > free:
         raise InputError(
             f"{files[0].path}: needs {needed} bytes, the disk has {free}; free some space or write to another folder"
         )
 
 
-def _write_file(output: BinaryIO, file: _File, advance: Callable[[int], None]) -> None:
-    output.write(file.header)
-    spans = [(tensor, start, stop) for tensor in file.tensors for start, stop in _windows(tensor)]
-    with closing(_read_ahead(spans)) as windows:
-        for (tensor, start, stop), data in zip(spans, windows, strict=True):
-            assert data.dtype == np.uint8, tensor.name
-            assert data.shape == (stop - start, tensor.row_bytes), (tensor.name, data.shape)
-            output.write(np.ascontiguousarray(data).data)
-            if stop == tensor.rows:
-                output.write(bytes(align(tensor.nbytes, file.alignment) - tensor.nbytes))
-            advance(data.nbytes)
+def _write_files(outputs: Sequence[Sequence[_File]], window_weights: int, advance: Callable[[int], None]) -> None:
+    """Writes the temporary files."""
+    for file in (file for output in outputs for file in output):
+        file.temporary.write_bytes(file.header)
+    opened: dict[Path, BinaryIO] = {}
+    try:
+        spans = list(_spans(outputs, window_weights))
+        with closing(_read_ahead((tensor, start, stop) for _, tensor, start, stop in spans)) as windows:
+            for (file, tensor, start, stop), data in zip(spans, windows, strict=True):
+                assert data.dtype == np.uint8, tensor.name
+                assert data.shape == (stop - start, tensor.row_bytes), (tensor.name, data.shape)
+                if file.path not in opened:
+                    opened[file.path] = file.temporary.open("ab")
+                opened[file.path].write(np.ascontiguousarray(data).data)
+                if stop == tensor.rows:
+                    opened[file.path].write(bytes(align(tensor.nbytes, file.alignment) - tensor.nbytes))
+                    if tensor is file.tensors[-1]:
+                        opened.pop(file.path).close()
+                advance(data.nbytes)
+    finally:
+        for handle in opened.values():
+            handle.close()
 
 
-def _windows(tensor: Tensor) -> Iterator[tuple[int, int]]:
-    """Row ranges of at most the window's size each, or one row where a row is larger."""
-    rows = max(1, min(_WINDOW_BYTES // tensor.row_bytes, _WINDOW_WEIGHTS // tensor.columns))
-    for start in range(0, tensor.rows, rows):
-        yield start, min(start + rows, tensor.rows)
+def _spans(outputs: Sequence[Sequence[_File]], window_weights: int) -> Iterator[tuple[_File, Tensor, int, int]]:
+    """Row ranges of at most the window's size each, or one row where a row is larger, in the order of writing."""
+    for same in zip(*([(file, tensor) for file in files for tensor in file.tensors] for files in outputs), strict=True):
+        tensor = same[0][1]
+        rows = max(1, window_weights // tensor.columns)
+        for start in range(0, tensor.rows, rows):
+            for file, tensor in same:
+                yield file, tensor, start, min(start + rows, tensor.rows)
+
+
+def _write_headers(written: Sequence[_File], sealed: Sequence[_File]) -> None:
+    for old, new in zip(written, sealed, strict=True):
+        assert len(old.header) == len(new.header), "a sealed value has another size"
+        with old.temporary.open("r+b") as file:
+            file.write(new.header)
 
 
 def _read_ahead(spans: Iterable[tuple[Tensor, int, int]]) -> Generator[Bytes]:

@@ -18,6 +18,9 @@ def decode(type: int, blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, 
 
 def can_encode(type: int) -> bool: ...
 
+def needs_importance(type: int) -> bool:
+    """Whether `encode` has no way without importance."""
+
 def encode(type: int, values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], importance: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, out: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')], block: int, block_bytes: int, threads: int) -> tuple[int, str] | None:
     """
     None, or the first row that cannot be encoded and why: 'not finite' or 'too large'.

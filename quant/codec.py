@@ -23,6 +23,9 @@ _NUMBERS: dict[GGMLType, np.dtype[Any]] = {
 ENCODED = frozenset(type for type in GGMLType if _native.can_encode(type))
 """Types that `encode` makes."""
 
+NEEDS_IMPORTANCE = frozenset(type for type in ENCODED if _native.needs_importance(type))
+"""Those that ggml has no way to make without importance."""
+
 isa.apply()
 
 
@@ -61,6 +64,8 @@ def encode(
     """
     if type not in ENCODED:
         raise InputError(f"cannot encode to {type.name}; choose of {', '.join(t.name for t in sorted(ENCODED))}")
+    if importance is None and type in NEEDS_IMPORTANCE:
+        raise InputError(f"cannot encode to {type.name} without importance; give some or choose a larger type")
     rows, columns = values.shape
     out = np.empty((rows, row_bytes(type, columns)), np.uint8)
     values = np.ascontiguousarray(values, np.float32)

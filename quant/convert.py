@@ -18,12 +18,13 @@ from lltool.gguf.metadata import Value, string, u32
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.vocabulary import read_vocabulary
 from lltool.gguf.writer import write_gguf
+from lltool.quant.choose import check_choices, choose_types, describe_fallbacks
 from lltool.quant.codec import BadWeights
 from lltool.quant.quantize import QUANTIZATION_VERSION
-from lltool.quant.recipes import RECIPES, choose_types, describe_fallbacks, find_recipe
+from lltool.quant.recipes import RECIPES, find_recipe
 from lltool.quant.retype import retype
 
-OUTTYPES = ("auto", *(recipe.name.lower() for recipe in RECIPES.values()))
+OUTTYPES = ("auto", *(name.lower() for name, recipe in RECIPES.items() if recipe.file_type is not None))
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def plan_conversion(
     file_type = FileType[next(tensor.type for tensor in tensors if len(tensor.shape) > 1).name]
     if outtype != "auto":
         recipe = find_recipe(outtype)
-        file_type = recipe.file_type
-        choices = choose_types(tensors, recipe)
+        file_type = recipe.file_type or file_type
+        choices = choose_types(Model(metadata, tensors), recipe)
+        check_choices(choices, str(checkpoint.path))
         types = {choice.tensor.name: choice.type for choice in choices}
         if fallbacks := describe_fallbacks(choices):
             if strict:

@@ -1,38 +1,109 @@
 """The transform that changes tensor types: decode and encode rows as the writer asks for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lltool.gguf.ggml_types import GGMLType, row_bytes
 from lltool.gguf.source import Bytes, Model, Source, Tensor
 from lltool.quant.codec import BadWeights, decode, encode
 
+Floats = NDArray[np.float32]
+
 # Weights held as float32 at a time: small enough for the second-level cache of a few cores' work, 16 MiB in all.
 _WINDOW = 4 << 20
 
 
+class Decoder:
+    """Gives rows of tensors as float32; the last ones stay, for the next output that asks for the same."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+        self._key: tuple[Callable[[int, int], Bytes], int, int] | None = None
+        self._weights: Floats = np.empty((0, 0), np.float32)
+
+    def weights(self, tensor: Tensor, start: int, stop: int) -> Floats:
+        """Rows [start, stop), (stop - start, columns)."""
+        if self._key != (tensor.read, start, stop):
+            self._weights = np.empty((0, 0), np.float32)  # frees the old window before the new one is made
+            self._weights = decode(tensor.read(start, stop), tensor.type, self.threads)
+            self._key = (tensor.read, start, stop)
+        return self._weights
+
+
+@dataclass
+class ErrorSum:
+    """Squares of weights and of their errors so far, each column times its importance."""
+
+    error: float = 0
+    total: float = 0
+
+    @property
+    def relative(self) -> float:
+        """0 for a copy, 1 where all is lost."""
+        return self.error / self.total if self.total else 0.0
+
+    def add(self, weights: Floats, found: Floats, importance: Floats | None) -> None:
+        found -= weights  # which is the caller's to spend
+        factor = np.ones(weights.shape[1]) if importance is None else importance.astype(np.float64)
+        self.error += float(np.einsum("ij,ij->j", found, found) @ factor)
+        self.total += float(np.einsum("ij,ij->j", weights, weights) @ factor)
+
+
 def retype(source: Source, choose: Callable[[Tensor], GGMLType], threads: int | None = None) -> Model:
     """`source` with each tensor in the type that `choose` names; a tensor of that type already passes untouched."""
-    return Model(source.metadata, [retype_tensor(tensor, choose(tensor), threads) for tensor in source.tensors])
+    decoder = Decoder(threads)
+    tensors = [retype_tensor(tensor, choose(tensor), threads, decoder=decoder) for tensor in source.tensors]
+    return Model(source.metadata, tensors)
 
 
-def retype_tensor(tensor: Tensor, type: GGMLType, threads: int | None = None) -> Tensor:
-    """`tensor` as `type`, computed when its rows are read; weights that `type` cannot hold raise BadWeights then."""
+def retype_tensor(
+    tensor: Tensor,
+    type: GGMLType,
+    threads: int | None = None,
+    *,
+    importance: Floats | None = None,
+    decoder: Decoder | None = None,
+    error: ErrorSum | None = None,
+) -> Tensor:
+    """`tensor` as `type`, computed when its rows are read; weights that `type` cannot hold raise BadWeights then.
+
+    `importance` is (experts, columns), one row where the tensor has no experts. Tensors that share a `decoder` are
+    decoded once if their rows are read in turn. What the new type loses is added to `error`.
+    """
     if type == tensor.type:
         return tensor
+    decoder = decoder or Decoder(threads)
     width = row_bytes(type, tensor.columns)
     window = max(1, _WINDOW // max(1, tensor.columns))
 
     def read(start: int, stop: int) -> Bytes:
         out = np.empty((stop - start, width), np.uint8)
         for first in range(start, stop, window):
-            last = min(first + window, stop)
-            weights = decode(tensor.read(first, last), tensor.type, threads)
-            try:
-                out[first - start : last - start] = encode(weights, type, threads=threads)
-            except BadWeights as error:
-                raise BadWeights(first + error.row, error.problem, tensor.name) from error
+            weights = decoder.weights(tensor, first, min(first + window, stop))
+            for begin, end, columns in _by_expert(tensor, importance, first, first + len(weights)):
+                rows = weights[begin - first : end - first]
+                try:
+                    encoded = encode(rows, type, columns, threads)
+                except BadWeights as bad:
+                    raise BadWeights(begin + bad.row, bad.problem, tensor.name) from bad
+                out[begin - start : end - start] = encoded
+                if error is not None:
+                    error.add(rows, decode(encoded, type, threads), columns)
         return out
 
     return Tensor(tensor.name, type, tensor.shape, read)
+
+
+def _by_expert(
+    tensor: Tensor, importance: Floats | None, start: int, stop: int
+) -> Iterator[tuple[int, int, Floats | None]]:
+    """Rows [start, stop) cut where an expert ends, each part with the importance of its columns."""
+    if importance is None or len(importance) == 1:
+        yield start, stop, None if importance is None else importance[0]
+        return
+    size = tensor.rows // len(importance)
+    for expert in range(start // size, -(-stop // size)):
+        yield max(start, expert * size), min(stop, (expert + 1) * size), importance[expert]

@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": Command("convert", "make a GGUF file of a Hugging Face checkpoint"),
     "export": Command("export", "make a Hugging Face checkpoint of a GGUF file"),
     "quantize": Command("quantize", "make a GGUF file smaller"),
+    "imatrix": Command("imatrix", "collect importance statistics for quantizing"),
     "run": Command("run", "generate text, or chat"),
     "bench": Command("bench", "measure prefill and decode speed"),
     "perplexity": Command("perplexity", "measure how well a model predicts a text"),

@@ -24,9 +24,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--outtype",
         type=str.lower,
+        metavar="TYPE",
         choices=OUTTYPES,
         default="auto",
-        help="type of the matrices (default auto: the checkpoint's own)",
+        help="type of the matrices, one of lltool quantize's (default auto: the checkpoint's own)",
     )
     parser.add_argument("--pre", metavar="NAME", help="tokenizer.ggml.pre, where the pre-tokenizer is not a known one")
     parser.add_argument("--split-max-size", metavar="N[K|M|G]", type=byte_size, help="largest size of a shard")

@@ -1,106 +1,175 @@
-"""`lltool quantize`: a smaller GGUF file, byte for byte what llama-quantize makes."""
+"""`lltool quantize`: smaller GGUF files, byte for byte what llama-quantize makes."""
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
-from lltool.tools.arguments import command_parser, print_json, printable
+from lltool.tools.arguments import command_parser, positive, print_json, printable
+from lltool.tools.target import add_target_options, quantize_to_target
 
 if TYPE_CHECKING:
-    from lltool.quant.quantize import Plan
+    from lltool.quant.choose import Options
+    from lltool.quant.plan import Plan, Request
+    from lltool.quant.quantize import Report
 
 EXAMPLES = """
-lltool quantize model-F16.gguf Q8_0
-lltool quantize --pure model-F16.gguf model-Q4_0.gguf Q4_0 2
-lltool quantize --dry-run model-F16.gguf Q5_1
+lltool quantize model-F16.gguf Q4_K_M
+lltool quantize --imatrix imatrix.gguf model-F16.gguf model-IQ3_M.gguf IQ3_M 8
+lltool quantize model-F16.gguf Q4_K_M,Q5_K_M,Q8_0
+lltool quantize --dry-run --tensor-type ffn_down=Q6_K model-F16.gguf Q4_K_S
+lltool quantize --target 900MB --calibration text.txt --imatrix imatrix.gguf model-F16.gguf model-900MB.gguf
+lltool quantize --show-recipe Q4_K_M > mine.toml && lltool quantize model-F16.gguf mine.toml
 """
 
 
 def main(argv: list[str]) -> int:
     from lltool.gguf.reader import open_gguf
-    from lltool.quant.quantize import plan_quantization, write_plan
-    from lltool.quant.recipes import Options
-    from lltool.tools.progress import progress_bar
+    from lltool.quant.choose import DEFAULTS
+    from lltool.quant.plan import plan_quantization
+    from lltool.quant.recipe_language import format_recipe
+    from lltool.quant.recipes import find_recipe
 
     arguments = _parser().parse_intermixed_args(argv)
-    source, target, type, threads = _positionals(arguments.arguments)
-    options = Options(
-        arguments.pure,
-        arguments.leave_output_tensor,
-        arguments.output_tensor_type,
-        arguments.token_embedding_type,
-    )
-    with open_gguf(source) as file:
-        plan = plan_quantization(
-            file, type, options, allow_requantize=arguments.allow_requantize, strict=arguments.strict
-        )
-        for line in _announcement(plan, arguments.dry_run or arguments.verbose):
-            print(line, file=sys.stderr)
-        if not arguments.dry_run:
-            path = target or plan.default_path()
-            with progress_bar("B", plan.recipe.name) as show:
-                report = write_plan(plan, path, threads=threads, progress=show)
-            print(f"quantize time = {report.seconds:.2f} s", file=sys.stderr)
-        if arguments.json:
-            print_json(_as_json(plan, None if arguments.dry_run else str(path)))
-        elif not arguments.dry_run:
-            print(path)
+    if arguments.show_recipe:
+        print(format_recipe(find_recipe(arguments.show_recipe)), end="")
+        return 0
+    options, request = _options(arguments), _request(arguments)
+    if arguments.target:
+        if options != DEFAULTS or arguments.recipe or arguments.dry_run:
+            raise InputError("--target chooses the types itself; leave out --dry-run, --recipe and options of types")
+        return quantize_to_target(arguments.arguments, arguments, request)
+    given = _read_positionals(arguments.arguments, arguments.recipe)
+    with open_gguf(given.source) as file:
+        plans = [plan_quantization(file, type, options, request) for type in given.types]
+        for plan in plans:
+            for line in _announcement(plan, arguments.dry_run or arguments.verbose):
+                print(line, file=sys.stderr)
+        if arguments.dry_run:
+            _report_dry_run(plans, given, arguments)
+        else:
+            _write(plans, given, arguments)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     from lltool.quant.recipes import RECIPES
 
-    types = "\n".join(f"  {int(recipe.file_type):>2}  {recipe.name:<6}  {recipe.note}" for recipe in RECIPES.values())
+    types = "\n".join(
+        f"  {'' if recipe.file_type is None else int(recipe.file_type):>2}  {recipe.name:<9}  {recipe.note}"
+        for recipe in RECIPES.values()
+    )
     parser = command_parser(
         "quantize", "Quantizes a GGUF model. Tensor bytes equal llama-quantize's.", EXAMPLES, json_flag=True
     )
-    parser.usage = "lltool quantize [options] IN [OUT] TYPE [NTHREADS]"
+    parser.usage = "lltool quantize [options] IN [OUT] TYPE[,TYPE...] [NTHREADS]"
     parser.epilog = f"types:\n{types}\n\n{parser.epilog}"
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "arguments",
         metavar="IN [OUT] TYPE [NTHREADS]",
-        nargs="+",
-        help="the F16, BF16 or F32 file; what to write (default: ggml-model-TYPE.gguf beside it); type; threads",
+        nargs="*",
+        help="the F16, BF16 or F32 file; what to write (default: ggml-model-TYPE.gguf beside it; of several types a "
+        "folder); types or recipe files; threads",
     )
-    parser.add_argument("--pure", action="store_true", help="one type for all matrices")
-    parser.add_argument("--allow-requantize", action="store_true", help="also take tensors that are quantized already")
-    parser.add_argument("--leave-output-tensor", action="store_true", help="keep output.weight as it is")
-    parser.add_argument("--output-tensor-type", metavar="T", type=_ggml_type, help="the type of output.weight")
-    parser.add_argument("--token-embedding-type", metavar="T", type=_ggml_type, help="the type of token_embd.weight")
-    parser.add_argument("--strict", action="store_true", help="an error where a shape does not allow the type wanted")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done, tensor by tensor")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show each tensor")
+    add("--recipe", metavar="FILE", help="a recipe of your own, in place of TYPE")
+    add("--show-recipe", metavar="TYPE", help="print a recipe, in the form that --recipe takes, and end")
+    add("--imatrix", metavar="FILE", help="importance of the columns, from `lltool imatrix` or llama-imatrix")
+    add("--include-weights", metavar="PART", action="append", default=[], help="importance of names with PART only")
+    add("--exclude-weights", metavar="PART", action="append", default=[], help="no importance of names with PART")
+    add("--pure", action="store_true", help="one type for all matrices")
+    add("--output-tensor-type", metavar="T", type=_ggml_type, help="the type of output.weight")
+    add("--token-embedding-type", metavar="T", type=_ggml_type, help="the type of token_embd.weight")
+    add("--leave-output-tensor", action="store_true", help="keep output.weight as it is")
+    named: dict[str, Any] = {"dest": "tensor_types", "action": "extend", "default": []}
+    add("--tensor-type", metavar="REGEX=T", type=lambda text: [text], help="the type where the name matches", **named)
+    add("--tensor-type-file", metavar="FILE", type=_read_words, help="a file of REGEX=T, between spaces", **named)
+    add("--prune-layers", metavar="L,L,...", type=_layers, default=(), help="leave these blocks out")
+    add("--override-kv", metavar="KEY=TYPE:VALUE", action="append", default=[], help="set a key of the metadata")
+    add("--keep-split", action="store_true", help="write shards where IN has shards")
+    add("--allow-requantize", action="store_true", help="also take tensors that are quantized already")
+    add("--strict", action="store_true", help="an error where a shape does not allow the type wanted")
+    add("--max-buffer-size", metavar="MIB", type=positive, default=80, help="memory for rows at a time (default: 80)")
+    add("--dry-run", action="store_true", help="show types, sizes, memory and time, and write nothing")
+    add("--errors", action="store_true", help="show what each tensor loses; with --imatrix weighted by importance")
+    add("--report", metavar="DIR", help="write the errors of tensors and layers as a table and a plot")
+    add_target_options(add)
+    add("-v", "--verbose", action="store_true", help="show each tensor")
     return parser
 
 
-def _positionals(given: Sequence[str]) -> tuple[str, str | None, str, int | None]:
+class _Positionals(NamedTuple):
+    source: str
+    target: str | None
+    types: list[str]
+    threads: int | None
+
+
+def _read_positionals(given: Sequence[str], recipe: str | None) -> _Positionals:
     """IN [OUT] TYPE [NTHREADS]: as in llama-quantize, the second is TYPE if it names one."""
     from lltool.quant.recipes import find_recipe
 
-    source, *rest = given
-    target = None
-    if len(rest) > 1 and not _names_recipe(rest[0]):
-        target, *rest = rest
-    if not rest or len(rest) > 2:
-        raise InputError(f"{len(given)} arguments, wanted IN [OUT] TYPE [NTHREADS]")
-    find_recipe(rest[0])
-    if len(rest) == 2 and not (rest[1].isascii() and rest[1].isdigit() and int(rest[1]) > 0):
-        raise InputError(f"NTHREADS is {rest[1]!r}, wanted a whole number of at least 1")
-    return source, target, rest[0], int(rest[1]) if len(rest) == 2 else None
+    rest, target = list(given), None
+    if recipe is not None:
+        threads = [rest.pop()] if len(rest) > 1 and rest[-1].isdigit() else []
+        rest = [*rest, recipe, *threads]
+    if len(rest) > 2 and not _are_types(rest[1]):
+        target = rest.pop(1)
+    if not 2 <= len(rest) <= 3:
+        raise InputError(f"{len(given)} arguments, wanted IN [OUT] TYPE [NTHREADS]; see lltool quantize --help")
+    source, types, *threads = rest
+    if threads and not (threads[0].isascii() and threads[0].isdigit() and int(threads[0]) > 0):
+        raise InputError(f"NTHREADS is {threads[0]!r}, wanted a whole number of at least 1")
+    names = types.split(",") if recipe is None else [types]
+    for name in names:
+        find_recipe(name)
+    return _Positionals(source, target, names, int(threads[0]) if threads else None)
 
 
-def _names_recipe(text: str) -> bool:
+def _are_types(text: str) -> bool:
     from lltool.quant.recipes import find_recipe
 
     try:
-        find_recipe(text)
+        for name in text.split(","):
+            find_recipe(name)
     except InputError:
-        return False
+        return text.lower().endswith(".toml")  # a recipe, and a wrong one
     return True
+
+
+def _options(arguments: argparse.Namespace) -> "Options":
+    from lltool.quant.choose import Options
+
+    return Options(
+        arguments.pure,
+        arguments.leave_output_tensor,
+        arguments.output_tensor_type,
+        arguments.token_embedding_type,
+        tuple(map(_tensor_type, arguments.tensor_types)),
+    )
+
+
+def _request(arguments: argparse.Namespace) -> "Request":
+    from lltool.quant.edits import parse_override
+    from lltool.quant.guidance import read_guidance
+    from lltool.quant.plan import Request
+
+    include, exclude = arguments.include_weights, arguments.exclude_weights
+    if include and exclude:
+        raise InputError("--include-weights and --exclude-weights cannot be used together")
+    if (include or exclude) and not arguments.imatrix:
+        raise InputError("--include-weights and --exclude-weights select importance; give --imatrix too")
+    return Request(
+        read_guidance(arguments.imatrix, include, exclude) if arguments.imatrix else None,
+        arguments.prune_layers,
+        dict(parse_override(text) for text in arguments.override_kv),
+        arguments.keep_split,
+        arguments.allow_requantize,
+        arguments.strict,
+    )
 
 
 def _ggml_type(text: str) -> GGMLType:
@@ -112,11 +181,33 @@ def _ggml_type(text: str) -> GGMLType:
     raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(t.name for t in sorted(ENCODED))}")
 
 
+def _read_words(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").split()
+
+
+def _tensor_type(text: str) -> tuple[str, GGMLType]:
+    """REGEX=T; as in llama-quantize the expression is made lower case."""
+    import re
+
+    pattern, _, type = text.rpartition("=")
+    try:
+        if not pattern:
+            raise argparse.ArgumentTypeError("wanted REGEX=TYPE")
+        re.compile(pattern.lower())
+        return pattern.lower(), _ggml_type(type)
+    except (re.error, argparse.ArgumentTypeError) as error:
+        raise InputError(f"tensor type {text!r}: {error}") from None
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    if not all(part.isascii() and part.isdigit() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them")
+    return tuple(map(int, text.split(",")))
+
+
 def _announcement(plan: "Plan", with_tensors: bool) -> Iterator[str]:
     """What is going to happen, fallbacks first of all."""
-    from lltool.quant.recipes import describe_fallbacks
-
-    for note in describe_fallbacks(plan.choices):
+    for note in plan.notes:
         yield f"note: {printable(note)}"
     if with_tensors:
         for index, choice in enumerate(plan.choices, 1):
@@ -126,19 +217,87 @@ def _announcement(plan: "Plan", with_tensors: bool) -> Iterator[str]:
             yield f"[{index:4}/{len(plan.choices):4}] {printable(tensor.name):<40} {shape:>16}  {change}"
     for (before, after), count in plan.changes().items():
         yield f"{count:5} tensors {before.name}" + (f" -> {after.name}" if after != before else " kept")
-    for label, size in (("model", plan.source_bytes), ("quant", plan.bytes)):
+    for label, size in (("model", plan.source_bytes), (plan.recipe.name, plan.bytes)):
         yield f"{label} size = {size / 2**20:9.2f} MiB ({8 * size / plan.weights:.2f} BPW)"
 
 
-def _as_json(plan: "Plan", path: str | None) -> dict[str, Any]:
+def _report_dry_run(plans: Sequence["Plan"], given: _Positionals, arguments: argparse.Namespace) -> None:
+    from lltool.quant.plan import estimate_memory, estimate_seconds
+
+    memory = estimate_memory(plans, arguments.max_buffer_size << 20)
+    seconds = estimate_seconds(plans, given.threads)
+    if arguments.json:
+        print_json(_one_or_all([{**_as_json(plan), "memory": memory, "seconds": seconds} for plan in plans]))
+    else:
+        print(f"memory at most {memory / 2**20:.0f} MiB, time about {seconds:.1f} s, not counting the disk")
+
+
+def _write(plans: Sequence["Plan"], given: _Positionals, arguments: argparse.Namespace) -> None:
+    from lltool.quant.quantize import write_plans
+    from lltool.tools.progress import progress_bar
+
+    targets = [_target(plan, given) for plan in plans]
+    with progress_bar("B", ",".join(plan.recipe.name for plan in plans)) as show:
+        reports = write_plans(
+            plans,
+            targets,
+            threads=given.threads,
+            buffer_bytes=arguments.max_buffer_size << 20,
+            with_errors=arguments.errors or bool(arguments.report),
+            progress=show,
+        )
+    print(f"quantize time = {reports[0].seconds:.2f} s", file=sys.stderr)
+    if arguments.report:
+        from lltool.eval.quantization_errors import write_error_report
+
+        for path in write_error_report(reports, Path(arguments.report)):
+            print(f"wrote {path}", file=sys.stderr)
+    if arguments.json:
+        print_json(_one_or_all([_as_json(report.plan, report) for report in reports]))
+        return
+    for report in reports:
+        if arguments.errors:
+            print("\n".join(_table(report)))
+        print(report.path)
+
+
+def _target(plan: "Plan", given: _Positionals) -> Path:
+    """A file, or with several types one in a folder."""
+    if given.target is None:
+        return plan.default_path()
+    if len(given.types) == 1:
+        return Path(given.target)
+    if not Path(given.target).is_dir():
+        raise InputError(f"{given.target}: not a folder, which OUT has to be with several types")
+    return Path(given.target) / plan.default_path().name
+
+
+def _table(report: "Report") -> Iterator[str]:
+    """A line a tensor: its type, its size and what it lost."""
+    from lltool.quant.plan import size_of
+
+    for choice in report.plan.choices:
+        lost = (report.errors or {}).get(choice.tensor.name)
+        text = "" if lost is None else f"{lost:.6f}"
+        yield f"{printable(choice.tensor.name):<40} {choice.type.name:<7} {size_of(choice):>12}  {text}".rstrip()
+
+
+def _one_or_all(reports: list[dict[str, Any]]) -> Any:
+    return reports[0] if len(reports) == 1 else reports
+
+
+def _as_json(plan: "Plan", report: "Report | None" = None) -> dict[str, Any]:
+    errors = report.errors if report and report.errors is not None else {}
     return {
-        "path": path,
+        "path": str(report.path) if report else None,
         "file_type": plan.recipe.name,
         "pure": plan.options.pure,
         "weights": plan.weights,
         "source_bytes": plan.source_bytes,
         "bytes": plan.bytes,
         "bits_per_weight": plan.bits_per_weight,
+        "notes": list(plan.notes),
+        **({"seconds": report.seconds} if report else {}),
         "tensors": [
             {
                 "name": choice.tensor.name,
@@ -146,6 +305,7 @@ def _as_json(plan: "Plan", path: str | None) -> dict[str, Any]:
                 "from": choice.tensor.type.name,
                 "type": choice.type.name,
                 "wanted": choice.wanted.name,
+                **({"error": errors[choice.tensor.name]} if choice.tensor.name in errors else {}),
             }
             for choice in plan.choices
         ],

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "isa.h"
+#include "observe.h"
 #include "ops.h"
 
 namespace nb = nanobind;
@@ -39,6 +40,7 @@ public:
   explicit Session(const Settings& s) : executor(s) {}
   Executor executor;
   int64_t token_ids = 0; // rows of the embedding
+  std::vector<ObserveOp*> observers; // the executor's
 
   std::unique_lock<std::mutex> claim() {
     std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
@@ -167,6 +169,16 @@ NB_MODULE(_native, m) {
         require(x.second == out.second, "select: shapes do not agree");
         s.executor.begin_head();
         s.executor.add_row(std::make_unique<SelectOp>(buffer(x), buffer(out)));
+      })
+      .def("observe", [](Session& s, Place x) {
+        auto op = std::make_unique<ObserveOp>(buffer(x));
+        s.observers.push_back(op.get());
+        s.executor.add(std::move(op));
+      })
+      .def("take_sums", [](Session& s, size_t observer, nb::ndarray<double, nb::ndim<1>, nb::c_contig> out) {
+        require(observer < s.observers.size() && out.size() == s.observers[observer]->width(), "take_sums: shapes do not agree");
+        const auto lock = s.claim();
+        return s.observers[observer]->take(out.data());
       })
       .def("finish", [](Session& s) { s.executor.finish(); })
       .def("run", &Session::run)

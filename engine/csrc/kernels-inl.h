@@ -4,6 +4,7 @@
 #include "attention-inl.h"
 #include "matmul-inl.h"
 #include "matvec-inl.h"
+#include "observe-inl.h"
 
 namespace {
 
@@ -64,5 +65,6 @@ namespace lltool {
 const EngineKernels LLTOOL_TABLE = {
     lanes,      panel,         can_multiply, can_decode, decode_row, quantize_row, quantize_panel, pack_panel, matvec,
     matvec_f32, matmul,        matmul_f32,   rms_norm,   gated,      softcap,      log_sum_exp,    attention,  store_half,
+    add_squares,
 };
 }

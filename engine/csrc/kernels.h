@@ -79,7 +79,12 @@ struct EngineKernels {
 
   void (*attention)(const AttentionTask& task);
   void (*store_half)(const float* x, int64_t n, uint16_t* out, int64_t stride);
+
+  // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
+  void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);
 };
+
+constexpr int64_t observed_columns = 64; // that an observer's task sums up: four cache lines of a row
 
 constexpr int tile_rows = 64; // rows a matmul task unpacks at once
 

@@ -63,9 +63,9 @@ static void decode(int type, Array<const uint8_t, 2> blocks, Array<float, 2> out
   });
 }
 
-static bool can_encode(int type) {
-  return kernels->encode(type, nullptr, 0, 0, nullptr, nullptr).reason != lltool::Fault::unknown_type;
-}
+static auto fault_of_no_rows(int type) { return kernels->encode(type, nullptr, 0, 0, nullptr, nullptr).reason; }
+static bool can_encode(int type) { return fault_of_no_rows(type) != lltool::Fault::unknown_type; }
+static bool needs_importance(int type) { return fault_of_no_rows(type) == lltool::Fault::needs_importance; }
 
 // None, or the first row that cannot be encoded and why.
 static std::optional<std::pair<int64_t, std::string>> encode(int type, Array<const float, 2> values,
@@ -76,7 +76,8 @@ static std::optional<std::pair<int64_t, std::string>> encode(int type, Array<con
   if (int64_t(out.shape(0)) != rows || columns % block || width != columns / block * block_bytes ||
       (importance && int64_t(importance->size()) != columns))
     throw std::invalid_argument("encode: shapes do not agree");
-  if (!can_encode(type)) throw std::invalid_argument("encode: no native encoder of type " + std::to_string(type));
+  if (!can_encode(type) || (!importance && needs_importance(type)))
+    throw std::invalid_argument("encode: no native encoder of type " + std::to_string(type) + ", or none without importance");
   lltool::Fault worst;
   std::mutex mutex;
   {
@@ -118,6 +119,7 @@ NB_MODULE(_native, m) {
   m.def("decode", &decode, nb::arg("type"), nb::arg("blocks"), nb::arg("out"), nb::arg("block"), nb::arg("block_bytes"),
         nb::arg("threads"));
   m.def("can_encode", &can_encode, nb::arg("type"));
+  m.def("needs_importance", &needs_importance, nb::arg("type"), "Whether `encode` has no way without importance.");
   m.def("encode", &encode, nb::arg("type"), nb::arg("values"), nb::arg("importance").none(), nb::arg("out"),
         nb::arg("block"), nb::arg("block_bytes"), nb::arg("threads"),
         "None, or the first row that cannot be encoded and why: 'not finite' or 'too large'.");

@@ -1,26 +1,50 @@
 // Encoding of rows: any number of blocks, a lane each.
 #pragma once
+#include "encoders/fp4.h"
+#include "encoders/iq1.h"
+#include "encoders/iq2_iq3.h"
+#include "encoders/iq4.h"
 #include "encoders/k_quants.h"
+#include "encoders/k_quants_with_min.h"
 #include "encoders/legacy.h"
+#include "encoders/ternary.h"
 #include "formats.h"
 #include "kernels.h"
 
-#define LLTOOL_ENCODED_FORMATS(X) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q6_K)
+// clang-format off
+#define LLTOOL_ENCODED_FORMATS(X) \
+  X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) \
+  X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) \
+  X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ4_NL) X(IQ4_XS) \
+  X(IQ1_S) X(IQ1_M) X(MXFP4) X(NVFP4) X(TQ1_0) X(TQ2_0) X(Q1_0) X(Q2_0)
+// clang-format on
 
 namespace {
 
 using lltool::Fault;
 
-inline bool is_finite(const float* x, int64_t n) {
+// The largest magnitude; infinite or NaN if any weight is.
+inline float largest_magnitude(const float* x, int64_t n) {
   uint32_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
     const uint32_t size = f32_bits(x[i]) & 0x7fffffff;
     largest = size > largest ? size : largest;
   }
-  return largest < 0x7f800000;
+  return bits_f32(largest);
 }
 
-inline bool is_finite_half(const uint8_t* p) { return (load_u16(p) & 0x7c00) != 0x7c00; }
+inline bool is_finite_half(uint16_t half) { return (half & 0x7c00) != 0x7c00; }
+
+template <class F> bool has_finite_scales(const uint8_t* block) {
+  bool is = true;
+  for (const int offset : Encoder<F>::halves) is &= is_finite_half(load_u16(block + offset));
+  return is;
+}
+template <> inline bool has_finite_scales<IQ1_M>(const uint8_t* block) { return is_finite_half(IQ1_M::half(block)); }
+
+// No format with scales in half precision comes near larger weights, and ggml's sums of their powers overflow.
+template <class F> constexpr float limit = std::size(Encoder<F>::halves) ? 1e10f : 3.4028235e38f;
+template <> constexpr float limit<IQ1_M> = 1e10f;
 
 // The mean square of each row, summed in ggml's order; eight rows side by side, as a sum waits for its predecessor.
 inline void mean_squares(const float* x, int64_t rows, int64_t columns, float* out) {
@@ -57,8 +81,7 @@ void encode_rows(const float* x, int64_t rows, int64_t columns, const float* imp
     load_tile(source, F::block, tile);
     if (importance) {
       load_tile(importances, F::block, weight);
-      if (damping)
-        for (int i = 0; i < F::block; ++i) weight[i] *= square_root(mean_square + tile[i] * tile[i]);
+      if (damping) damp(tile, weight, F::block, mean_square, weight);
     }
     Encoder<F>::encode(tile, importance ? weight : nullptr, blocks);
   }
@@ -69,32 +92,36 @@ Fault encode_blocks(const float* x, int64_t rows, int64_t columns, const float* 
   constexpr int64_t at_once = 64;
   constexpr bool is_damped = Encoder<F>::importance == Importance::damped;
   if (Encoder<F>::importance == Importance::ignored) importance = nullptr;
+  if (Encoder<F>::importance == Importance::needed && !importance) return {0, Fault::needs_importance};
   const int64_t row_bytes = columns / F::block * F::bytes;
   float damping[at_once];
   for (int64_t start = 0; start < rows; start += at_once) {
-    const int64_t n = rows - start < at_once ? rows - start : at_once;
+    int64_t n = rows - start < at_once ? rows - start : at_once;
     const float* from = x + start * columns;
     uint8_t* to = out + start * row_bytes;
-    for (int64_t r = 0; r < n; ++r)
-      if (!is_finite(from + r * columns, columns)) return {start + r, Fault::not_finite};
+    Fault fault; // of the row after the n that can be tried
+    for (int64_t r = 0; r < n; ++r) {
+      const float largest = largest_magnitude(from + r * columns, columns);
+      if (largest <= limit<F>) continue;
+      fault = {start + r, largest < __builtin_inff() ? Fault::too_large : Fault::not_finite};
+      n = r;
+    }
     if (importance && is_damped) mean_squares(from, n, columns, damping);
     encode_rows<F>(from, n, columns, importance, importance && is_damped ? damping : nullptr, to);
     for (int64_t r = 0; r < n; ++r)
       for (const uint8_t* block = to + r * row_bytes; block < to + (r + 1) * row_bytes; block += F::bytes)
-        for (const int offset : Encoder<F>::halves)
-          if (!is_finite_half(block + offset)) return {start + r, Fault::too_large};
+        if (!has_finite_scales<F>(block)) return {start + r, Fault::too_large};
+    if (fault.reason != Fault::none) return fault;
   }
   return {};
 }
 
 template <class F> Fault encode_floats(const float* x, int64_t rows, int64_t columns, uint8_t* out) {
   for (int64_t r = 0; r < rows; ++r, x += columns, out += columns * F::bytes) {
-    if (!is_finite(x, columns)) return {r, Fault::not_finite};
+    const float largest = largest_magnitude(x, columns);
+    if (!(largest < __builtin_inff())) return {r, Fault::not_finite};
+    if (F::type == F16::type && largest >= 65520) return {r, Fault::too_large}; // rounds to infinity
     F::encode(x, columns, out);
-    if (F::type != F16::type) continue;
-    bool fits = true;
-    for (int64_t i = 0; i < columns; ++i) fits &= is_finite_half(out + 2 * i);
-    if (!fits) return {r, Fault::too_large};
   }
   return {};
 }

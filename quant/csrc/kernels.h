@@ -4,10 +4,10 @@
 
 namespace lltool {
 
-// Why a row could not be encoded; `row` is the first such.
+// Why a row could not be encoded; `row` is the first such. The last two hold for any row.
 struct Fault {
   int64_t row = -1;
-  enum { none, not_finite, too_large, unknown_type } reason = none;
+  enum { none, not_finite, too_large, needs_importance, unknown_type } reason = none;
 };
 
 struct QuantKernels {

@@ -18,7 +18,7 @@ from lltool.gguf.ggml_types import LAYOUT, GGMLType
 from lltool.gguf.metadata import Value, ValueType, array, boolean, f32, string, u32
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.source import Bytes, Model, Tensor
-from lltool.gguf.writer import write_gguf
+from lltool.gguf.writer import Output, write_gguf, write_together
 
 EXTREMES = {
     ValueType.UINT8: [0, 255],
@@ -164,8 +164,7 @@ def test_metadata_round_trip(tmp_path_factory: pytest.TempPathFactory, metadata:
     same_metadata(open_gguf(path).metadata, metadata)
 
 
-def test_windows_are_bounded_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_WINDOW_BYTES", 1000)
+def test_windows_are_bounded_and_in_order(tmp_path: Path) -> None:
     asked: list[tuple[int, int]] = []
     whole = make_tensor("w", (100, 64))
 
@@ -176,7 +175,11 @@ def test_windows_are_bounded_and_in_order(tmp_path: Path, monkeypatch: pytest.Mo
 
     seen: list[tuple[int, int]] = []
     model = Model({}, [Tensor("w", whole.type, whole.shape, read), make_tensor("v", (1, 7))])
-    write_gguf(tmp_path / "m.gguf", model, progress=lambda done, total: seen.append((done, total)))
+    write_together(
+        [Output(tmp_path / "m.gguf", model)],
+        window_weights=200,
+        progress=lambda done, total: seen.append((done, total)),
+    )
     assert asked == [(start, min(start + 3, 100)) for start in range(0, 100, 3)]
     assert seen[0] == (768, 25628)
     assert seen[-1] == (25628, 25628)
@@ -367,7 +370,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     """/dev/full takes nothing; a symbolic link stands in for the temporary file."""
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    file = writer._lay_out(tmp_path / "m.gguf", Model({}, [W]), None, None, None)[0]
+    file = writer._lay_out(writer.Output(tmp_path / "m.gguf", Model({}, [W])))[0]
     file.temporary.symlink_to("/dev/full")
     with pytest.raises(InputError, match=r"m\.gguf: the disk is full after \d+ of 224 bytes"):
         write_gguf(tmp_path / "m.gguf", Model({"flag": boolean(True)}, [W]))

@@ -1,25 +1,32 @@
 """Encoders against libgguf, which is ggml's own quantizer: byte for byte, under every instruction set."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
-from lltool.quant.codec import ENCODED, BadWeights, decode, encode
+from lltool.gguf.source import Bytes
+from lltool.quant.codec import ENCODED, NEEDS_IMPORTANCE, BadWeights, decode, encode
 
 COLUMNS = 768
-QUANTIZED = sorted(ENCODED - {GGMLType.F32, GGMLType.F16, GGMLType.BF16})
+NOT_IN_LIBGGUF = {GGMLType.Q2_0}
+WITHOUT_HALVES = {GGMLType.MXFP4, GGMLType.NVFP4}  # their scales are 8-bit floats
+QUANTIZED = sorted(ENCODED - {GGMLType.F32, GGMLType.F16, GGMLType.BF16} - NOT_IN_LIBGGUF)
 
 
 def make_rows(kind: str) -> NDArray[np.float32]:
     random = np.random.default_rng(7)
-    normal = random.standard_normal((13, COLUMNS))  # 13 rows: lanes are left over
+    normal = random.standard_normal((7, COLUMNS))  # 21 blocks of 256: lanes are left over
     if kind == "one outlier a row":
         normal[:, 5] = 3000
     zeros = np.zeros((3, COLUMNS))
     zeros[:, ::3] = -0.0
     zeros[1, ::7], zeros[2, ::7] = 1, -1
+    some_groups = random.random((7, COLUMNS // 16)).repeat(16, axis=1)
+    powers = np.sort(random.integers(-30, 15, (7, COLUMNS)))
     rows = {
         "normal": normal * 0.05,
         "one outlier a row": normal * 0.01,
@@ -36,29 +43,70 @@ def make_rows(kind: str) -> NDArray[np.float32]:
         "plus and minus one": random.choice([-1.0, 1.0], normal.shape),
         "integers": random.integers(-8, 8, normal.shape),
         "half precision": (normal * 0.05).astype(np.float16),
+        "groups of zeros": normal * (some_groups < 0.5),
+        "groups apart": normal * 10 ** (some_groups * 12 - 10),
+        "one weight a block": normal * (np.arange(COLUMNS) % 256 == 77),
+        "close together": 1 + normal * 1e-6,
+        "about powers of two": np.ldexp(random.choice(1 + np.arange(-2, 3) * 2.0**-24, powers.shape), powers),
     }
-    return rows[kind].astype(np.float32)
+    return np.asarray(rows[kind], np.float32)
 
 
 KINDS = (
     *("normal", "one outlier a row", "heavy tails", "all positive", "all negative", "constant", "negative constant"),
     *("zeros of both signs", "subnormal", "tiny", "inverse of the scale overflows", "huge", "plus and minus one"),
-    *("integers", "half precision"),
+    *("integers", "half precision", "about powers of two", "groups of zeros", "groups apart", "one weight a block"),
+    "close together",
 )
 
 
-@pytest.mark.parametrize("with_importance", [False, True], ids=["", "importance"])
-@pytest.mark.parametrize("type", QUANTIZED, ids=lambda type: type.name)
-def test_bytes_equal_ggml(type: GGMLType, with_importance: bool, each_isa: str) -> None:
+def make_importance(kind: str) -> NDArray[np.float32] | None:
+    importance = (np.random.default_rng(3).random(COLUMNS) ** 4).astype(np.float32)
+    importance[::11] = 0
+    if kind == "few columns":
+        importance[np.arange(COLUMNS) % 19 > 0] = 0
+    return None if kind == "plain" else importance
+
+
+CODEBOOKS = {type for type in QUANTIZED if type.name.startswith(("IQ1", "IQ2", "IQ3"))}  # have tests of their own
+WAYS = [
+    pytest.param(type, kind, id=f"{type.name}-{kind}")
+    for type in QUANTIZED
+    for kind in ("plain", "importance", "few columns")
+    if kind == "importance" or type not in CODEBOOKS
+]
+
+
+def rows_of(type: GGMLType, kind: str) -> NDArray[np.float32]:
+    return make_rows(kind)[: 3 if type in CODEBOOKS else None]  # libgguf is slow there
+
+
+@cache
+def made_by_ggml(type: GGMLType, important: str, kind: str) -> Bytes:
     libgguf = pytest.importorskip("libgguf")
-    importance = None
-    if with_importance:
-        importance = (np.random.default_rng(3).random(COLUMNS) ** 4).astype(np.float32)
-        importance[::11] = 0
+    return np.asarray(libgguf.quantize_rows(rows_of(type, kind), int(type), make_importance(important)))
+
+
+@pytest.mark.parametrize(("type", "important"), WAYS)
+def test_bytes_equal_ggml(type: GGMLType, important: str, each_isa: str) -> None:
     for kind in KINDS:
-        rows = make_rows(kind)
-        expected = libgguf.quantize_rows(rows, int(type), importance)
-        np.testing.assert_array_equal(encode(rows, type, importance), expected, err_msg=kind)
+        data = encode(rows_of(type, kind), type, make_importance(important))
+        np.testing.assert_array_equal(data, made_by_ggml(type, important, kind), err_msg=kind)
+
+
+def test_q2_0_is_as_ggml_defines_it(each_isa: str) -> None:
+    """quantize_row_q2_0_ref of ggml-quants.c in numpy, as libgguf lacks the type."""
+    for kind in KINDS:
+        blocks = make_rows(kind).reshape(-1, 64)
+        largest = np.abs(blocks).max(axis=1, keepdims=True)
+        with np.errstate(all="ignore"):
+            quotient = (blocks * np.where(largest > 0, np.float32(1) / largest, np.float32(0))).astype(np.float64)
+            codes = np.sign(quotient) * np.floor(np.abs(quotient) + 0.5) + 1
+        # What C's conversion to int makes of quotients that are no numbers, or infinite, is the least int.
+        codes = np.where(np.isfinite(codes), codes, 0).astype(np.uint8).reshape(-1, 16, 4)
+        data = (codes << np.array([0, 2, 4, 6], np.uint8)).sum(axis=2).astype(np.uint8)
+        expected = np.concatenate([largest.astype("<f2").view(np.uint8), data], axis=1)
+        np.testing.assert_array_equal(encode(make_rows(kind), GGMLType.Q2_0).reshape(-1, 18), expected, err_msg=kind)
 
 
 @pytest.mark.parametrize("type", [GGMLType.F16, GGMLType.BF16], ids=lambda type: type.name)
@@ -82,25 +130,24 @@ def test_the_first_row_that_is_not_finite_is_named(type: GGMLType, bad: float, e
     rows = np.ones((700, 256), np.float32)
     rows[[612, 333], [3, 250]] = bad
     with pytest.raises(BadWeights, match="row 333 holds NaN or infinity"):
-        encode(rows, type, threads=2)
+        encode(rows, type, np.ones(256, np.float32), threads=2)
 
 
 @pytest.mark.parametrize(
     ("type", "size"),
-    [
-        (GGMLType.F16, 65520),
-        (GGMLType.Q4_0, 600000),
-        (GGMLType.Q4_1, -7e4),
-        (GGMLType.Q8_0, 1e7),
-        (GGMLType.Q6_K, 1e12),
-    ],
-    ids=lambda value: getattr(value, "name", ""),
+    [(GGMLType.F16, 65520), (GGMLType.Q4_0, 600000), (GGMLType.Q4_1, -7e4), (GGMLType.Q8_0, 1e7)]
+    + [(type, size) for type in QUANTIZED if type not in WITHOUT_HALVES for size in (1e12, -1e20, 3e38)],
+    ids=lambda value: getattr(value, "name", value),
 )
 def test_weights_beyond_half_precision_are_refused(type: GGMLType, size: float) -> None:
-    rows = np.ones((3, 256), np.float32)
+    rows = np.ones((4, 256), np.float32)
     rows[1, 7] = size
-    with pytest.raises(BadWeights, match=f"row 1 holds weights too large for {type.name}"):
-        encode(rows, type)
+    rows[3, 7] = np.inf
+    for importance in (None, np.ones(256, np.float32)):
+        if importance is None and type in NEEDS_IMPORTANCE:
+            continue
+        with pytest.raises(BadWeights, match=f"row 1 holds weights too large for {type.name}"):
+            encode(rows, type, importance)
 
 
 def test_threads_change_nothing() -> None:
@@ -120,7 +167,14 @@ def test_importance_lowers_the_error_that_counts() -> None:
 
 
 def test_types_without_encoder_and_partial_blocks_are_refused() -> None:
-    with pytest.raises(InputError, match="cannot encode to IQ1_S; choose of F32"):
-        encode(np.zeros((1, 256), np.float32), GGMLType.IQ1_S)
+    with pytest.raises(InputError, match="cannot encode to Q8_K; choose of F32"):
+        encode(np.zeros((1, 256), np.float32), GGMLType.Q8_K)
     with pytest.raises(ValueError, match="row of 48 is not a multiple of the Q4_0 block of 32"):
         encode(np.zeros((1, 48), np.float32), GGMLType.Q4_0)
+
+
+def test_types_that_need_importance_name_it() -> None:
+    assert {GGMLType.IQ2_XXS, GGMLType.IQ2_XS} <= NEEDS_IMPORTANCE
+    for type in NEEDS_IMPORTANCE:
+        with pytest.raises(InputError, match=f"cannot encode to {type.name} without importance"):
+            encode(np.zeros((1, 256), np.float32), type)

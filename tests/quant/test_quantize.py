@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,17 @@ import numpy as np
 import pytest
 
 from lltool.gguf.errors import InputError
+from lltool.gguf.file_types import FileType
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import string
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.writer import write_gguf
-from lltool.quant.quantize import plan_quantization, quantize_file
-from lltool.quant.recipes import Options, describe_fallbacks
+from lltool.quant.choose import Options, describe_fallbacks
+from lltool.quant.guidance import read_guidance
+from lltool.quant.plan import Request, plan_quantization
+from lltool.quant.quantize import quantize_file, write_plans
+from lltool.quant.recipe_language import Recipe, Rule, format_recipe
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,7 @@ def golden(shared: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def f16_file(real_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("quantize") / "smollm2-f16.gguf"
-    quantize_file(real_model("smollm2-q4_1"), path, "F16", allow_requantize=True)
+    quantize_file(real_model("smollm2-q4_1"), path, "F16", request=Request(allow_requantize=True))
     return path
 
 
@@ -43,11 +50,70 @@ def test_dequantizing_to_f16_equals_llama_quantize(f16_file: Path, golden: dict[
     assert_equals_golden(f16_file, golden["F16"])
 
 
-@pytest.mark.parametrize("type", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q6_K", "Q8_0"])
-def test_files_equal_llama_quantize(type: str, f16_file: Path, golden: dict[str, Any], tmp_path: Path) -> None:
-    for key, options in ((type, Options()), (f"{type}+pure", Options(pure=True))):
-        quantize_file(f16_file, tmp_path / "out.gguf", type, options)
-        assert_equals_golden(tmp_path / "out.gguf", golden[key])
+# IQ1_M is not here: of ten tensors llama-quantize and libgguf make different bytes; we make libgguf's.
+FEW = ["Q4_0", "Q6_K+pure", "Q4_K_M+imatrix"]
+MANY = [
+    ["Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M"],
+    ["Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_M", "IQ3_XS", "IQ3_XXS", "TQ1_0", "TQ2_0", "Q3_K_M+pure"],
+    ["Q4_0+imatrix", "Q5_0+imatrix", "Q2_K+imatrix", "Q2_K_S+imatrix", "Q3_K_M+imatrix", "IQ4_XS+imatrix"],
+    ["IQ3_M+imatrix", "IQ3_XXS+imatrix", "IQ2_M+imatrix", "IQ2_XS+imatrix", "IQ2_XXS+imatrix", "IQ1_S+imatrix"],
+]
+
+
+@pytest.mark.parametrize("keys", [FEW, *(pytest.param(keys, marks=pytest.mark.slow) for keys in MANY)])
+def test_files_of_one_read_equal_llama_quantize(
+    keys: list[str], f16_file: Path, golden: dict[str, Any], shared: Path, tmp_path: Path
+) -> None:
+    guided = Request(read_guidance(shared / "golden" / "imatrix" / "smollm2-imatrix.gguf"))
+    with open_gguf(f16_file) as file:
+        plans = []
+        for key in keys:
+            type, _, how = key.partition("+")
+            request = guided if how == "imatrix" else Request()
+            plans.append(plan_quantization(file, type, Options(pure=how == "pure"), request))
+        reports = write_plans(plans, [tmp_path / f"{key}.gguf" for key in keys])
+    for key, report in zip(keys, reports, strict=True):
+        assert_equals_golden(report.path, golden[key])
+
+
+def test_options_equal_llama_quantize(f16_file: Path, shared: Path, tmp_path: Path) -> None:
+    """Digests of what llama.cpp's llama_model_quantize made of the same file, for options that the golden set lacks."""
+    guidance = read_guidance(shared / "golden" / "imatrix" / "smollm2-imatrix.gguf")
+    named = Options(
+        output_tensor_type=GGMLType.Q8_0, tensor_types=(("ffn_down", GGMLType.Q6_K), ("attn", GGMLType.Q8_0))
+    )
+    with open_gguf(f16_file) as file:
+        made = {
+            "5f353ac3f753d826": plan_quantization(file, "Q4_0", named),
+            "9cf3727c03f01207": plan_quantization(file, "MXFP4_MOE"),
+            "d8bddb6bc874d271": plan_quantization(file, "Q2_0"),
+        }
+        reports = write_plans(list(made.values()), [tmp_path / digest for digest in made])
+        pruned = plan_quantization(file, "Q4_K_M", request=Request(guidance, prune=(1, 5, 28)))
+        reports += write_plans([pruned], [tmp_path / "99e1c60863fcf511"])
+    for report in reports:
+        with open_gguf(report.path) as file:
+            lines = [f"{t.name} {t.type.name} {hashlib.sha256(t.data()).hexdigest()}" for t in file.tensors]
+        found = hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+        assert found.startswith(report.path.name), report.plan.recipe.name
+
+
+def test_a_guided_file_says_by_what(f16_file: Path, shared: Path, tmp_path: Path) -> None:
+    guidance = read_guidance(shared / "golden" / "imatrix" / "smollm2-imatrix.gguf", include=["blk.0."])
+    with open_gguf(f16_file) as file:
+        plan = plan_quantization(file, "Q8_0", request=Request(guidance))
+        [note] = plan.notes
+        assert re.search(r"has nothing for these tensors, .*: blk\.1\.\w+\.weight, .* and 198 more$", note)
+        write_plans([plan], [tmp_path / "out.gguf"])
+    with open_gguf(tmp_path / "out.gguf") as file:
+        keys = {key: value.data for key, value in file.metadata.items() if "imatrix" in key}
+    assert keys == {
+        "quantize.imatrix.file": str(guidance.path),
+        "quantize.imatrix.dataset": "text/calib.txt",
+        "quantize.imatrix.entries_count": 7,
+        "quantize.imatrix.chunks_count": 40,
+        "lltool.quantize.imatrix_sha256": hashlib.sha256(guidance.path.read_bytes()).hexdigest(),
+    }
 
 
 @pytest.fixture
@@ -88,7 +154,7 @@ def test_plan_tells_fallbacks_and_sizes(small_file: Path) -> None:
         assert plan.source_bytes == 4 * (8 * 64 + 4 * 40 + 64)
         assert plan.bytes == 8 * 2 * 34 + 2 * 4 * 40 + 4 * 64
         with pytest.raises(InputError, match=r"not whole Q8_0 blocks of 32; F16 instead .* drop --strict"):
-            plan_quantization(file, "Q8_0", strict=True)
+            plan_quantization(file, "Q8_0", request=Request(strict=True))
 
 
 def test_quantizing_twice_is_refused(small_file: Path, tmp_path: Path) -> None:
@@ -96,7 +162,7 @@ def test_quantizing_twice_is_refused(small_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"once\.gguf: blk\.0\.attn_q\.weight is Q8_0 already.*--allow-requantize"):
         quantize_file(tmp_path / "once.gguf", tmp_path / "twice.gguf", "Q4_0")
     assert not (tmp_path / "twice.gguf").exists()
-    quantize_file(tmp_path / "once.gguf", tmp_path / "twice.gguf", "Q4_0", allow_requantize=True)
+    quantize_file(tmp_path / "once.gguf", tmp_path / "twice.gguf", "Q4_0", request=Request(allow_requantize=True))
 
 
 def test_damaged_weights_are_named_and_leave_nothing(small_file: Path, tmp_path: Path) -> None:
@@ -115,3 +181,75 @@ def test_damaged_weights_are_named_and_leave_nothing(small_file: Path, tmp_path:
 def test_the_source_is_not_overwritten(small_file: Path) -> None:
     with pytest.raises(InputError, match="would overwrite its own source"):
         quantize_file(small_file, small_file, "Q8_0")
+
+
+def test_several_outputs_are_those_made_alone(small_file: Path, tmp_path: Path) -> None:
+    with open_gguf(small_file) as file:
+        plans = [plan_quantization(file, type) for type in ("Q8_0", "Q5_1", "COPY")]
+        together = write_plans(plans, [tmp_path / f"{i}.gguf" for i in range(3)], with_errors=True)
+        for report in together:
+            [alone] = write_plans([report.plan], [tmp_path / "alone.gguf"])
+            assert alone.errors is None
+            assert report.path.read_bytes() == alone.path.read_bytes()
+        q8_0, q5_1, copy = (report.errors for report in together)
+        assert copy == {}
+        assert q8_0 is not None
+        assert q5_1 is not None
+        assert 1e-6 < q8_0["blk.0.attn_q.weight"] < q5_1["blk.0.attn_q.weight"] < 1e-2
+        assert q8_0["blk.0.attn_k.weight"] == 0  # ones
+        with pytest.raises(InputError, match=r"same\.gguf: is the target of two types"):
+            write_plans(plans, [tmp_path / "same.gguf"] * 3)
+
+
+def test_recipes_of_ones_own_are_kept_in_the_file(small_file: Path, tmp_path: Path) -> None:
+    recipe = Recipe("mine", GGMLType.Q8_0, FileType.Q8_0, rules=(Rule(GGMLType.Q5_0, match="attn_q"),))
+    overrides = {"general.name": string("renamed"), "lltool.quantize.source_sha256": string("?")}
+    quantize_file(small_file, tmp_path / "out.gguf", recipe, request=Request(overrides=overrides))
+    with open_gguf(tmp_path / "out.gguf") as file:
+        assert file.tensor("blk.0.attn_q.weight").type == GGMLType.Q5_0
+        assert file.metadata["lltool.quantize.recipe"].data == "mine"
+        assert file.metadata["lltool.quantize.recipe_text"].data == format_recipe(recipe)
+        assert file.metadata["general.name"].data == "renamed"
+        assert len(file.metadata["lltool.quantize.source_sha256"].data) == 64
+
+
+def test_shards_are_kept(small_file: Path, tmp_path: Path) -> None:
+    with open_gguf(small_file) as file:
+        shards = write_gguf(tmp_path / "split.gguf", file, shard_tensors=2)
+    with open_gguf(shards[0]) as file:
+        plan = plan_quantization(file, "Q8_0", request=Request(keep_split=True))
+        [report] = write_plans([plan], [tmp_path / "out.gguf"])
+    with open_gguf(tmp_path / "out-00002-of-00002.gguf") as file:
+        assert file.shard_sizes == (2, 1)
+        assert report.path == tmp_path / "out-00001-of-00002.gguf"
+
+
+MEMORY = """
+import re, sys
+from lltool.quant.plan import estimate_memory
+from lltool.quant.quantize import plan_quantization, write_plans
+from lltool.gguf.reader import open_gguf
+with open_gguf(sys.argv[1]) as file:
+    plans = [plan_quantization(file, type) for type in ("Q8_0", "Q4_0")]
+    write_plans(plans, sys.argv[2:4])
+    # Unlike ru_maxrss not that of the process which started this one.
+    print(estimate_memory(plans), int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_under_the_bound(tmp_path: Path) -> None:
+    """A model of twice the bound, mostly a hole in the file."""
+    zeros = np.zeros((1 << 12, 4096), np.uint8)
+    tensors = [
+        Tensor(f"blk.{i}.ffn_up.weight", GGMLType.F32, (1 << 16, 1024), lambda a, b: zeros[: b - a]) for i in range(4)
+    ]
+    write_gguf(tmp_path / "large.gguf", Model({}, tensors))
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, tmp_path / "large.gguf", tmp_path / "a.gguf", tmp_path / "b.gguf"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    bound, used = map(int, done.stdout.split())
+    assert used < bound < (tmp_path / "large.gguf").stat().st_size / 2

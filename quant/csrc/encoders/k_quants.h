@@ -1,9 +1,55 @@
-// Encoders of the k-quants. Source: quantize_row_*_ref and *_impl of ggml-quants.c.
+// Encoders of the k-quants without mins: Q3_K and Q6_K. Source: quantize_row_*_ref and *_impl of ggml-quants.c.
 #pragma once
 #include "../formats/k_quants.h"
-#include "legacy.h"
+#include "encoder.h"
+#include "search.h"
 
 namespace {
+
+// A scale for each 16 weights, those scales to 6 bits, and the codes again with the scales as stored.
+template <> struct Encoder<Q3_K> {
+  static constexpr int halves[] = {108};
+  static constexpr auto importance = Importance::plain;
+  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
+    Ints codes[256], scales[16];
+    Floats scale[16], d;
+    if (weight) {
+      const Floats mean_square = 2.0f * sum_of_squares(x, 256) / 256.0f;
+      Floats damped[16], counts[16]{};
+      for (int g = 0; g < 16; ++g) {
+        damp(x + 16 * g, weight + 16 * g, 16, mean_square, damped);
+        for (int i = 0; i < 16; ++i) counts[g] += damped[i];
+        scale[g] = search_scale<16>(x + 16 * g, damped, 4, codes + 16 * g);
+      }
+      d = search_scale<16>(scale, counts, 32, scales);
+    } else {
+      for (int g = 0; g < 16; ++g) scale[g] = search_signed<16>(x + 16 * g, 4, codes + 16 * g);
+      Floats largest;
+      const Floats extreme = find_extreme(scale, 16, largest), inverse = -32.0f / extreme;
+      const auto is_zero = extreme == 0;
+      for (int g = 0; g < 16; ++g)
+        scales[g] = is_zero ? Ints{} : clamp(as_int8(nearest(inverse * scale[g])), -32, 31) + 32;
+      d = is_zero ? Floats{} : 1.0f / inverse;
+    }
+    out.store_halves(108, d);
+    const Floats stored = round_to_half(d);
+    for (int g = 0; g < 16; ++g) {
+      const Floats step = stored * to_floats(scales[g] - 32);
+      for (int i = 16 * g; i < 16 * g + 16; ++i) {
+        const Ints code = clamp(nearest(x[i] / step), -4, 3) + 4;
+        codes[i] = step != 0 ? code : codes[i];
+      }
+    }
+    Ints bytes[32]{};
+    for (int i = 0; i < 256; ++i) bytes[i % 32] |= codes[i] >> 2 << i / 32;
+    out.store_bytes(0, bytes, 32);
+    store_pairs(out, 32, codes);
+    for (int g = 0; g < 8; ++g) bytes[g] = (scales[g] & 15) | (scales[g + 8] & 15) << 4;
+    for (int g = 0; g < 4; ++g)
+      bytes[g + 8] = scales[g] >> 4 | scales[g + 4] >> 4 << 2 | scales[g + 8] >> 4 << 4 | scales[g + 12] >> 4 << 6;
+    out.store_bytes(96, bytes, 12);
+  }
+};
 
 // A scale for each 16 weights, then those scales to 8 bits, then the codes again with the scales as stored.
 template <> struct Encoder<Q6_K> {
@@ -11,20 +57,17 @@ template <> struct Encoder<Q6_K> {
   static constexpr auto importance = Importance::plain;
   static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
     Ints codes[256], scales[16];
-    Floats scale[16], largest{}, extreme{}, squares[16];
+    Floats scale[16], squares[16];
     for (int g = 0; g < 16; ++g) {
       for (int i = 0; i < 16; ++i) squares[i] = x[16 * g + i] * x[16 * g + i];
       scale[g] = search_scale<16>(x + 16 * g, weight ? weight + 16 * g : squares, 32, codes + 16 * g);
-      const Floats size = magnitude(scale[g]);
-      extreme = size > largest ? scale[g] : extreme;
-      largest = size > largest ? size : largest;
     }
-    const auto is_zero = largest < 1e-15f; // stored as all zero bytes
-    const Floats inverse = -128.0f / extreme;
+    Floats largest;
+    const Floats inverse = -128.0f / find_extreme(scale, 16, largest);
+    const auto is_zero = largest < all_zero; // stored as all zero bytes
     const Floats d = is_zero ? Floats{} : 1.0f / inverse;
     out.store_halves(208, d);
-    Floats stored;
-    for (int l = 0; l < lanes; ++l) stored[l] = load_f16(out.lane[l] + 208);
+    const Floats stored = round_to_half(d);
     for (int g = 0; g < 16; ++g) {
       const Ints whole = nearest(inverse * scale[g]);
       scales[g] = is_zero ? Ints{} : as_int8(whole > 127 ? Ints{} + 127 : whole);

@@ -1,31 +1,16 @@
 // Encoders of the formats with one scale for 32 weights. Source: quantize_row_*_ref and *_impl of ggml-quants.c.
-//
-// An encoder takes a tile of blocks and a tile of how much each weight counts (null without importance). `halves` are the
-// offsets of its f16 fields.
 #pragma once
 #include "../formats/legacy.h"
+#include "encoder.h"
 #include "search.h"
 
 namespace {
 
-template <class F> struct Encoder;
-
-// How importance counts: not, as it is, or times sqrt(mean square of the row + square of the weight).
-enum class Importance { ignored, plain, damped };
-
-inline Floats inverse_or_zero(Floats d) { return d != 0 ? 1.0f / d : Floats{}; }
-inline Ints as_int8(Ints v) { return v << 24 >> 24; }
-
 // Codes around `half`: the weight of the largest magnitude gets code 0. Returns the scale.
 inline Floats encode_around(const Floats* x, const Floats* weight, int half, Ints* codes) {
   if (weight) return search_scale<32>(x, weight, half, codes);
-  Floats largest{}, extreme{};
-  for (int i = 0; i < 32; ++i) {
-    const Floats size = magnitude(x[i]);
-    extreme = size > largest ? x[i] : extreme;
-    largest = size > largest ? size : largest;
-  }
-  const Floats scale = extreme / -float(half), inverse = inverse_or_zero(scale);
+  Floats largest;
+  const Floats scale = find_extreme(x, 32, largest) / -float(half), inverse = inverse_or_zero(scale);
   for (int i = 0; i < 32; ++i) {
     const Ints code = as_int8(to_ints(x[i] * inverse + (float(half) + 0.5f)));
     codes[i] = code > 2 * half - 1 ? Ints{} + (2 * half - 1) : code;
@@ -35,11 +20,11 @@ inline Floats encode_around(const Floats* x, const Floats* weight, int half, Int
 
 // Codes from the least weight up. Returns the scale.
 inline Floats encode_above(const Floats* x, const Floats* weight, int top, Ints* codes, Floats& min) {
-  if (weight) return search_scale_min<32>(x, weight, top, codes, min);
+  if (weight) return search_scale_min<32>(x, weight, top, important_tries, codes, min);
   Floats low = x[0], high = x[0];
   for (int i = 1; i < 32; ++i) {
-    low = x[i] < low ? x[i] : low;
-    high = x[i] > high ? x[i] : high;
+    low = smaller(x[i], low);
+    high = larger(x[i], high);
   }
   const Floats scale = (high - low) / float(top), inverse = inverse_or_zero(scale);
   for (int i = 0; i < 32; ++i) {
@@ -50,11 +35,6 @@ inline Floats encode_above(const Floats* x, const Floats* weight, int top, Ints*
   return scale;
 }
 
-inline void store_nibbles(const Blocks& out, int offset, const Ints* codes) {
-  Ints bytes[16];
-  for (int i = 0; i < 16; ++i) bytes[i] = (codes[i] & 15) | (codes[i + 16] & 15) << 4;
-  out.store_bytes(offset, bytes, 16);
-}
 inline void store_fifth_bits(const Blocks& out, int offset, const Ints* codes) {
   Ints word{};
   for (int i = 0; i < 32; ++i) word |= (codes[i] >> 4 & 1) << i;
@@ -113,10 +93,10 @@ template <> struct Encoder<Q8_0> {
   static constexpr auto importance = Importance::ignored;
   static void encode(const Floats* x, const Floats*, const Blocks& out) {
     Floats largest{};
-    for (int i = 0; i < 32; ++i) largest = magnitude(x[i]) > largest ? magnitude(x[i]) : largest;
+    for (int i = 0; i < 32; ++i) largest = larger(magnitude(x[i]), largest);
     const Floats scale = largest / 127.0f, inverse = inverse_or_zero(scale);
     Ints bytes[32];
-    for (int i = 0; i < 32; ++i) bytes[i] = to_ints(round_away(x[i] * inverse)) & 255;
+    for (int i = 0; i < 32; ++i) bytes[i] = round_away(x[i] * inverse) & 255;
     out.store_halves(0, scale);
     out.store_bytes(2, bytes, 32);
   }

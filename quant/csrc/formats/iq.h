@@ -119,11 +119,14 @@ struct IQ1_S {
 struct IQ1_M {
   static constexpr int type = 29, block = 256, bytes = 56, group = 16, zero = 9, max_code = 18;
   static constexpr bool has_min = false;
+  static uint16_t half(const uint8_t* b) {
+    uint16_t half = 0;
+    for (int i = 0; i < 4; ++i) half |= uint16_t(load_u16(b + 48 + 2 * i) >> 12 << (4 * i));
+    return half;
+  }
   static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     const uint8_t *low = b, *high = b + 32, *scales = b + 48;
-    uint16_t half = 0;
-    for (int i = 0; i < 4; ++i) half |= uint16_t(load_u16(scales + 2 * i) >> 12 << (4 * i));
-    const float d = f16_to_f32(half);
+    const float d = f16_to_f32(half(b));
     for (int g = 0; g < 16; ++g)
       scale[g] = d * float(2 * (load_u16(scales + g / 4 * 2) >> (3 * (g & 3)) & 7) + 1) * 0.125f;
     for (int i = 0; i < 32; ++i) {

@@ -1,0 +1,172 @@
+"""What quantizing a file will do, known before any weight is read: types, sizes, memory, time."""
+
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lltool.gguf.errors import InputError
+from lltool.gguf.ggml_types import GGMLType, row_bytes
+from lltool.gguf.metadata import Value
+from lltool.gguf.reader import GGUFFile
+from lltool.gguf.source import Model
+from lltool.quant.choose import (
+    DEFAULTS,
+    PLAIN,
+    Choice,
+    Options,
+    check_choices,
+    check_patterns,
+    choose_types,
+    describe_fallbacks,
+)
+from lltool.quant.codec import NEEDS_IMPORTANCE, encode
+from lltool.quant.edits import prune_layers
+from lltool.quant.guidance import Guidance
+from lltool.quant.recipe_language import Recipe
+from lltool.quant.recipes import find_recipe
+
+BUFFER_BYTES = 80 << 20
+"""Rows that are in memory at a time, as float32 and in their new types."""
+
+_BYTES_A_WEIGHT = 20  # of buffers: float32 4, two windows of at most float32 8, decoded again and its error 8
+_FIXED_BYTES = 256 << 20  # the interpreter and its libraries, 128 MiB of the mapped source, what the allocator keeps
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user wants of a file, beside the recipe and `Options` of the types."""
+
+    guidance: Guidance | None = None
+    prune: Collection[int] = ()
+    overrides: Mapping[str, Value] = field(default_factory=dict)
+    keep_split: bool = False
+    allow_requantize: bool = False
+    strict: bool = False  # a fallback is an error
+
+
+NOTHING_MORE = Request()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What quantizing a file will do. Nothing is computed until it is written.
+
+    `model` is the file's, with the keys and blocks that were asked for; `names` are the names its tensors had before.
+    """
+
+    file: GGUFFile
+    model: Model
+    names: Mapping[str, str]
+    recipe: Recipe
+    options: Options
+    request: Request
+    choices: Sequence[Choice]
+    notes: Sequence[str]
+
+    @property
+    def weights(self) -> int:
+        return sum(choice.tensor.rows * choice.tensor.columns for choice in self.choices)
+
+    @property
+    def source_bytes(self) -> int:
+        """Of tensor data."""
+        return sum(choice.tensor.nbytes for choice in self.choices)
+
+    @property
+    def bytes(self) -> int:
+        """Of tensor data, when it is written."""
+        return sum(size_of(choice) for choice in self.choices)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes / self.weights
+
+    def changes(self) -> Counter[tuple[GGMLType, GGMLType]]:
+        """How many tensors go from which type to which."""
+        return Counter((choice.tensor.type, choice.type) for choice in self.choices)
+
+    def default_path(self) -> Path:
+        return self.file.path.with_name(f"ggml-model-{self.recipe.name}.gguf")
+
+    def shard_sizes(self) -> list[int] | None:
+        """Tensors in each shard, where the source's shards are kept."""
+        if not self.request.keep_split:
+            return None
+        kept = set(self.names.values())
+        tensors = iter(self.file.tensors)
+        return [sum(next(tensors).name in kept for _ in range(size)) for size in self.file.shard_sizes]
+
+
+def size_of(choice: Choice) -> int:
+    """Bytes of the tensor when it is written."""
+    return choice.tensor.rows * row_bytes(choice.type, choice.tensor.columns)
+
+
+def plan_quantization(
+    file: GGUFFile, recipe: str | Recipe, options: Options = DEFAULTS, request: Request = NOTHING_MORE
+) -> Plan:
+    """Chooses the type of each tensor.
+
+    Raises InputError for an unknown recipe, for tensors that are quantized already unless that is allowed, for types
+    that need importance without it, for importance of another model, for options that no tensor matches, and where a
+    shape does not allow the type that the recipe wants if the request is strict.
+    """
+    if isinstance(recipe, str):
+        recipe = find_recipe(recipe)
+    if not file.tensors:
+        raise InputError(f"{file.path}: has no tensors to quantize")
+    model = Model({**file.metadata, **request.overrides}, file.tensors)
+    whole = model.metadata  # as llama-quantize has it, pruned blocks still count where a rule asks for their number
+    names = {tensor.name: tensor.name for tensor in file.tensors}
+    if request.prune:
+        model, names = prune_layers(model, request.prune, str(file.path))
+    check_patterns(model, options)
+    guidance = request.guidance
+    choices = choose_types(Model(whole, model.tensors), recipe, options, has_importance=guidance is not None)
+    check_choices(choices, str(file.path), has_importance=guidance is not None)
+    notes = describe_fallbacks(choices)
+    if request.strict and notes:
+        raise InputError(f"{file.path}: {'; '.join(notes)}; drop --strict to accept that")
+    for choice in choices:
+        tensor = choice.tensor
+        if choice.type != tensor.type and tensor.type not in PLAIN and not request.allow_requantize:
+            raise InputError(
+                f"{file.path}: {tensor.name} is {tensor.type.name} already, which lost quality once; "
+                f"quantize from the F16, BF16 or F32 file, or give --allow-requantize"
+            )
+    if guidance is not None:
+        notes += guidance.check(choices, names, {tensor.name for tensor in file.tensors})
+    return Plan(file, model, names, recipe, options, request, choices, notes)
+
+
+def window_weights(buffer_bytes: int) -> int:
+    """How many weights are read, encoded and written at a time."""
+    return min(buffer_bytes, BUFFER_BYTES) // _BYTES_A_WEIGHT
+
+
+def estimate_memory(plans: Sequence[Plan], buffer_bytes: int = BUFFER_BYTES) -> int:
+    """Bytes that writing the plans takes at most. A row is in memory whole, however small the buffer."""
+    widest = max((choice.tensor.columns for plan in plans for choice in plan.choices), default=0)
+    return _FIXED_BYTES + max(window_weights(buffer_bytes), widest) * _BYTES_A_WEIGHT
+
+
+def estimate_seconds(plans: Sequence[Plan], threads: int | None = None) -> float:
+    """Time to encode, from a trial of each type on random weights; the disk may take longer."""
+    weights: Counter[tuple[GGMLType, bool]] = Counter()
+    for plan in plans:
+        for choice in plan.choices:
+            if choice.type != choice.tensor.type:
+                weights[choice.type, plan.request.guidance is not None] += choice.tensor.rows * choice.tensor.columns
+    sample = np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
+    seconds = 0.0
+    for (type, is_guided), count in weights.items():
+        importance = np.ones(1024, np.float32) if is_guided or type in NEEDS_IMPORTANCE else None
+        encode(sample[:8], type, importance, threads)  # builds what the type searches in
+        started = time.perf_counter()
+        encode(sample, type, importance, threads)
+        seconds += (time.perf_counter() - started) * count / sample.size
+    return seconds
