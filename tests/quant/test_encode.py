@@ -12,7 +12,7 @@ from lltool.gguf.source import Bytes
 from lltool.quant.codec import ENCODED, NEEDS_IMPORTANCE, BadWeights, decode, encode
 
 COLUMNS = 768
-NOT_IN_LIBGGUF = {GGMLType.Q2_0}
+NOT_IN_LIBGGUF = {GGMLType.Q2_0, GGMLType.IQ1_M}  # of IQ1_M it has an older version: see test_encode_iq1_m.py
 WITHOUT_HALVES = {GGMLType.MXFP4, GGMLType.NVFP4}  # their scales are 8-bit floats
 QUANTIZED = sorted(ENCODED - {GGMLType.F32, GGMLType.F16, GGMLType.BF16} - NOT_IN_LIBGGUF)
 

@@ -15,7 +15,7 @@ from lltool.quant.codec import ENCODED, NEEDS_IMPORTANCE, decode, encode
 from lltool.quant.importance import read_importance
 
 COLUMNS = 512
-CODEBOOKS = [type for type in sorted(ENCODED) if type.name.startswith(("IQ1", "IQ2", "IQ3"))]
+CODEBOOKS = [type for type in sorted(ENCODED) if type.name.startswith(("IQ1_S", "IQ2", "IQ3"))]
 
 
 def make_rows(kind: str) -> NDArray[np.float32]:

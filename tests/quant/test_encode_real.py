@@ -17,8 +17,7 @@ from lltool.quant.importance import read_importance
 
 Hashes = Mapping[tuple[GGMLType, bool], Mapping[str, str]]  # (type, with importance) -> tensor -> start of its sha256
 
-# IQ1_M: some of llama-quantize's tensors are not what libgguf makes of the same weights; we make libgguf's.
-COMPARED = ENCODED - {GGMLType.F32, GGMLType.IQ1_M}
+COMPARED = ENCODED - {GGMLType.F32}
 
 
 @pytest.fixture(scope="module")

@@ -71,38 +71,40 @@ inline Split split_group(const Floats (&x)[32], const Floats (&weight)[32], cons
   return best;
 }
 
-// 16 sorted weights; the first and the second eight, `is_second`, are shifted each by itself. Sums go from the least to
-// the largest weight, not by running sums, as in libgguf: newer versions of ggml break ties between splits otherwise.
+// 16 sorted weights; the first and the second eight, `is_second`, are shifted and summed each by itself. Levels are one
+// apart, so the parts' sums times their levels add up to the sum of all times the highest level, less the running sums
+// where the middle and the high part begin. With squares of levels these two get factors.
 inline Split split_group(const Floats (&x)[16], const Floats (&weight)[16], const Ints (&is_second)[16]) {
   constexpr int n = 16;
-  struct Sums {
-    Floats xq[4], qq[4]; // both eights shifted up, the second down, the first down, both
-    void add(const Sums& term) {
-      for (int k = 0; k < 4; ++k) xq[k] += term.xq[k], qq[k] += term.qq[k];
+  Floats sum_x[2][n + 1]{}, sum_w[2][n + 1]{};
+  for (int i = 0; i < n; ++i)
+    for (int half = 0; half < 2; ++half) {
+      const Ints is_here = half ? is_second[i] : ~is_second[i];
+      sum_x[half][i + 1] = is_here ? sum_x[half][i] + weight[i] * x[i] : sum_x[half][i];
+      sum_w[half][i + 1] = is_here ? sum_w[half][i] + weight[i] : sum_w[half][i];
     }
+  struct Shift {
+    const float* level;
+    float at_middle = level[0] * level[0] - level[1] * level[1], at_high = level[1] * level[1] - level[2] * level[2];
   };
-  Sums terms[3][n];
-  for (int level = 0; level < 3; ++level)
-    for (int i = 0; i < n; ++i) {
-      const Floats up = weight[i] * shifted_up[level], down = weight[i] * shifted_down[level];
-      const Floats xq[2] = {up * x[i], down * x[i]}, qq[2] = {up * shifted_up[level], down * shifted_down[level]};
-      for (int k = 0; k < 4; ++k) {
-        terms[level][i].xq[k] = is_second[i] ? xq[k & 1] : xq[k >> 1];
-        terms[level][i].qq[k] = is_second[i] ? qq[k & 1] : qq[k >> 1];
-      }
-    }
+  const Shift shifts[] = {{shifted_up}, {shifted_down}};
   Split best;
-  Sums low{};
-  for (int middle = 0; middle <= n; ++middle) {
-    Sums below = low;
+  for (int middle = 0; middle <= n; ++middle)
     for (int high = middle; high <= n; ++high) {
-      Sums all = below;
-      for (int i = high; i < n; ++i) all.add(terms[2][i]);
-      best.consider(all.xq, all.qq, {0, 2, 1, 3}, middle, high);
-      if (high < n) below.add(terms[1][high]);
+      Floats xq[2][2], qq[2][2]; // of each half, with each shift
+      for (int half = 0; half < 2; ++half) {
+        const Floats *x_to = sum_x[half], *w_to = sum_w[half], below = x_to[middle] + x_to[high];
+        for (int k = 0; k < 2; ++k) {
+          const Shift& shift = shifts[k];
+          xq[half][k] = x_to[n] * shift.level[2] - below;
+          qq[half][k] = w_to[n] * shift.level[2] * shift.level[2] + w_to[middle] * shift.at_middle +
+                        w_to[high] * shift.at_high;
+        }
+      }
+      best.consider({xq[0][0] + xq[1][0], xq[0][0] + xq[1][1], xq[0][1] + xq[1][0], xq[0][1] + xq[1][1]},
+                    {qq[0][0] + qq[1][0], qq[0][0] + qq[1][1], qq[0][1] + qq[1][0], qq[0][1] + qq[1][1]}, {0, 2, 1, 3},
+                    middle, high);
     }
-    if (middle < n) low.add(terms[0][middle]);
-  }
   return best;
 }
 
