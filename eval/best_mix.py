@@ -15,9 +15,9 @@ from lltool.engine.model import load_model
 from lltool.eval.divergence import DivergenceResult, divergence
 from lltool.eval.importance import Collected, collect
 from lltool.eval.inputs import LinearInputs
-from lltool.eval.provenance import file_sha256
+from lltool.eval.perplexity import bos_of
 from lltool.eval.sensitivity import pick_windows
-from lltool.eval.target import PROBE, WINDOW, Evidence, Mix, bos_of, find_mix, measure, quantizable
+from lltool.eval.target import PROBE, WINDOW, Evidence, Mix, find_mix, measure, quantizable
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import GGUFFile
@@ -127,7 +127,7 @@ def quantize_to_target(
         key = {
             "model": sha256_of(model.file.paths),
             "text": hashlib.sha256(np.array(ids[:split], np.int32).tobytes()).hexdigest(),
-            "importance": file_sha256(guidance.path) if guidance else None,
+            "importance": sha256_of([guidance.path]) if guidance else None,
             "entries": len(guidance.importance.sums) if guidance else 0,
             "probe": PROBE.name,
             "tokens": tokens,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.model import Logits, Model
-from lltool.eval.perplexity import cut_windows
+from lltool.eval.perplexity import bos_of, cut_windows
 
 # Called after each window with windows done, windows in all and the mean divergence so far.
 Progress = Callable[[int, int, float], None]
@@ -45,7 +45,7 @@ def divergence(
     Raises InputError when the text is shorter than two windows.
     """
     ids = base.tokenizer.encode(text) if isinstance(text, str) else text
-    windows = cut_windows(ids, context, base.tokenizer.bos if base.tokenizer.add_bos else None)[:chunks]
+    windows = cut_windows(ids, context, bos_of(base))[:chunks]
     parts: list[NDArray[np.float64]] = []
     agreed = 0
     for window in windows:

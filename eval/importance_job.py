@@ -23,7 +23,7 @@ from lltool.eval.importance import (
     is_observed,
     report_coverage,
 )
-from lltool.eval.perplexity import cut_windows
+from lltool.eval.perplexity import bos_of, cut_windows
 from lltool.eval.text import read_text
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
@@ -265,9 +265,8 @@ def _resume(
 
 def _cut(job: ImportanceJob, model: Model, text: str) -> tuple[NDArray[np.integer], NDArray[np.int32]]:
     """The windows in the order in which they are taken, and their numbers in the text."""
-    tokenizer = model.tokenizer
-    ids = _render_chats(job, model, text) if job.chat else tokenizer.encode(text, parse_special=job.parse_special)
-    windows = cut_windows(ids, job.context, tokenizer.bos if tokenizer.add_bos else None)
+    ids = _render_chats(job, model, text) if job.chat else model.tokenizer.encode(text, parse_special=job.parse_special)
+    windows = cut_windows(ids, job.context, bos_of(model))
     if job.first >= len(windows):
         raise InputError(f"{job.text}: has {len(windows)} chunks of {job.context} tokens, wanted more than {job.first}")
     chunks = np.arange(job.first, len(windows))[: job.chunks]

@@ -50,7 +50,7 @@ def perplexity(
     Raises InputError when the text, called `name`, is shorter than two windows, and for a model that gives no numbers.
     """
     ids = model.tokenizer.encode(text) if isinstance(text, str) else text
-    windows = cut_windows(ids, context, model.tokenizer.bos if model.tokenizer.add_bos else None, name)[:chunks]
+    windows = cut_windows(ids, context, bos_of(model), name)[:chunks]
     pages = -(-context // PAGE)  # of the cache that a window takes
     at_once = max(1, min(model.batch // context, model.setup.pages // pages))
     losses: list[NDArray[np.float64]] = []
@@ -69,6 +69,11 @@ def perplexity(
     nll = np.concatenate(losses)
     error = running[-1] * sqrt(nll.var() / (nll.size - 1))
     return PerplexityResult(running[-1], error, tuple(running), context, nll.size)
+
+
+def bos_of(model: Model) -> int | None:
+    """The token that windows begin with, where the vocabulary wants it."""
+    return model.tokenizer.bos if model.tokenizer.add_bos else None
 
 
 def cut_windows(ids: Sequence[int], context: int, bos: int | None, name: str = "text") -> NDArray[np.int32]:

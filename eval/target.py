@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.model import Model
+from lltool.eval.perplexity import bos_of
 from lltool.eval.sensitivity import pick_windows, probe
 from lltool.eval.store import write_whole
 from lltool.gguf.errors import InputError
@@ -136,11 +137,6 @@ def measure(
     done += len(tensors) - len(missing)
     windows = pick_windows(ids, max(1, tokens // WINDOW), min(WINDOW, tokens), bos_of(model))
     probe(model.program, windows, missing, damage, found, threads=model.threads)
-
-
-def bos_of(model: Model) -> int | None:
-    """The token that windows begin with, where the vocabulary wants it."""
-    return model.tokenizer.bos if model.tokenizer.add_bos else None
 
 
 def measure_errors(tensor: Tensor, importance: Floats | None) -> dict[str, float]:
