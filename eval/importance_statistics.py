@@ -1,12 +1,12 @@
 """What importance looks like, matrix by matrix and layer by layer: the figures of llama-imatrix --show-statistics."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.quant.choose import block_of
 from lltool.quant.importance import Importance
 
 ACTIVE = 1e-5  # a column whose mean square is larger
@@ -38,7 +38,7 @@ class MatrixStatistics:
     @property
     def kind(self) -> str:
         """`attn_q` of `blk.0.attn_q.weight`."""
-        return re.sub(r"^blk\.\d+\.|\.weight$", "", self.name)
+        return self.name.removeprefix(f"blk.{self.layer}.").removesuffix(".weight")
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ def matrix_statistics(importance: Importance) -> list[MatrixStatistics]:
         total, mean, deviation = x.sum(), x.mean(), x.std()
         shares = x[x > 0] / total if total > 0 else np.empty(0)
         entropy = float(-(shares * np.log2(shares)).sum())
-        match = re.match(r"blk\.(\d+)\.", name)
-        before = importance.sums.get(f"blk.{int(match[1]) - 1}.{name[match.end() :]}") if match else None
+        layer = block_of(name)
+        before = None if layer is None else importance.sums.get(name.replace(f".{layer}.", f".{layer - 1}.", 1))
         made.append(
             MatrixStatistics(
                 name=name,
-                layer=int(match[1]) if match else None,
+                layer=layer,
                 columns=x.size,
                 total=float(total),
                 low=float(x.min()),

@@ -1,6 +1,5 @@
 """Changes to a model on its way through quantization that are none of its weights': blocks left out, keys set."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -8,8 +7,7 @@ import numpy as np
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType, boolean, f32, string, u32
 from lltool.gguf.source import Model, Source, Tensor
-
-_BLOCK = re.compile(r"blk\.(\d+)\.")
+from lltool.quant.choose import block_of
 
 
 def parse_override(text: str) -> tuple[str, Value]:
@@ -38,7 +36,7 @@ def prune_layers(source: Source, layers: Collection[int], where: str) -> tuple[M
     Values that a model has for each block are cut too. Raises InputError, beginning with `where`, for blocks that are
     not there.
     """
-    blocks = sorted({int(match[1]) for tensor in source.tensors if (match := _BLOCK.match(tensor.name))})
+    blocks = sorted({block for tensor in source.tensors if (block := block_of(tensor.name)) is not None})
     if missing := sorted(set(layers) - set(blocks)):
         raise InputError(f"{where}: has no layer {missing[0]} to prune; it has {len(blocks)}")
     rest = [block for block in blocks if block not in layers]
@@ -47,10 +45,10 @@ def prune_layers(source: Source, layers: Collection[int], where: str) -> tuple[M
     numbers = {block: index for index, block in enumerate(rest)}
     tensors, names = [], {}
     for tensor in source.tensors:
-        match = _BLOCK.match(tensor.name)
-        if match and int(match[1]) in layers:
+        block = block_of(tensor.name)
+        if block in layers:
             continue
-        name = f"blk.{numbers[int(match[1])]}.{tensor.name[match.end() :]}" if match else tensor.name
+        name = tensor.name if block is None else tensor.name.replace(f".{block}.", f".{numbers[block]}.", 1)
         names[name] = tensor.name
         tensors.append(Tensor(name, tensor.type, tensor.shape, tensor.read))
     return Model(_prune_metadata(source.metadata, blocks, rest), tensors), names
