@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool import __version__
 from lltool.gguf.checkpoint import Checkpoint, open_checkpoint
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
@@ -113,7 +113,7 @@ def write_conversion(
     path = Path(target) if target else conversion.default_path()
     weights = sorted({file.path for file in conversion.checkpoint.files.values()})
     made = {
-        "lltool.version": string(version("lltool")),
+        "lltool.version": string(__version__),
         "lltool.convert.source": string(conversion.checkpoint.name),
         "lltool.convert.source_sha256": string(sha256_of(weights)),
     }

@@ -5,12 +5,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lltool import __version__
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.families.registry import family_of
@@ -63,7 +63,7 @@ def export(
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
         made = {
-            "lltool.version": version("lltool"),
+            "lltool.version": __version__,
             "lltool.export.source": file.path.name,
             "lltool.export.source_sha256": sha256_of(file.paths),
             "lltool.export.dtype": _TORCH_NAMES[type],

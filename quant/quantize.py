@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from threading import Event
 
+from lltool import __version__
 from lltool.gguf import writer
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
@@ -125,7 +125,6 @@ def _retype(plan: Plan, decoder: Decoder, errors: dict[str, ErrorSum] | None) ->
             retype_tensor(
                 tensor,
                 choice.type,
-                decoder.threads,
                 importance=guidance.of(tensor, plan.names[tensor.name]) if guidance else None,
                 decoder=decoder,
                 error=errors.get(tensor.name) if errors is not None else None,
@@ -138,7 +137,7 @@ def _metadata(plan: Plan) -> dict[str, Value]:
     """The source's, with the new file type and how this file was made."""
     made = {
         "general.quantization_version": u32(QUANTIZATION_VERSION),
-        "lltool.version": string(version("lltool")),
+        "lltool.version": string(__version__),
         "lltool.quantize.recipe": string(plan.recipe.name + (" pure" if plan.options.pure else "")),
         "lltool.quantize.source": string(plan.file.path.name),
     }

@@ -12,12 +12,15 @@ from lltool.quant.codec import BadWeights, decode, encode
 
 Floats = NDArray[np.float32]
 
-# Weights held as float32 at a time: small enough for the second-level cache of a few cores' work, 16 MiB in all.
+# Weights held as float32 at a time, 16 MiB: a reader may ask for many times as many.
 _WINDOW = 4 << 20
 
 
 class Decoder:
-    """Gives rows of tensors as float32; the last ones stay, for the next output that asks for the same."""
+    """Gives rows of tensors as float32; the last ones stay, for the next output that asks for the same.
+
+    `threads` are also those that encode again.
+    """
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
@@ -55,14 +58,13 @@ class ErrorSum:
 def retype(source: Source, choose: Callable[[Tensor], GGMLType], threads: int | None = None) -> Model:
     """`source` with each tensor in the type that `choose` names; a tensor of that type already passes untouched."""
     decoder = Decoder(threads)
-    tensors = [retype_tensor(tensor, choose(tensor), threads, decoder=decoder) for tensor in source.tensors]
+    tensors = [retype_tensor(tensor, choose(tensor), decoder=decoder) for tensor in source.tensors]
     return Model(source.metadata, tensors)
 
 
 def retype_tensor(
     tensor: Tensor,
     type: GGMLType,
-    threads: int | None = None,
     *,
     importance: Floats | None = None,
     decoder: Decoder | None = None,
@@ -75,7 +77,8 @@ def retype_tensor(
     """
     if type == tensor.type:
         return tensor
-    decoder = decoder or Decoder(threads)
+    decoder = decoder or Decoder()
+    threads = decoder.threads
     width = row_bytes(type, tensor.columns)
     window = max(1, _WINDOW // max(1, tensor.columns))
 
