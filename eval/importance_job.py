@@ -266,7 +266,7 @@ def _resume(
 def _cut(job: ImportanceJob, model: Model, text: str) -> tuple[NDArray[np.integer], NDArray[np.int32]]:
     """The windows in the order in which they are taken, and their numbers in the text."""
     ids = _render_chats(job, model, text) if job.chat else model.tokenizer.encode(text, parse_special=job.parse_special)
-    windows = cut_windows(ids, job.context, bos_of(model))
+    windows = cut_windows(ids, job.context, bos_of(model), str(job.text))
     if job.first >= len(windows):
         raise InputError(f"{job.text}: has {len(windows)} chunks of {job.context} tokens, wanted more than {job.first}")
     chunks = np.arange(job.first, len(windows))[: job.chunks]

@@ -101,7 +101,7 @@ def test_statistics_are_llama_imatrixs(shared: Path, capsys: pytest.CaptureFixtu
         (["-m", "MODEL", "-f", "none.txt"], "none.txt: No such file"),
         (["-m", "none.gguf", "-f", "TEXT"], "none.gguf: No such file"),
         (["-m", "TEXT", "-f", "TEXT"], "text.txt: not a GGUF file"),
-        (["-m", "MODEL", "-f", "TEXT"], "the text has 160 tokens, wanted at least 1024"),
+        (["-m", "MODEL", "-f", "TEXT"], "text.txt: 160 tokens, wanted at least 1024"),
         (["-m", "MODEL", "-f", "TEXT", "-c", "600"], "context 600, the model was made for 512 at most"),
         (
             ["-m", "MODEL", "-f", "TEXT", *SMALL, "--chunk", "5"],
