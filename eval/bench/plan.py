@@ -1,0 +1,184 @@
+"""What a benchmark is asked to measure: the points of a grid, and what this engine makes of each.
+
+Names, defaults and order of the settings are llama-bench's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from lltool.engine.batch import Precision
+from lltool.engine.model import MAX_THREADS
+from lltool.engine.threads import default_threads
+from lltool.gguf.errors import InputError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is timed: `prompt` tokens at once, then `generation` tokens one by one, behind `depth` tokens of past.
+
+    With several `sequences` each of them does all this, and all advance together.
+    """
+
+    prompt: int
+    generation: int
+    depth: int = 0
+    sequences: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the timed part computes."""
+        return self.sequences * (self.prompt + self.generation)
+
+    @property
+    def context(self) -> int:
+        """Tokens that a sequence holds at the end."""
+        return self.depth + self.prompt + self.generation
+
+    def __str__(self) -> str:
+        parts = [f"pp{self.prompt}"] if self.prompt else []
+        parts += [f"tg{self.generation}"] if self.generation else []
+        depth = f" @ d{self.depth}" if self.depth else ""
+        return "+".join(parts) + depth + (f" x {self.sequences}" if self.sequences > 1 else "")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One way to run one model; the fields stand in the order in which llama-bench nests its loops."""
+
+    model: Path
+    fit_target: int = 0
+    fit_min_ctx: int = 0
+    n_gpu_layers: int = -1  # as many as there is room for
+    n_cpu_moe: int = 0
+    split_mode: str = "layer"
+    load_mode: str = "auto"
+    lazy_mode: str = "auto"
+    main_gpu: int = 0
+    devices: str = "auto"
+    tensor_split: str = "0.00"
+    tensor_buft_overrides: str = "none"
+    no_host: bool = False
+    repack: bool = False
+    embeddings: bool = False
+    no_op_offload: bool = False
+    batch: int = 2048  # tokens submitted at once
+    ubatch: int = 512  # tokens computed at once
+    type_k: str = "f16"
+    type_v: str = "f16"
+    no_kv_offload: bool = False
+    flash_attn: int = -1  # 1: on, 0: off, -1: as the engine likes
+    threads: int = 0  # 0: one a core
+    cpu_mask: str = "0x0"
+    cpu_strict: bool = False
+    poll: int = 50
+    precision: Precision = "int8"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One test of the grid."""
+
+    settings: Settings
+    workload: Workload
+
+
+def workloads(
+    prompts: Sequence[int] = (512,),
+    generations: Sequence[int] = (128,),
+    pairs: Sequence[tuple[int, int]] = (),
+    depths: Sequence[int] = (0,),
+    sequences: Sequence[int] = (),
+) -> list[Workload]:
+    """At each depth one a prompt length, one a generation length, one a pair of both; a length of 0 is left out.
+
+    With `sequences`, as llama-batched-bench: every prompt length with every generation length, in so many sequences.
+    """
+    if sequences:
+        lengths = [pair for pair in product(prompts, generations)] + list(pairs)
+    else:
+        lengths = [(n, 0) for n in prompts] + [(0, n) for n in generations] + list(pairs)
+    found = [
+        Workload(prompt, generation, depth, count)
+        for depth in depths
+        for prompt, generation in lengths
+        for count in sequences or (1,)
+        if prompt or generation
+    ]
+    if not found:
+        raise InputError("nothing to measure: wanted a prompt or generation length above 0")
+    return list(dict.fromkeys(found))
+
+
+def grid(models: Sequence[Path], runs: Sequence[Workload], **axes: Sequence[Any]) -> list[Point]:
+    """All combinations: `axes` are values of fields of Settings by name. The last field varies first, runs before it."""
+    names = [field.name for field in fields(Settings) if field.name in axes]
+    unknown = axes.keys() - set(names)
+    assert not unknown, f"no settings {unknown}"
+    points = [
+        Point(Settings(model, **dict(zip(names, values, strict=True))), run)
+        for model in models
+        for values in product(*(axes[name] for name in names))
+        for run in runs
+    ]
+    return list(dict.fromkeys(points))
+
+
+# The values that the engine can have; of those in brackets, what it has in their place without a difference.
+_WITHOUT_GPU = "this build computes on the CPU alone"
+_POSSIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "fit_target": ((0,), _WITHOUT_GPU),
+    "fit_min_ctx": ((0,), _WITHOUT_GPU),
+    "split_mode": (("none", "layer"), _WITHOUT_GPU),
+    "load_mode": (("auto", "mmap"), "the file is mapped and used where it lies"),
+    "lazy_mode": (("auto", "off"), "the file is mapped and used where it lies"),
+    "main_gpu": ((0,), _WITHOUT_GPU),
+    "devices": (("auto", "none"), _WITHOUT_GPU),
+    "tensor_split": (("0.00",), _WITHOUT_GPU),
+    "tensor_buft_overrides": (("none",), _WITHOUT_GPU),
+    "no_host": ((False,), _WITHOUT_GPU),
+    "repack": ((False,), "the file is mapped and used where it lies"),
+    "embeddings": ((False,), "the bench computes logits"),
+    "type_k": (("f16", "f32"), "the engine has no other type for its cache yet"),
+    "type_v": (("f16", "f32"), "the engine has no other type for its cache yet"),
+    "flash_attn": ((-1, 1), "the engine has one attention, which never makes the whole matrix"),
+    "cpu_strict": ((False,), "the engine does not bind each thread to a core"),
+    "poll": ((50,), "the engine's threads spin for a fixed short time"),
+}
+
+
+def resolve(settings: Settings) -> Settings:
+    """What really runs when this is asked for; two settings that give the same are one measurement.
+
+    Raises InputError for what cannot be had. Layers for a GPU run on the CPU: it is the caller's to say so.
+    """
+    for name, (possible, reason) in _POSSIBLE.items():
+        value = getattr(settings, name)
+        if value not in possible:
+            wanted = " or ".join(dict.fromkeys(str(int(v) if isinstance(v, bool) else v) for v in possible))
+            raise InputError(f"{name} {value}, wanted {wanted}: {reason}")
+    if settings.type_k != settings.type_v:
+        raise InputError(
+            f"type_k {settings.type_k} with type_v {settings.type_v}: the cache has one type for both; wanted them equal"
+        )
+    for name in ("batch", "ubatch"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name} {getattr(settings, name)}, wanted at least 1")
+    if settings.threads > MAX_THREADS:
+        raise InputError(f"threads {settings.threads}, wanted at most {MAX_THREADS}")
+    return replace(
+        settings,
+        n_gpu_layers=0,
+        n_cpu_moe=0,
+        split_mode="none",
+        load_mode="mmap",
+        lazy_mode="off",
+        devices="none",
+        no_op_offload=False,
+        no_kv_offload=True,
+        flash_attn=1,
+        ubatch=min(settings.batch, settings.ubatch),
+        threads=settings.threads or default_threads(),
+    )

@@ -1,0 +1,173 @@
+"""What is known of a measurement, and the flat row of it: llama-bench's columns in its order, then ours."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from lltool.eval.bench.plan import Point, Settings
+from lltool.eval.provenance import cpu_name, tool_digest
+from lltool.gguf.describe import Description
+
+Row = dict[str, Any]  # plain JSON values
+
+# llama-bench's columns and SQL types; BOOLEAN is INTEGER in SQL and CSV, true or false in JSON.
+LLAMA_BENCH_COLUMNS = {
+    "build_commit": "TEXT",
+    "build_number": "INTEGER",
+    "cpu_info": "TEXT",
+    "gpu_info": "TEXT",
+    "backends": "TEXT",
+    "model_filename": "TEXT",
+    "model_type": "TEXT",
+    "model_size": "INTEGER",
+    "model_n_params": "INTEGER",
+    "n_batch": "INTEGER",
+    "n_ubatch": "INTEGER",
+    "n_threads": "INTEGER",
+    "cpu_mask": "TEXT",
+    "cpu_strict": "BOOLEAN",
+    "poll": "INTEGER",
+    "type_k": "TEXT",
+    "type_v": "TEXT",
+    "n_gpu_layers": "INTEGER",
+    "n_cpu_moe": "INTEGER",
+    "split_mode": "TEXT",
+    "main_gpu": "INTEGER",
+    "no_kv_offload": "BOOLEAN",
+    "flash_attn": "INTEGER",
+    "devices": "TEXT",
+    "tensor_split": "TEXT",
+    "tensor_buft_overrides": "TEXT",
+    "load_mode": "TEXT",
+    "lazy_mode": "TEXT",
+    "embeddings": "BOOLEAN",
+    "no_op_offload": "INTEGER",
+    "no_host": "BOOLEAN",
+    "repack": "BOOLEAN",
+    "fit_target": "INTEGER",
+    "fit_min_ctx": "INTEGER",
+    "n_prompt": "INTEGER",
+    "n_gen": "INTEGER",
+    "n_depth": "INTEGER",
+    "test_time": "TEXT",
+    "avg_ns": "INTEGER",
+    "stddev_ns": "INTEGER",
+    "avg_ts": "REAL",
+    "stddev_ts": "REAL",
+}
+
+# Ours; JSON is text in SQL and CSV.
+OWN_COLUMNS = {
+    "engine": "TEXT",
+    "n_parallel": "INTEGER",
+    "median_ts": "REAL",
+    "low_ts": "REAL",
+    "high_ts": "REAL",
+    "ttft_ms": "REAL",
+    "token_ms_p50": "REAL",
+    "token_ms_p95": "REAL",
+    "token_ms_p99": "REAL",
+    "load_ms": "REAL",
+    "peak_rss_bytes": "INTEGER",
+    "energy_j": "REAL",
+    "samples_ns": "JSON",
+    "samples_ts": "JSON",
+    "samples_prompt_ns": "JSON",
+    "notes": "JSON",
+    "model_sha256": "TEXT",
+    "settings": "JSON",
+    "machine": "JSON",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One repetition: nanoseconds in all, of the prompt (until its logits are there), and of each generated token."""
+
+    nanoseconds: int
+    prompt_ns: int
+    token_ns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The repetitions of one point; `ran` is what was really set, `started` is RFC 3339 in UTC."""
+
+    point: Point
+    ran: Settings
+    model: Description
+    model_sha256: str
+    started: str
+    runs: tuple[Run, ...]
+    engine: str = "lltool"
+    load_ms: float | None = None
+    peak_rss_bytes: int | None = None
+    energy_j: float | None = None
+    notes: tuple[str, ...] = ()
+    machine: dict[str, Any] | None = None
+
+    @property
+    def nanoseconds(self) -> list[int]:
+        return [run.nanoseconds for run in self.runs]
+
+    @property
+    def speeds(self) -> list[float]:
+        """Tokens a second of each repetition."""
+        return [self.point.workload.tokens * 1e9 / ns for ns in self.nanoseconds]
+
+
+def to_row(m: Measurement) -> Row:
+    """The row of llama-bench, where what this engine has no notion of says 'not used', and ours behind it."""
+    ran, workload = m.ran, m.point.workload
+    row: Row = {
+        "build_commit": tool_digest()[:8],
+        "build_number": 0,
+        "cpu_info": cpu_name(),
+        "gpu_info": "",
+        "backends": "CPU",
+        "model_filename": str(ran.model),
+        "model_type": model_type(m.model),
+        "model_size": m.model.tensor_bytes,
+        "model_n_params": m.model.parameters,
+        "n_batch": ran.batch,
+        "n_ubatch": ran.ubatch,
+        "n_threads": ran.threads,
+        "n_prompt": workload.prompt,
+        "n_gen": workload.generation,
+        "n_depth": workload.depth,
+        "test_time": m.started,
+        "avg_ns": round(mean(m.nanoseconds)),
+        "stddev_ns": round(_deviation(m.nanoseconds)),
+        "avg_ts": mean(m.speeds),
+        "stddev_ts": _deviation(m.speeds),
+    }
+    row = {name: row[name] if name in row else getattr(ran, name) for name in LLAMA_BENCH_COLUMNS}
+    row["no_op_offload"] = int(row["no_op_offload"])
+    own: Row = {
+        "engine": m.engine,
+        "n_parallel": workload.sequences,
+        "load_ms": m.load_ms,
+        "peak_rss_bytes": m.peak_rss_bytes,
+        "energy_j": m.energy_j,
+        "samples_ns": m.nanoseconds,
+        "samples_ts": m.speeds,
+        "samples_prompt_ns": [run.prompt_ns for run in m.runs],
+        "notes": list(m.notes),
+        "model_sha256": m.model_sha256,
+        "settings": {"precision": ran.precision},
+        "machine": m.machine or {},
+    }
+    return row | {name: own.get(name) for name in OWN_COLUMNS}
+
+
+def model_type(model: Description) -> str:
+    """Architecture, parameters and file type, as in `qwen2 494M Q4_K_M`."""
+    count = model.parameters
+    label = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M"
+    return f"{model.architecture} {label} {model.file_type or 'of mixed types'}"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Of the sample, as llama-bench's."""
+    return stdev(values) if len(values) > 1 else 0.0
