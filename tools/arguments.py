@@ -3,6 +3,8 @@
 import argparse
 import json
 import math
+import os
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lltool.gguf.errors import InputError
@@ -45,6 +47,16 @@ def byte_size(text: str) -> int:
     if text[-1:].upper() in ("K", "M", "G"):
         digits, factor = text[:-1], 1000 ** ("KMG".index(text[-1].upper()) + 1)
     return positive(digits) * factor
+
+
+def image_file(text: str) -> Path:
+    """The type of an argument that names a picture: .png or .svg, in a folder that can be written (known beforehand)."""
+    path = Path(text)
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a .png or .svg file")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file that can be written")
+    return path
 
 
 def print_json(report: Any) -> None:
