@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lltool.engine.architectures import trace_program
 from lltool.engine.batch import PAGE, Batch, CacheType, Executor, Precision
 from lltool.engine.cache import PagePool, Sequence
+from lltool.engine.compare import compare_rows
 from lltool.engine.config import ModelConfig
 from lltool.engine.observe import observe_linears
 from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
@@ -86,6 +87,22 @@ class Logits:
         assert len(targets) == self.rows
         assert self._call == self._model.calls, "logits of an earlier call"
         return self._model.executor.score(0, np.ascontiguousarray(targets, np.int32))
+
+    def compare(self, base: "Logits", targets: NDArray[np.integer]) -> NDArray[np.float64]:
+        """These rows against another model's, as `compare_rows` does, (R, 7); all logits are dropped block by block."""
+        assert base.rows == self.rows
+        parts = []
+        for (start, expected), (_, found) in zip(base.blocks(), self.blocks(), strict=True):
+            parts.append(compare_rows(expected, found, targets[start : start + len(found)]))
+        return np.concatenate(parts)
+
+    def scored_blocks(
+        self, targets: NDArray[np.integer]
+    ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float64]]]:
+        """Like `blocks`, each with the log-probabilities (n,) of its rows' targets."""
+        for start, block in self.blocks():
+            chosen = np.ascontiguousarray(targets[start : start + len(block)], np.int32)
+            yield start, block, self._model.executor.score(start, chosen)
 
     def all(self) -> NDArray[np.float32]:
         """A copy of all rows, (R, V)."""

@@ -11,24 +11,63 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from lltool.engine.model import Logits, Model
+from lltool.engine.compare import Compared
+from lltool.engine.model import Model
+from lltool.eval.lockstep import scored_tokens, step_windows
 from lltool.eval.perplexity import bos_of, cut_windows
+from lltool.eval.provenance import vocabulary_sha256
+from lltool.gguf.errors import InputError
 
-# Called after each window with windows done, windows in all and the mean divergence so far.
+# Called with windows done, windows in all and the mean divergence so far.
 Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
 class DivergenceResult:
-    """Over all scored tokens, in nats: `mean` with its standard `error`; `same_top` is the share of equal best tokens.
+    """What a base model P and a model Q say of N scored tokens of `windows`, (windows, context) as both read them.
 
-    `tokens[i]` is the divergence at scored token i, so that two results on the same text can be compared in pairs.
+    `table` is (N, 7) with the columns of `Compared`; the properties name them. `tokens[i]` is the divergence at scored
+    token i, in nats, so that results on one text can be compared in pairs.
     """
 
-    mean: float
-    error: float
-    same_top: float
-    tokens: NDArray[np.float64]
+    windows: NDArray[np.int32]
+    table: NDArray[np.float64]
+
+    @property
+    def mean(self) -> float:
+        return float(self.tokens.mean())
+
+    @property
+    def error(self) -> float:
+        """One standard error of the mean."""
+        return float(self.tokens.std() / sqrt(max(1, len(self.tokens) - 1)))
+
+    @property
+    def same_top(self) -> float:
+        """The share of tokens for which both models have the same best guess."""
+        return float((self.base_top == self.top).mean())
+
+    @property
+    def tokens(self) -> NDArray[np.float64]:
+        return self.table[:, Compared.DIVERGENCE]
+
+    @property
+    def base_log_probs(self) -> NDArray[np.float64]:
+        """ln P of the token that comes."""
+        return self.table[:, Compared.BASE_LOG_PROB]
+
+    @property
+    def log_probs(self) -> NDArray[np.float64]:
+        """ln Q of the token that comes."""
+        return self.table[:, Compared.LOG_PROB]
+
+    @property
+    def base_top(self) -> NDArray[np.int64]:
+        return self.table[:, Compared.BASE_TOP].astype(np.int64)
+
+    @property
+    def top(self) -> NDArray[np.int64]:
+        return self.table[:, Compared.TOP].astype(np.int64)
 
 
 def divergence(
@@ -38,50 +77,38 @@ def divergence(
     *,
     context: int = 512,
     chunks: int | None = None,
+    name: str = "text",
     progress: Progress | None = None,
 ) -> DivergenceResult:
     """The divergence of `model` from `base` on `text` (or token ids), over its first `chunks` windows or all of them.
 
-    Raises InputError when the text is shorter than two windows.
+    Raises InputError when the text, called `name`, is shorter than two windows, and for models of two vocabularies.
     """
+    check_vocabularies(base, model)
     ids = base.tokenizer.encode(text) if isinstance(text, str) else text
-    windows = cut_windows(ids, context, bos_of(base))[:chunks]
-    parts: list[NDArray[np.float64]] = []
-    agreed = 0
-    for window in windows:
-        for first, second in zip(_logits(base, window), _logits(model, window), strict=True):
-            parts.append(divergences(first, second))
-            agreed += int((first.argmax(axis=1) == second.argmax(axis=1)).sum())
-        if progress:
-            done = np.concatenate(parts)
-            progress(done.size // (context - 1 - context // 2), len(windows), float(done.mean()))
-    tokens = np.concatenate(parts)
-    error = tokens.std() / sqrt(max(1, tokens.size - 1))
-    return DivergenceResult(float(tokens.mean()), float(error), agreed / tokens.size, tokens)
+    windows = cut_windows(ids, context, bos_of(base), name)[:chunks]
+    table = empty_table(windows)
+    for step in step_windows((base, model), windows):
+        table[step.places] = step.logits[1].compare(step.logits[0], step.targets)
+        if progress and step.ends:
+            done = table[: step.windows * scored_tokens(context), Compared.DIVERGENCE]
+            progress(step.windows, len(windows), float(done.mean()))
+    return DivergenceResult(windows, table)
 
 
-def divergences(base: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Divergence of softmax(other) from softmax(base), both logits (R, V), row by row."""
-    x = base - base.max(axis=1, keepdims=True)  # the largest is 0: what follows is as exact as float32 allows
-    y = other - other.max(axis=1, keepdims=True)
-    p = np.exp(x)
-    mass = p.sum(axis=1, dtype=np.float64)
-    gap = np.einsum("rv,rv->r", p, x - y).astype(np.float64) / mass
-    result: NDArray[np.float64] = gap + np.log(np.exp(y).sum(axis=1, dtype=np.float64) / mass)
-    return result
+def empty_table(windows: NDArray[np.int32]) -> NDArray[np.float64]:
+    return np.empty((len(windows) * scored_tokens(windows.shape[1]), len(Compared)))
 
 
-def _logits(model: Model, window: NDArray[np.int32]) -> list[NDArray[np.float32]]:
-    """Logits behind each token of the window's second half but the last, in blocks."""
-    length, first = len(window) - 1, len(window) // 2  # the last token predicts nothing
-    sequence = model.new_sequence()
-    blocks: list[NDArray[np.float32]] = []
-    try:
-        for start in range(0, length, model.batch):
-            stop = min(start + model.batch, length)
-            rows = np.arange(max(first, start), stop) - start
-            logits: Logits = model.forward([(sequence, window[start:stop], rows)])
-            blocks += [block.copy() for _, block in logits.blocks()]
-    finally:
-        sequence.free()
-    return blocks
+def check_vocabularies(base: Model, model: Model) -> None:
+    """Raises InputError unless each token id means the same to both."""
+    if base.config.vocab != model.config.vocab:
+        raise InputError(
+            f"{model.file.path}: a vocabulary of {model.config.vocab} tokens, but {base.file.path} has "
+            f"{base.config.vocab}; only models of one vocabulary can be compared"
+        )
+    if vocabulary_sha256(base.tokenizer) != vocabulary_sha256(model.tokenizer):
+        pairs = enumerate(zip(base.tokenizer.tokens, model.tokenizer.tokens, strict=False))
+        found = [f"token {id} is {y!a}, but {x!a} in {base.file.path}" for id, (x, y) in pairs if x != y]
+        difference = found[0] if found else f"more or fewer tokens than in {base.file.path}"
+        raise InputError(f"{model.file.path}: {difference}; only models of one vocabulary can be compared")

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from lltool import __version__
+from lltool.engine.tokenizer import Tokenizer
 
 
 @cache
@@ -29,3 +30,8 @@ def cpu_name() -> str:
             if key.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def vocabulary_sha256(tokenizer: Tokenizer) -> str:
+    """A digest of which token has which id: models of one digest can be held against each other token by token."""
+    return hashlib.sha256("\0".join(tokenizer.tokens).encode("utf-8", "surrogateescape")).hexdigest()

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.batch import Batch
+from lltool.engine.compare import divergences
 from lltool.engine.cpu import CpuExecutor
 from lltool.engine.program import Program, Weight
 from lltool.engine.segments import find_cuts, parallel_batch, part_from, part_until, weight_names
-from lltool.eval.divergence import divergences
 from lltool.gguf.ggml_types import GGMLType
 from lltool.quant.codec import decode
 

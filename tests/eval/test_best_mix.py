@@ -30,7 +30,7 @@ TEXT = "".join(chr(32 + i * i % 64) for i in range(9000))
 class Letters:
     """A tokenizer of one token a letter."""
 
-    bos, add_bos = None, False
+    bos, add_bos, tokens = None, False, ()
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) % tiny_gguf.VOCAB for letter in text]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lltool.engine.compare import divergences
 from lltool.engine.model import Model, load_model
 from lltool.engine.program import Embed
 from lltool.engine.segments import find_cuts, parallel_batch, part_from, part_until
-from lltool.eval.divergence import divergence, divergences
+from lltool.eval.divergence import divergence
 from lltool.eval.sensitivity import pick_windows, probe, run_logits
 from tests.engine import tiny_gguf
 
@@ -50,7 +51,7 @@ def test_divergence_scores_second_halves(tiny: Path, tmp_path: Path) -> None:
     ids = np.random.default_rng(3).integers(0, tiny_gguf.VOCAB, 100)
     seen: list[tuple[int, int, float]] = []
     with load_model(tiny, batch=7, context=20) as base, load_model(changed, batch=7, context=20) as model:
-        base.tokenizer = type("Tokenizer", (), {"bos": None, "add_bos": False})()
+        base.tokenizer = model.tokenizer = type("Tokenizer", (), {"bos": None, "add_bos": False, "tokens": ()})()
         result = divergence(base, model, ids.tolist(), context=20, progress=lambda *state: seen.append(state))
     with load_model(tiny, context=20) as base, load_model(changed, context=20) as model:
         rows = [(logits_of(base, part)[10:19], logits_of(model, part)[10:19]) for part in ids.reshape(5, 20)]
