@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,16 @@ def score_tokens(
     Token i of a continuation is predicted from its context, of one token or more, and the tokens before i. Pairs share
     batches as far as batch and cache have room; a longer one takes several. Logits live for a block of rows only.
     """
-    waiting = deque(_Text.of(model, *pair) for pair in zip(contexts, continuations, strict=True))
+    source = (_Text.of(model, *pair) for pair in zip(contexts, continuations, strict=True))
+    waiting: deque[_Text] = deque(islice(source, 1))
     try:
         while waiting:
-            if waiting[0].left:
-                _advance(model, waiting)
+            _advance(model, waiting, source)
             while waiting and not waiting[0].left:
                 done = waiting.popleft()
                 done.sequence.free()
                 yield np.concatenate([np.empty(0), *done.scores])
+            waiting.extend(islice(source, not waiting))
     finally:
         for text in waiting:
             text.sequence.free()
@@ -61,12 +63,12 @@ class _Text:
         return -(-(len(self.ids) - 1) // PAGE)
 
 
-def _advance(model: Model, waiting: deque[_Text]) -> None:
+def _advance(model: Model, waiting: deque[_Text], source: Iterator[_Text]) -> None:
     """Computes one batch: as many texts from the front as fit whole, or what fits of the first."""
     taken: list[_Text] = []
     pieces, targets, sizes = [], [], []
     room, pages = model.batch, model.setup.pages
-    for text in waiting:
+    for text in _all(waiting, source):
         if taken and (text.left > room or text.pages > pages):
             break
         if not text.left:
@@ -80,6 +82,15 @@ def _advance(model: Model, waiting: deque[_Text]) -> None:
         sizes.append(len(rows))
         room -= stop - start
         pages -= text.pages
-    scores = model.forward(pieces).score(np.concatenate(targets))
-    for text, part in zip(taken, np.split(scores, np.cumsum(sizes)[:-1]), strict=True):
-        text.scores.append(part)
+    if taken:
+        scores = model.forward(pieces).score(np.concatenate(targets))
+        for text, part in zip(taken, np.split(scores, np.cumsum(sizes)[:-1]), strict=True):
+            text.scores.append(part)
+
+
+def _all(waiting: deque[_Text], source: Iterator[_Text]) -> Iterator[_Text]:
+    """Those waiting, then those of `source`, who wait from then on."""
+    yield from waiting
+    for text in source:
+        waiting.append(text)
+        yield text

@@ -1,5 +1,6 @@
 """Log-likelihoods against one forward pass a text, however they share batches and cache."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,22 @@ def test_short_pairs_share_a_batch_as_far_as_the_cache_has_room(path: Path) -> N
         assert model.setup.pages * PAGE == 256
         list(score_tokens(model, [[1, 2]] * 6, [[3]] * 6))
         assert model.calls == 2
+
+
+def test_texts_are_taken_as_they_are_needed(path: Path) -> None:
+    taken = 0
+
+    def endless() -> Iterator[list[int]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield [1, 2]
+
+    with load(path, batch=6) as model:
+        scores = score_tokens(model, endless(), endless())
+        next(scores)
+        assert taken == 2 * 3  # two pairs in a batch, and one that had no room
+        del scores
 
 
 def test_stopping_early_gives_the_cache_back(path: Path) -> None:
