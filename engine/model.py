@@ -43,6 +43,7 @@ class Setup:
     threads: int
     precision: Precision
     cache_type: CacheType
+    instruction_set: str | None = None  # None: the process's own
 
 
 def _make_reference(program: Program, setup: Setup) -> Executor:
@@ -61,6 +62,7 @@ def _make_cpu(program: Program, setup: Setup) -> Executor:
         threads=setup.threads,
         precision=setup.precision,
         cache_type=setup.cache_type,
+        instruction_set=setup.instruction_set,
     )
 
 
@@ -255,13 +257,15 @@ def load_model(
     batch: int = 512,
     precision: Precision = "int8",
     cache_type: CacheType | None = None,
+    instruction_set: str | None = None,
     observe: Callable[[str], bool] | None = None,
 ) -> Model:
     """Maps a GGUF model and makes it ready; weights are used where they lie.
 
     The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096);
-    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits; `observe` says of which matrices, by name,
-    the inputs are summed up (`executor.take_observations()`). Raises InputError naming file and tensor or key.
+    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits; `instruction_set` is one of those that the
+    machine runs (default: `isa.chosen()`); `observe` says of which matrices, by name, the inputs are summed up
+    (`executor.take_observations()`). Raises InputError naming file and tensor or key.
     """
     for name, count in (("threads", threads), ("context", context), ("sequences", sequences), ("batch", batch)):
         if count is not None and count < 1:
@@ -281,7 +285,8 @@ def load_model(
             program = observe_linears(program, observe)
         context = _choose_context(context, config)
         pages = sequences * -(-context // PAGE)
-        setup = Setup(pages, min(batch, pages * PAGE), threads or default_threads(), precision, cache_type)
+        batch = min(batch, pages * PAGE)
+        setup = Setup(pages, batch, threads or default_threads(), precision, cache_type, instruction_set)
         return Model(file, config, program, _make_executor(executor, program, setup), setup, context)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
