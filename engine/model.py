@@ -5,7 +5,7 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lltool.engine.architectures import trace_program
 from lltool.engine.batch import PAGE, Batch, CacheType, Executor, Precision
 from lltool.engine.cache import PagePool, Sequence
-from lltool.engine.compare import compare_rows
+from lltool.engine.compare import Compared
 from lltool.engine.config import ModelConfig
 from lltool.engine.observe import observe_linears
 from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
@@ -31,6 +31,7 @@ DEFAULT_CONTEXT = 4096
 MAX_THREADS = 512  # as in ggml
 
 Tokens = List[int] | NDArray[np.integer]
+LoadMode = Literal["mmap", "none"]
 Wanted = Literal["all", "last", "none"] | NDArray[np.integer]
 
 
@@ -69,6 +70,16 @@ def _make_cpu(program: Program, setup: Setup) -> Executor:
 EXECUTORS: dict[str, Callable[[Program, Setup], Executor]] = {"cpu": _make_cpu, "reference": _make_reference}
 
 
+class LogitRows(Protocol):
+    """Logits, or logarithms of probabilities, that come a block of at most `head_rows` rows at a time."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def head_rows(self) -> int: ...
+    def block(self, start: int, stop: int) -> NDArray[np.float32]: ...
+
+
 @dataclass(frozen=True)
 class Logits:
     """The logits that one `Model.forward` asked for, computed block by block; valid until the next one."""
@@ -79,10 +90,17 @@ class Logits:
 
     def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Blocks in order: the number of the first row, and a view (n, V) that the next block overwrites."""
-        executor = self._model.executor
-        for start in range(0, self.rows, executor.head_rows):
-            assert self._call == self._model.calls, "logits of an earlier call"
-            yield start, executor.logits(start, min(self.rows, start + executor.head_rows))
+        for start in range(0, self.rows, self.head_rows):
+            yield start, self.block(start, min(self.rows, start + self.head_rows))
+
+    def block(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop), at most `head_rows`; a view that the next block overwrites."""
+        assert self._call == self._model.calls, "logits of an earlier call"
+        return self._model.executor.logits(start, stop)
+
+    @property
+    def head_rows(self) -> int:
+        return self._model.executor.head_rows
 
     def score(self, targets: NDArray[np.integer]) -> NDArray[np.float64]:
         """Natural logarithm of the probability that row i gives to the token targets[i], (R,)."""
@@ -90,13 +108,17 @@ class Logits:
         assert self._call == self._model.calls, "logits of an earlier call"
         return self._model.executor.score(0, np.ascontiguousarray(targets, np.int32))
 
-    def compare(self, base: "Logits", targets: NDArray[np.integer]) -> NDArray[np.float64]:
+    def compare(self, base: "LogitRows", targets: NDArray[np.integer]) -> NDArray[np.float64]:
         """These rows against another model's, as `compare_rows` does, (R, 7); all logits are dropped block by block."""
-        assert base.rows == self.rows
-        parts = []
-        for (start, expected), (_, found) in zip(base.blocks(), self.blocks(), strict=True):
-            parts.append(compare_rows(expected, found, targets[start : start + len(found)]))
-        return np.concatenate(parts)
+        assert base.rows == self.rows == len(targets)
+        out = np.empty((self.rows, len(Compared)))
+        step = min(self.head_rows, base.head_rows)
+        for start in range(0, self.rows, step):
+            chosen = np.ascontiguousarray(targets[start : start + step], np.int32)
+            block = base.block(start, start + len(chosen))
+            assert self._call == self._model.calls, "logits of an earlier call"
+            out[start : start + step] = self._model.executor.compare(start, block, chosen)
+        return out
 
     def scored_blocks(
         self, targets: NDArray[np.integer]
@@ -257,10 +279,11 @@ def load_model(
     batch: int = 512,
     precision: Precision = "int8",
     cache_type: CacheType | None = None,
+    load_mode: LoadMode = "mmap",
     instruction_set: str | None = None,
     observe: Callable[[str], bool] | None = None,
 ) -> Model:
-    """Maps a GGUF model and makes it ready; weights are used where they lie.
+    """Maps a GGUF model and makes it ready; weights are used where they lie. `load_mode` "none" reads it into memory.
 
     The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096);
     `precision` "f32" computes in float32 what "int8" multiplies in 8 bits; `instruction_set` is one of those that the
@@ -276,7 +299,8 @@ def load_model(
     _check_choice("executor", executor, EXECUTORS)
     _check_choice("precision", precision, get_args(Precision))
     _check_choice("cache_type", cache_type, get_args(CacheType))
-    file = open_gguf(path)
+    _check_choice("load_mode", load_mode, get_args(LoadMode))
+    file = open_gguf(path, copy=load_mode == "none")
     try:
         weights = {tensor.name: _weight(tensor) for tensor in file.tensors}
         config = ModelConfig.from_gguf(file.metadata, weights)

@@ -1,6 +1,7 @@
 """Files mapped for reading. Read in windows, in any order, little of a large one stays resident."""
 
 import mmap
+import os
 from collections import deque
 from contextlib import suppress
 from threading import Lock
@@ -8,17 +9,22 @@ from typing import BinaryIO
 
 import numpy as np
 
+from lltool.gguf.errors import InputError
 from lltool.gguf.source import Bytes
 
+_READ = 64 << 20  # bytes at once
 _KEPT = 128 << 20  # bytes of the last windows that stay mapped: a writer has two at a time
 
 
 class MappedFile:
-    """`data` is the whole file, (bytes,); `window` a part of it that is read once."""
+    """`data` is the whole file, (bytes,); `window` a part of it that is read once.
 
-    def __init__(self, file: BinaryIO) -> None:
+    With `copy` the file is read into memory at once instead of when its pages are touched.
+    """
+
+    def __init__(self, file: BinaryIO, *, copy: bool = False) -> None:
         # Views hold on to the map, so it is closed by the last of them and not by hand.
-        self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._mapped = _read_whole(file) if copy else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         # Pages of 2 MiB, where the file system has them, save decoding half its waits for address translation.
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):
@@ -45,3 +51,16 @@ class MappedFile:
                 page = first // mmap.PAGESIZE * mmap.PAGESIZE
                 self._mapped.madvise(mmap.MADV_DONTNEED, page, last - page)
         return self.data[start:stop]
+
+
+def _read_whole(file: BinaryIO) -> mmap.mmap:
+    """The file in shared anonymous memory, whose pages outlast being unmapped."""
+    size = os.fstat(file.fileno()).st_size
+    memory = mmap.mmap(-1, size)
+    view = memoryview(memory)
+    done = 0
+    while count := file.readinto(view[done : done + _READ]):  # type: ignore[attr-defined]
+        done += count
+    if done != size:
+        raise InputError(f"{file.name}: has {done} bytes of the {size} that it had when it was opened")
+    return memory

@@ -58,20 +58,20 @@ class GGUFFile:
         self.close()
 
 
-def open_gguf(path: str | Path) -> GGUFFile:
-    """Opens a GGUF file, and with any shard of a split model the others.
+def open_gguf(path: str | Path, *, copy: bool = False) -> GGUFFile:
+    """Opens a GGUF file, and with any shard of a split model the others; with `copy`, in memory instead of mapped.
 
     Raises InputError for what is not a whole, valid file and OSError for one that cannot be read.
     """
     path = Path(path)
-    opened = _open_part(path)
+    opened = _open_part(path, copy)
     count = shards.shard_count(path, opened.header.metadata)
     if count == 1:
         return GGUFFile(path, [opened])
 
     parts = []
     for index, shard in enumerate(shards.find_shards(path, count)):
-        part = opened if shard == path else _open_part(shard)
+        part = opened if shard == path else _open_part(shard, copy)
         shards.check_shard(shard, part.header.metadata, index, count)
         parts.append(part)
     model = GGUFFile(path, parts)
@@ -89,7 +89,7 @@ class _Part:
         self.header: Header = parse_header(path, mapped.data.data)
 
 
-def _open_part(path: Path) -> _Part:
+def _open_part(path: Path, copy: bool) -> _Part:
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise InputError(f"{path}: a folder, wanted a GGUF file; `lltool convert` makes one of a checkpoint")
@@ -98,7 +98,7 @@ def _open_part(path: Path) -> _Part:
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
-        mapped = MappedFile(file)
+        mapped = MappedFile(file, copy=copy)
     return _Part(path, mapped)
 
 

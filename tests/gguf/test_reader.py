@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lltool.gguf import mapped
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import ValueType
@@ -121,6 +122,16 @@ def test_views_outlive_the_file(write) -> None:
         data, tokens = file.tensor("first").data(), file.metadata["tokens"].data
     assert data[0, 15] == 15
     assert tokens[2] == "ü"
+
+
+def test_a_copy_in_memory_keeps_what_was_read(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "_KEPT", 1)  # every window but the last is unmapped
+    path = write(GOOD)
+    with open_gguf(path) as file, open_gguf(path, copy=True) as copy:
+        path.write_bytes(b"")  # a map would fall into the hole
+        assert [t.data().tolist() for t in copy.tensors] == [t.data().tolist() for t in copy.tensors]
+        assert copy.tensor("first").data()[0, 15] == 15
+        assert file.size == copy.size
 
 
 def one_key(type: int, payload: bytes) -> bytes:
