@@ -1,0 +1,136 @@
+"""In which order, and how often, the points of a grid are measured.
+
+Every round goes once over the points, in an order drawn anew, and the next goes back the same way: what comes and goes
+meets all points alike, and what rises or falls evenly cancels between the two.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from time import monotonic, sleep
+from typing import TypeVar
+
+from lltool.eval.bench.record import Run
+from lltool.eval.bench.statistics import summarize
+from lltool.eval.bench.watch import DISTURBED, Conditions
+
+P = TypeVar("P", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run, and what it was made under."""
+
+    run: Run
+    conditions: Conditions
+
+    @property
+    def is_disturbed(self) -> bool:
+        return self.conditions.disturbance > DISTURBED
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done for a point: `repetitions`, and as many again at most in place of disturbed ones.
+
+    With `until`, go on until the scatter is that narrow (0.02 for 2 %), or a cap is met: `most` runs of a point, or
+    `seconds` in all.
+    """
+
+    repetitions: int = 5
+    until: float | None = None
+    most: int = 100
+    seconds: float = 600.0
+    delay: float = 0.0  # seconds between runs
+
+    @property
+    def cap(self) -> int:
+        return max(self.repetitions, self.most) if self.until else 2 * self.repetitions
+
+
+def schedule(
+    points: Sequence[P],
+    samples: Mapping[P, Sequence[Sample]],
+    effort: Effort,
+    *,
+    seed: int = 0,
+    clock: Callable[[], float] = monotonic,
+    wait: Callable[[float], None] = sleep,
+) -> Iterator[tuple[P, int]]:
+    """Points to measure next, each with the number of runs it has; the caller adds its sample to `samples`."""
+    random, end = Random(seed), clock() + effort.seconds
+    order, is_back, is_first = list(points), True, True
+    while True:
+        if is_back := not is_back:
+            order = order[::-1]
+        else:
+            random.shuffle(order)
+        wanted = [point for point in order if _wants_more(samples[point], effort, has_time=clock() < end)]
+        if not wanted:
+            return
+        for point in wanted:
+            if effort.delay and not is_first:
+                wait(effort.delay)
+            is_first = False
+            yield point, len(samples[point])
+
+
+def choose(samples: Sequence[Sample], repetitions: int) -> list[Sample]:
+    """Those that count: the undisturbed ones, or the `repetitions` least disturbed where there are not so many."""
+    clean = [sample for sample in samples if not sample.is_disturbed]
+    if len(clean) >= repetitions:
+        return clean
+    least = sorted(samples, key=lambda sample: sample.conditions.disturbance)[:repetitions]
+    return [sample for sample in samples if any(sample is chosen for chosen in least)]
+
+
+def describe_effort(samples: Sequence[Sample], effort: Effort) -> list[str]:
+    """Notes on runs that were made again, and on a scatter that did not become as narrow as was asked for."""
+    found, kept = [], choose(samples, effort.repetitions)
+    if len(kept) < len(samples):
+        disturbed = sum(sample.is_disturbed for sample in samples)
+        found.append(f"{disturbed} of {len(samples)} runs were disturbed; the {len(kept)} least disturbed count")
+    if effort.until and (scatter := _scatter(kept)) > effort.until:
+        found.append(f"±{scatter:.1%} after {len(samples)} runs, wanted ±{effort.until:.1%}: the limit was met")
+    return found
+
+
+def _wants_more(samples: Sequence[Sample], effort: Effort, *, has_time: bool) -> bool:
+    if len(samples) < effort.repetitions:
+        return True
+    kept = choose(samples, effort.repetitions)
+    is_good = not any(sample.is_disturbed for sample in kept) and (
+        effort.until is None or _scatter(kept) <= effort.until
+    )
+    return not is_good and len(samples) < effort.cap and has_time
+
+
+def _scatter(samples: Sequence[Sample]) -> float:
+    scatter = summarize([1e9 / sample.run.nanoseconds for sample in samples]).scatter
+    return float("inf") if scatter is None else scatter
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    runs: int
+    is_stable: bool
+
+
+def warm_up(
+    run: Callable[[], int],
+    *,
+    tolerance: float = 0.05,
+    most: int = 10,
+    seconds: float = 30.0,
+    clock: Callable[[], float] = monotonic,
+) -> WarmUp:
+    """Runs until that takes at most `tolerance` less nanoseconds than the fastest before; `most` runs or `seconds`."""
+    end, fastest = clock() + seconds, run()
+    for count in range(2, most + 1):
+        if clock() >= end:
+            return WarmUp(count - 1, False)
+        latest = run()
+        if latest > (1 - tolerance) * fastest:
+            return WarmUp(count, True)
+        fastest = latest
+    return WarmUp(most, False)

@@ -1,0 +1,182 @@
+"""What else the machine did while we measured: other processes, the hypervisor, heat, and speed that goes one way.
+
+All of it comes from files of Linux; on other systems nothing is noticed but drift.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, median
+from time import perf_counter
+
+DISTURBED = 0.05  # a run is disturbed when others had more than this fraction of its time
+_NOTABLE_DRIFT = 0.05
+_NOTABLE_OTHERS = 0.1  # of all cores
+_NOTABLE_FREQUENCY = 0.1
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Of one run. Fractions are of its time; `others` is cores in use by other processes, `frequency` is in Hz."""
+
+    waited: float = 0.0  # our threads were ready and had no core, or a container's limit held them
+    stolen: float = 0.0  # the hypervisor ran somebody else
+    others: float = 0.0
+    throttled: int = 0  # times that the processor slowed down for heat or power
+    frequency: float | None = None
+
+    @property
+    def disturbance(self) -> float:
+        """The fraction of the time that somebody else had the processor; never all of it."""
+        return min(self.waited + self.stolen, 0.95)
+
+
+@dataclass(frozen=True)
+class _Counters:
+    """In seconds, of all cores together, since some start."""
+
+    clock: float
+    waited: float
+    held: float
+    stolen: float
+    busy: float
+    own: float
+    throttled: int
+
+
+class Watch:
+    """Reads the machine's counters before and after a run that uses `threads` threads of the processes `pids`."""
+
+    def __init__(
+        self,
+        threads: int,
+        *,
+        pids: Sequence[int] = (),
+        root: Path = Path("/"),
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._threads = threads
+        self._processes = [root / "proc" / str(pid) for pid in pids or (os.getpid(),)]
+        self._root = root
+        self._clock = clock
+        self._tick = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
+        self._before = self._read()
+
+    def start(self) -> None:
+        """A run starts now."""
+        self._before = self._read()
+
+    def stop(self) -> Conditions:
+        """The run is over: what it was like."""
+        before, after = self._before, self._read()
+        seconds = max(after.clock - before.clock, 1e-9)
+
+        waited = (after.waited - before.waited) / self._threads + after.held - before.held
+        others = (after.busy - before.busy) - (after.own - before.own)
+        return Conditions(
+            waited=max(waited / seconds, 0.0),
+            stolen=max((after.stolen - before.stolen) / (seconds * _cores()), 0.0),
+            others=max(others / seconds, 0.0),
+            throttled=max(after.throttled - before.throttled, 0),
+            frequency=self._frequency(),
+        )
+
+    def _read(self) -> _Counters:
+        busy, stolen = self._processor()
+        return _Counters(
+            clock=self._clock(),
+            waited=sum(self._waited(process) for process in self._processes),
+            held=self._held(),
+            stolen=stolen,
+            busy=busy,
+            own=sum(self._own(process) for process in self._processes),
+            throttled=sum(
+                int(_text(path) or 0)
+                for path in (self._root / "sys/devices/system/cpu").glob("cpu*/thermal_throttle/*_throttle_count")
+            ),
+        )
+
+    def _processor(self) -> tuple[float, float]:
+        """Seconds busy, and stolen: user nice system idle iowait irq softirq steal; guests are in user already."""
+        first = (_text(self._root / "proc/stat") or "").partition("\n")[0].split()[1:9]
+        if len(first) < 8:
+            return 0.0, 0.0
+        user, nice, system, _, _, interrupts, soft, stolen = (int(ticks) * self._tick for ticks in first)
+        return user + nice + system + interrupts + soft, stolen
+
+    def _waited(self, process: Path) -> float:
+        """Seconds that the threads of a process were ready and had no core; schedstat: nanoseconds run, and waited."""
+        fields = [(_text(path) or "").split() for path in process.glob("task/*/schedstat")]
+        return sum(int(field[1]) for field in fields if len(field) == 3) / 1e9
+
+    def _own(self, process: Path) -> float:
+        """Seconds of processor time; the fields follow the name, which is in brackets and can hold anything."""
+        fields = (_text(process / "stat") or "").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) * self._tick if len(fields) > 12 else 0.0
+
+    def _held(self) -> float:
+        """Seconds that a container's limit stopped us."""
+        for line in (_text(self._root / "sys/fs/cgroup/cpu.stat") or "").splitlines():
+            if line.startswith("throttled_usec "):
+                return int(line.split()[1]) / 1e6
+        return 0.0
+
+    def _frequency(self) -> float | None:
+        found = (_text(p) for p in (self._root / "sys/devices/system/cpu").glob("cpu*/cpufreq/scaling_cur_freq"))
+        values = [int(text) * 1e3 for text in found if text and text.strip().isdigit()]
+        return fmean(values) if values else None
+
+
+def describe_conditions(conditions: Sequence[Conditions], nanoseconds: Sequence[int]) -> list[str]:
+    """Short notes on what made these runs, in the order in which they were made, slower than they could be."""
+    found = []
+    waited, stolen = median(c.waited for c in conditions), median(c.stolen for c in conditions)
+    others, frequencies = median(c.others for c in conditions), [c.frequency for c in conditions if c.frequency]
+    if waited > DISTURBED:
+        found.append(f"busy machine: threads waited for a core {waited:.0%} of the time")
+    elif others > _NOTABLE_OTHERS * _cores():
+        found.append(f"busy machine: other processes used {others:.1f} cores")
+    if stolen > DISTURBED / 2:
+        found.append(f"busy host: the hypervisor ran others {stolen:.0%} of the time")
+    if throttled := sum(c.throttled for c in conditions):
+        found.append(f"throttling: the processor slowed down {throttled} times for heat or power")
+    if frequencies and min(frequencies) < (1 - _NOTABLE_FREQUENCY) * max(frequencies):
+        found.append(
+            f"throttling: the clock went from {max(frequencies) / 1e9:.1f} to {min(frequencies) / 1e9:.1f} GHz"
+        )
+    if change := find_drift(nanoseconds):
+        found.append(f"drift: {abs(change):.0%} {'slower' if change > 0 else 'faster'} from the first run to the last")
+    return found
+
+
+def find_drift(nanoseconds: Sequence[int]) -> float:
+    """How much longer the last run took than the first by their common trend, as a fraction; 0 where there is none.
+
+    A trend is one that Mann and Kendall's test finds beyond chance (2 %, two-sided) and that is worth a note. Its
+    slope is the median of the slopes between all pairs (Theil, Sen).
+    """
+    count = len(nanoseconds)
+    pairs = list(combinations(range(count), 2))
+    if count < 5:
+        return 0.0
+    rises = sum((nanoseconds[b] > nanoseconds[a]) - (nanoseconds[b] < nanoseconds[a]) for a, b in pairs)
+    if (abs(rises) - 1) / sqrt(count * (count - 1) * (2 * count + 5) / 18) < 2.2:
+        return 0.0
+    slope = median((nanoseconds[b] - nanoseconds[a]) / (b - a) for a, b in pairs)
+    change = slope * (count - 1) / median(nanoseconds)
+    return change if abs(change) >= _NOTABLE_DRIFT else 0.0
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _text(path: Path) -> str | None:
+    """A system's file; None where it is not there or not ours to read, or its thread has ended."""
+    try:
+        return path.read_text()
+    except OSError:
+        return None
