@@ -3,8 +3,9 @@
 Names, defaults and order of the settings are llama-bench's.
 """
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Settings:
     type_v: str = "f16"
     no_kv_offload: bool = False
     flash_attn: int = -1  # 1: on, 0: off, -1: as the engine likes
-    threads: int = 0  # 0: one a core
+    threads: int = field(default_factory=default_threads)
     cpu_mask: str = "0x0"
     cpu_strict: bool = False
     poll: int = 50
@@ -97,7 +98,7 @@ def workloads(
     With `sequences`, as llama-batched-bench: every prompt length with every generation length, in so many sequences.
     """
     if sequences:
-        lengths = [pair for pair in product(prompts, generations)] + list(pairs)
+        lengths = [*product(prompts, generations), *pairs]
     else:
         lengths = [(n, 0) for n in prompts] + [(0, n) for n in generations] + list(pairs)
     found = [
@@ -113,8 +114,8 @@ def workloads(
 
 
 def grid(models: Sequence[Path], runs: Sequence[Workload], **axes: Sequence[Any]) -> list[Point]:
-    """All combinations: `axes` are values of fields of Settings by name. The last field varies first, runs before it."""
-    names = [field.name for field in fields(Settings) if field.name in axes]
+    """All combinations: `axes` are values of fields of Settings by name; `runs` vary first, then the last field."""
+    names = [f.name for f in fields(Settings) if f.name in axes]
     unknown = axes.keys() - set(names)
     assert not unknown, f"no settings {unknown}"
     points = [
@@ -132,7 +133,7 @@ _POSSIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "fit_target": ((0,), _WITHOUT_GPU),
     "fit_min_ctx": ((0,), _WITHOUT_GPU),
     "split_mode": (("none", "layer"), _WITHOUT_GPU),
-    "load_mode": (("auto", "mmap"), "the file is mapped and used where it lies"),
+    "load_mode": (("auto", "none", "mmap"), "the file is mapped, or read into memory"),
     "lazy_mode": (("auto", "off"), "the file is mapped and used where it lies"),
     "main_gpu": ((0,), _WITHOUT_GPU),
     "devices": (("auto", "none"), _WITHOUT_GPU),
@@ -152,7 +153,7 @@ _POSSIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
 def resolve(settings: Settings) -> Settings:
     """What really runs when this is asked for; two settings that give the same are one measurement.
 
-    Raises InputError for what cannot be had. Layers for a GPU run on the CPU: it is the caller's to say so.
+    Raises InputError for what cannot be had, but for layers on a GPU, which `find_unmet` tells.
     """
     for name, (possible, reason) in _POSSIBLE.items():
         value = getattr(settings, name)
@@ -161,9 +162,10 @@ def resolve(settings: Settings) -> Settings:
             raise InputError(f"{name} {value}, wanted {wanted}: {reason}")
     if settings.type_k != settings.type_v:
         raise InputError(
-            f"type_k {settings.type_k} with type_v {settings.type_v}: the cache has one type for both; wanted them equal"
+            f"type_k {settings.type_k} with type_v {settings.type_v}: the cache has one type, wanted them equal"
         )
-    for name in ("batch", "ubatch"):
+    cpus_of(settings.cpu_mask)
+    for name in ("batch", "ubatch", "threads"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name} {getattr(settings, name)}, wanted at least 1")
     if settings.threads > MAX_THREADS:
@@ -173,12 +175,34 @@ def resolve(settings: Settings) -> Settings:
         n_gpu_layers=0,
         n_cpu_moe=0,
         split_mode="none",
-        load_mode="mmap",
+        load_mode="none" if settings.load_mode == "none" else "mmap",
         lazy_mode="off",
         devices="none",
         no_op_offload=False,
         no_kv_offload=True,
         flash_attn=1,
         ubatch=min(settings.batch, settings.ubatch),
-        threads=settings.threads or default_threads(),
     )
+
+
+def find_unmet(settings: Settings) -> str | None:
+    """What was asked for and is measured without."""
+    if settings.n_gpu_layers in (-1, 0):  # -1: as many as there is room for
+        return None
+    return f"-ngl {settings.n_gpu_layers}: this build has no GPU executor, all layers ran on the CPU"
+
+
+def cpus_of(mask: str) -> set[int] | None:
+    """The processors of a mask in hexadecimal; None for 0, which leaves them to the system. Raises InputError."""
+    try:
+        bits = int(mask, 16)
+    except ValueError:
+        raise InputError(f"cpu_mask {mask!r}, wanted a number in hexadecimal such as 0x3") from None
+    if bits == 0:
+        return None
+    cpus = {number for number in range(bits.bit_length()) if bits >> number & 1}
+    if not hasattr(os, "sched_getaffinity"):
+        raise InputError(f"cpu_mask {mask}: this system cannot bind threads to processors; wanted 0x0")
+    if missing := cpus - os.sched_getaffinity(0):
+        raise InputError(f"cpu_mask {mask}: processor {min(missing)} is not this process's to use")
+    return cpus

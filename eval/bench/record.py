@@ -1,11 +1,11 @@
 """What is known of a measurement, and the flat row of it: llama-bench's columns in its order, then ours."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import mean, stdev
 from typing import Any
 
 from lltool.eval.bench.plan import Point, Settings
+from lltool.eval.bench.statistics import summarize
 from lltool.eval.provenance import cpu_name, tool_digest
 from lltool.gguf.describe import Description
 
@@ -119,7 +119,7 @@ class Measurement:
 
 def to_row(m: Measurement) -> Row:
     """The row of llama-bench, where what this engine has no notion of says 'not used', and ours behind it."""
-    ran, workload = m.ran, m.point.workload
+    ran, workload, summary = m.ran, m.point.workload, summarize(m.speeds)
     row: Row = {
         "build_commit": tool_digest()[:8],
         "build_number": 0,
@@ -138,15 +138,18 @@ def to_row(m: Measurement) -> Row:
         "n_depth": workload.depth,
         "test_time": m.started,
         "avg_ns": round(mean(m.nanoseconds)),
-        "stddev_ns": round(_deviation(m.nanoseconds)),
-        "avg_ts": mean(m.speeds),
-        "stddev_ts": _deviation(m.speeds),
+        "stddev_ns": round(stdev(m.nanoseconds)) if len(m.runs) > 1 else 0,
+        "avg_ts": summary.mean,
+        "stddev_ts": summary.deviation,
     }
     row = {name: row[name] if name in row else getattr(ran, name) for name in LLAMA_BENCH_COLUMNS}
     row["no_op_offload"] = int(row["no_op_offload"])
     own: Row = {
         "engine": m.engine,
         "n_parallel": workload.sequences,
+        "median_ts": summary.median,
+        "low_ts": summary.low,
+        "high_ts": summary.high,
         "load_ms": m.load_ms,
         "peak_rss_bytes": m.peak_rss_bytes,
         "energy_j": m.energy_j,
@@ -155,10 +158,17 @@ def to_row(m: Measurement) -> Row:
         "samples_prompt_ns": [run.prompt_ns for run in m.runs],
         "notes": list(m.notes),
         "model_sha256": m.model_sha256,
-        "settings": {"precision": ran.precision},
+        "settings": {"precision": ran.precision, "asked": _asked(m.point.settings, ran)},
         "machine": m.machine or {},
     }
     return row | {name: own.get(name) for name in OWN_COLUMNS}
+
+
+def _asked(asked: Settings, ran: Settings) -> dict[str, Any]:
+    """What was asked for in so many words and is not what ran."""
+    default = Settings(asked.model)
+    named = {f.name: getattr(asked, f.name) for f in fields(Settings)}
+    return {n: v for n, v in named.items() if v not in (getattr(default, n), getattr(ran, n))}
 
 
 def model_type(model: Description) -> str:
@@ -166,8 +176,3 @@ def model_type(model: Description) -> str:
     count = model.parameters
     label = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M"
     return f"{model.architecture} {label} {model.file_type or 'of mixed types'}"
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """Of the sample, as llama-bench's."""
-    return stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,113 @@
+"""Our engine under the clock: one loaded model that runs workloads behind a past it fills once."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter, perf_counter_ns
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lltool.engine.cache import Sequence as CachedSequence
+from lltool.engine.model import Wanted, load_model
+from lltool.eval.bench.plan import Settings, Workload, cpus_of
+from lltool.eval.bench.record import Run
+
+
+class Runner:
+    """A model loaded with `ran`, a room in its cache for the largest of `runs`, and tokens drawn from `seed`."""
+
+    name = "lltool"
+
+    def __init__(self, ran: Settings, runs: Sequence[Workload], *, executor: str = "cpu", seed: int = 0) -> None:
+        start = perf_counter()
+        self._cpus = cpus_of(ran.cpu_mask)
+        with _pinned(self._cpus):  # the threads that start now stay there
+            self.model = load_model(
+                ran.model,
+                executor=executor,
+                threads=ran.threads,
+                context=max(run.context for run in runs),
+                sequences=max(run.sequences for run in runs) + any(run.depth for run in runs),
+                batch=ran.ubatch,
+                precision=ran.precision,
+                cache_type="f32" if ran.type_k == "f32" else "f16",
+                load_mode="none" if ran.load_mode == "none" else "mmap",
+            )
+        self.load_ms = (perf_counter() - start) * 1e3
+        self._submitted = ran.batch
+        self._random = np.random.default_rng(seed)
+        self._past = self.model.new_sequence()
+
+    def run(self, workload: Workload) -> Run:
+        """Times one repetition; the past of `depth` tokens is there before the clock starts."""
+        with _pinned(self._cpus):
+            sequences = self._fork(workload)
+            count = workload.prompt + workload.generation
+            tokens = self._draw(workload.sequences, count)
+            prompt, steps = tokens[:, : workload.prompt], range(workload.prompt, count)
+            try:
+                start = perf_counter_ns()
+                if workload.prompt:
+                    self._feed(sequences, prompt)
+                ends = [perf_counter_ns()]
+                for step in steps:
+                    self._feed(sequences, tokens[:, step : step + 1])
+                    ends.append(perf_counter_ns())
+            finally:
+                for sequence in sequences:
+                    sequence.free()
+            return Run(ends[-1] - start, ends[0] - start, tuple(np.diff(ends).tolist()))
+
+    def close(self) -> None:
+        self.model.close()
+
+    def _fork(self, workload: Workload) -> list[CachedSequence]:
+        """Sequences with the past, and with the pages that the run will write: copying shared ones is not timed."""
+        missing = workload.depth - self._past.length
+        if missing > 0:
+            self.model.evaluate(self._past, self._draw(1, missing)[0])
+        sequences = [self._past.fork() for _ in range(workload.sequences)]
+        for sequence in sequences:
+            sequence.truncate(workload.depth)
+            sequence.reserve(workload.prompt + workload.generation)
+        return sequences
+
+    def _feed(self, sequences: Sequence[CachedSequence], tokens: NDArray[np.int32]) -> None:
+        """Appends tokens (S, T), sequence after sequence: `batch` are submitted at once, `ubatch` of them computed.
+
+        Logits are wanted behind each sequence's last token and, as llama-bench wants them, behind each submission.
+        """
+        count = tokens.shape[1]
+        total = tokens.size
+        for first in range(0, total, self._submitted):
+            last = min(first + self._submitted, total)
+            for start in range(first, last, self.model.batch):
+                stop = min(start + self.model.batch, last)
+                pieces = []
+                for index in range(start // count, -(-stop // count)):
+                    begin, end = max(start - index * count, 0), min(stop - index * count, count)
+                    wanted: Wanted = (
+                        "last" if end == count or (stop == last and index * count + end == last) else "none"
+                    )
+                    pieces.append((sequences[index], tokens[index, begin:end], wanted))
+                logits = self.model.forward(pieces)
+                if logits.rows:
+                    logits.all()
+
+    def _draw(self, sequences: int, count: int) -> NDArray[np.int32]:
+        return self._random.integers(0, self.model.config.vocab, (sequences, count), dtype=np.int32)
+
+
+@contextmanager
+def _pinned(cpus: set[int] | None) -> Iterator[None]:
+    """This thread on these processors alone."""
+    if cpus is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
