@@ -19,7 +19,7 @@ class Compared(IntEnum):
 
 
 def compare_rows(
-    base: NDArray[np.float32], other: NDArray[np.float32], targets: NDArray[np.integer]
+    base: NDArray[np.floating], other: NDArray[np.floating], targets: NDArray[np.integer]
 ) -> NDArray[np.float64]:
     """Compares logits (R, V) with `base`'s; targets (R,) are token ids."""
     rows = np.arange(len(base))
@@ -38,7 +38,7 @@ def compare_rows(
     return out
 
 
-def divergences(base: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+def divergences(base: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float64]:
     """Kullback-Leibler divergence of softmax(other) from softmax(base), both logits (R, V), row by row."""
     x = base - base.max(axis=1, keepdims=True)  # the largest is 0: what follows is as exact as float32 allows
     y = other - other.max(axis=1, keepdims=True)

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from lltool.engine import _native
 from lltool.engine.batch import PAGE, Batch, CacheType, Precision
+from lltool.engine.compare import Compared
 from lltool.engine.observe import Observation
 from lltool.engine.program import (
     Add,
@@ -79,6 +80,11 @@ class CpuExecutor:
         """Log probability of targets[i] under output row start + i; logits are made and dropped a block at a time."""
         out = np.empty(len(targets), np.float64)
         self._native.score(start, targets, out)
+        return out
+
+    def compare(self, start: int, base: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[np.float64]:
+        out = np.empty((len(targets), len(Compared)), np.float64)
+        self._native.compare(start, base, targets, out)
         return out
 
     def take_observations(self) -> dict[str, Observation]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.batch import PAGE, Batch
+from lltool.engine.compare import compare_rows
 from lltool.engine.observe import Observation
 from lltool.engine.program import (
     Activation,
@@ -84,6 +85,9 @@ class ReferenceExecutor:
             x -= x.max(axis=1, keepdims=True)
             scores[first : first + len(wanted)] = x[np.arange(len(wanted)), wanted] - np.log(np.exp(x).sum(axis=1))
         return scores
+
+    def compare(self, start: int, base: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[np.float64]:
+        return compare_rows(base, self.logits(start, start + len(targets)), targets)
 
     def take_observations(self) -> dict[str, Observation]:
         taken = {name: seen for op, seen in self._observations.items() for name in op.weights}

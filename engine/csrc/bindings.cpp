@@ -19,6 +19,7 @@ using namespace lltool;
 template <class T> using Array1 = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes2 = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Tables = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Place = std::pair<int64_t, int64_t>; // offset, width
 
 static Buffer buffer(Place p) { return {p.first, p.second}; }
@@ -197,6 +198,16 @@ NB_MODULE(_native, m) {
         const auto lock = s.claim();
         nb::gil_scoped_release release;
         s.executor.score(start, start + int64_t(targets.size()), targets.data(), out.data());
+      })
+      .def("compare", [](Session& s, int64_t start, Rows base, Array1<int32_t> targets,
+                         nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
+        const size_t rows = targets.size();
+        require(base.shape(0) == rows && int64_t(base.shape(1)) == s.executor.settings.vocabulary && out.shape(0) == rows &&
+                    out.shape(1) == compared_columns,
+                "compare: shapes do not agree");
+        const auto lock = s.claim();
+        nb::gil_scoped_release release;
+        s.executor.compare(start, start + int64_t(rows), base.data(), targets.data(), out.data());
       })
       .def("copy_page", [](Session& s, int64_t source, int64_t target) {
         const auto lock = s.claim();

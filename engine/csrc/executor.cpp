@@ -142,9 +142,13 @@ const float* Executor::logits(int64_t start, int64_t stop) {
   return logits_.data() + (start - head_start_) * settings.vocabulary;
 }
 
+void Executor::check_targets(int64_t count, const int32_t* targets) const {
+  for (int64_t i = 0; i < count; ++i)
+    if (targets[i] < 0 || targets[i] >= settings.vocabulary) throw std::invalid_argument("score: no such token");
+}
+
 void Executor::score(int64_t start, int64_t stop, const int32_t* targets, double* out) {
-  for (int64_t i = start; i < stop; ++i)
-    if (targets[i - start] < 0 || targets[i - start] >= settings.vocabulary) throw std::invalid_argument("score: no such token");
+  check_targets(stop - start, targets);
   const int64_t n = settings.vocabulary;
   for (int64_t block = start; block < stop; block += settings.head_rows) {
     const int64_t end = std::min<int64_t>(stop, block + settings.head_rows);
@@ -156,6 +160,21 @@ void Executor::score(int64_t start, int64_t stop, const int32_t* targets, double
       });
     });
   }
+}
+
+void Executor::compare(int64_t start, int64_t stop, const float* base, const int32_t* targets, double* out) {
+  check_targets(stop - start, targets);
+  const int64_t n = settings.vocabulary;
+  const float* rows = logits(start, stop);
+  pool_->run([&](Pool::Worker& worker) {
+    worker.parallel(stop - start, [&](int64_t i) {
+      const float *x = base + i * n, *y = rows + i * n;
+      const Comparison c = kernels.compare(x, y, n);
+      const double base_log = double(x[targets[i]]) - c.x.value - c.x.log_mass, log = double(y[targets[i]]) - c.y.value - c.y.log_mass;
+      const double columns[] = {c.divergence, base_log, log, double(c.x.place), double(c.y.place), -c.x.log_mass, -c.y.log_mass};
+      std::memcpy(out + i * compared_columns, columns, sizeof columns);
+    });
+  });
 }
 
 void Executor::copy_page(int64_t source, int64_t target) {

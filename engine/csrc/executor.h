@@ -56,6 +56,8 @@ struct Segment {
 
 class Executor;
 
+constexpr int compared_columns = 7;
+
 // What an operation sees while it runs: `rows` is T for the body and the size of the block in the head.
 struct Run {
   Executor& executor;
@@ -101,6 +103,9 @@ public:
   void run(const Batch& batch);                   // body, and the head where one block holds all outputs
   const float* logits(int64_t start, int64_t stop); // (stop - start, vocabulary), of the last batch
   void score(int64_t start, int64_t stop, const int32_t* targets, double* out); // log probability of each row's target
+  // Output rows [start, stop), a block at most, against `base` (stop - start, vocabulary): seven columns of out a row, in
+  // the order of engine/compare.py.
+  void compare(int64_t start, int64_t stop, const float* base, const int32_t* targets, double* out);
   void copy_page(int64_t source, int64_t target);
 
   struct RopeTable {
@@ -129,6 +134,7 @@ public:
 
 private:
   void run_head(int64_t start, int64_t stop);
+  void check_targets(int64_t count, const int32_t* targets) const;
   void fill_ropes(Pool::Worker& worker, const Batch& batch);
 
   std::vector<std::unique_ptr<Op>> ops_;

@@ -47,6 +47,18 @@ struct AttentionTask {
   float* scratch;                // attention_scratch(...) floats
 };
 
+// The largest of a row of logits: where it stands first, and ln(sum(e^(x - value))).
+struct Peak {
+  int64_t place;
+  float value;
+  double log_mass;
+};
+
+struct Comparison {
+  Peak x, y;
+  double divergence; // of softmax(y) from softmax(x)
+};
+
 struct EngineKernels {
   int lanes;            // rows of a weight tile
   int tokens_per_panel; // tokens the matrix kernels take at once
@@ -76,6 +88,7 @@ struct EngineKernels {
   void (*softcap)(const float* x, float cap, int64_t n, float* out);
   // log(sum(exp(x))), for scoring.
   double (*log_sum_exp)(const float* x, int64_t n);
+  Comparison (*compare)(const float* x, const float* y, int64_t n);
 
   void (*attention)(const AttentionTask& task);
   void (*store_half)(const float* x, int64_t n, uint16_t* out, int64_t stride);
