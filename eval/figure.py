@@ -1,4 +1,4 @@
-"""One look for all plots: colours that colour-blind readers tell apart, a title above, PNG or SVG by the file's name."""
+"""One look for all plots: colours that colour-blind readers tell apart, a title, PNG or SVG by the file's name."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 SUFFIXES = (".png", ".svg")
 
-_STYLE = {
+_STYLE: Any = {  # matplotlib types a dictionary of them by its hundreds of keys
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
@@ -39,7 +39,7 @@ def picture(target: Path, width: float, height: float) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")  # no pyplot: no display, no global state
+        figure = Figure(figsize=(width, height), dpi=160, layout="constrained")  # no pyplot: no display, no global state
         yield figure
         _save(figure, target)
 
@@ -57,7 +57,7 @@ def _save(figure: Any, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
     made = {"Software" if kind == "png" else "Creator": f"lltool {__version__}"}
     try:
-        figure.savefig(partial, format=kind, dpi=160, metadata=made)
+        figure.savefig(partial, format=kind, metadata=made)
         partial.replace(target)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror}") from error

@@ -50,7 +50,7 @@ def byte_size(text: str) -> int:
 
 
 def image_file(text: str) -> Path:
-    """The type of an argument that names a picture: .png or .svg, in a folder that can be written (known beforehand)."""
+    """The type of an argument that names a picture: .png or .svg, where it can be written, as is better known early."""
     path = Path(text)
     if path.suffix.lower() not in (".png", ".svg"):
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a .png or .svg file")

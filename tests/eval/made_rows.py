@@ -1,0 +1,46 @@
+"""Rows of measurements that never were, for tests of what is made of rows."""
+
+from typing import Any
+
+from lltool.eval.bench.rows import complete_row
+
+Row = dict[str, Any]
+
+
+def made_row(
+    prompt: int = 512,
+    generation: int = 0,
+    speeds: tuple[float, ...] = (99.0, 100.0, 101.0, 100.0, 100.0),
+    **columns: Any,
+) -> Row:
+    """A complete row of these speeds in tokens a second; `columns` are what differs from the usual."""
+    tokens = (prompt + generation) * columns.get("n_parallel", 1)
+    usual: Row = {
+        "build_commit": "0123abcd",
+        "build_number": 0,
+        "cpu_info": "Example CPU 9000",
+        "gpu_info": "",
+        "backends": "CPU",
+        "model_filename": "models/m-q4_0.gguf",
+        "model_type": "llama 135M Q4_0",
+        "model_size": 80 << 20,
+        "model_n_params": 134_515_008,
+        "n_batch": 2048,
+        "n_ubatch": 512,
+        "n_threads": 2,
+        "type_k": "f16",
+        "type_v": "f16",
+        "n_gpu_layers": 0,
+        "n_prompt": prompt,
+        "n_gen": generation,
+        "n_depth": 0,
+        "test_time": "2026-01-02T03:04:05Z",
+        "avg_ns": round(sum(tokens * 1e9 / speed for speed in speeds) / len(speeds)),
+        "stddev_ns": 0,
+        "avg_ts": sum(speeds) / len(speeds),
+        "stddev_ts": 1.0 if len(speeds) > 1 else 0.0,
+        "engine": "lltool 0.1.0",
+        "samples_ns": [round(tokens * 1e9 / speed) for speed in speeds],
+        "samples_ts": list(speeds),
+    }
+    return complete_row(usual | columns, "a made row")
