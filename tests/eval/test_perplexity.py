@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,24 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lltool.engine.cache import PagePool, Sequence
 from lltool.engine.model import load_model
-from lltool.eval.perplexity import cut_windows, perplexity
+from lltool.eval.perplexity import Method, MethodName, Scored, cut_windows, measure_tokens, perplexity, pool
 from lltool.gguf.errors import InputError
+from tests.tiny_checkpoints import make_checkpoint
 
 VOCAB = 11
-
-
-class ToySequence:
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-
-    def free(self) -> None:
-        self.tokens.clear()
 
 
 class ToyLogits:
     def __init__(self, rows: list[np.ndarray]) -> None:
         self.data = np.array(rows, dtype=np.float32).reshape(len(rows), VOCAB)
+        self.rows = len(rows)
 
     def score(self, targets: np.ndarray) -> np.ndarray:
         assert len(targets) == len(self.data)
@@ -35,26 +31,47 @@ class ToyLogits:
         return np.asarray(chosen - np.log(np.exp(self.data.astype(float)).sum(axis=1)))
 
 
+@dataclass
+class ToyTokenizer:
+    """Each token is a letter, but for token 0, a space, and BOS."""
+
+    bos: int | None = None
+    add_space_prefix: bool = False
+
+    @property
+    def add_bos(self) -> bool:
+        return self.bos is not None
+
+    def is_control(self, id: int) -> bool:
+        return id == self.bos
+
+    def piece(self, id: int) -> bytes:
+        return b" abcdefghij"[id : id + 1]
+
+
 class ToyModel:
     """The logits of a row depend on the token there and on how many tokens the sequence has seen."""
+
+    context = 10**6
 
     def __init__(self, batch: int, bos: int | None = None, pages: int = 99) -> None:
         self.batch = batch
         self.setup = SimpleNamespace(pages=pages)
         self.file = SimpleNamespace(path="toy.gguf")
-        self.tokenizer = type("Tokenizer", (), {"bos": bos, "add_bos": bos is not None})()
+        self.tokenizer = ToyTokenizer(bos)
+        self.pool = PagePool(pages, lambda source, target: None)
         self.largest = 0
 
-    def new_sequence(self) -> ToySequence:
-        return ToySequence()
+    def new_sequence(self) -> Sequence:
+        return Sequence(self.pool)
 
-    def forward(self, pieces: list[tuple[ToySequence, list[int], np.ndarray]]) -> ToyLogits:
+    def forward(self, pieces: list[tuple[Sequence, np.ndarray, np.ndarray]]) -> ToyLogits:
         self.largest = max(self.largest, sum(len(tokens) for _, tokens, _ in pieces))
         out = []
         for sequence, tokens, rows in pieces:
-            start = len(sequence.tokens)
-            sequence.tokens += tokens
-            out += [toy_logits(tokens[row], start + row) for row in rows]
+            sequence.reserve(len(tokens))
+            out += [toy_logits(int(tokens[row]), sequence.length + row) for row in rows]
+            sequence.length += len(tokens)
         return ToyLogits(out)
 
 
@@ -62,33 +79,172 @@ def toy_logits(token: int, position: int) -> np.ndarray:
     return np.sin(np.arange(VOCAB) * (token + 1) + position).astype(np.float32) * 3
 
 
-def expected(ids: list[int], context: int, bos: int | None) -> list[float]:
-    """Negative log-likelihoods, by the definition, one at a time."""
+def expected(ids: list[int], context: int, bos: int | None, first: int) -> list[float]:
+    """Negative log-likelihoods of what is behind place `first` of each window, by the definition, one at a time."""
     nll = []
     for start in range(0, len(ids) // context * context, context):
         window = ids[start : start + context]
         if bos is not None:
             window[0] = bos
-        for position in range(context // 2, context - 1):
+        for position in range(first, context - 1):
             logits = toy_logits(window[position], position).astype(float)
             nll.append(log(np.exp(logits).sum()) - logits[window[position + 1]])
     return nll
 
 
+@pytest.mark.parametrize("score", ["half", "all"])
 @pytest.mark.parametrize("batch", [4, 7, 20, 45, 1000])
 @pytest.mark.parametrize("bos", [None, 5])
-def test_equals_the_definition_for_every_batch_size(batch: int, bos: int | None) -> None:
+def test_equals_the_definition_for_every_batch_size(batch: int, bos: int | None, score: Scored) -> None:
     ids = np.random.default_rng(1).integers(0, VOCAB, 107).tolist()
     model: Any = ToyModel(batch, bos)
     seen: list[tuple[int, int]] = []
-    result = perplexity(model, ids, context=20, progress=lambda done, total, _: seen.append((done, total)))
-    nll = np.array(expected(ids, 20, bos))
-    assert result.scored == nll.size == 5 * 9
+    show = lambda done, total, _: seen.append((done, total))  # noqa: E731
+    result = perplexity(model, ids, context=20, score=score, progress=show)
+    first = 0 if score == "all" else 10
+    nll = np.array(expected(ids, 20, bos, first))
+    each = 19 - first
+    assert result.scored == nll.size == 5 * each
     assert result.perplexity == pytest.approx(exp(nll.mean()), rel=1e-6)
     assert result.error == pytest.approx(exp(nll.mean()) * nll.std() / np.sqrt(nll.size - 1), rel=1e-6)
-    assert result.running == pytest.approx([exp(nll[: 9 * n].mean()) for n in range(1, 6)], rel=1e-6)
+    assert result.running == pytest.approx([exp(nll[: each * n].mean()) for n in range(1, 6)], rel=1e-6)
+    assert -result.losses.log_probs == pytest.approx(nll, rel=1e-6)
+    assert result.losses.tokens.tolist() == [ids[at] for at in result.losses.positions]
+    assert result.losses.positions[:each].tolist() == list(range(first + 1, 20))
     assert model.largest <= batch
-    assert seen[-1] == (5, 5)
+    assert seen == [(done, 5) for done in range(1, 6)]
+
+
+def llama_strided(ids: list[int], context: int, stride: int) -> tuple[list[float], list[int]]:
+    """Running values and scored places, by the loops of llama.cpp's perplexity_v2 and its cache's size."""
+    size = (context + stride // 2 + 255) // 256 * 256
+    total, running, places = 0.0, [], []
+    for i in range((len(ids) - size + stride - 1) // stride):
+        for j in range(size - stride - 1, size - 1):
+            logits = toy_logits(ids[i * stride + j], j).astype(float)
+            places.append(i * stride + j + 1)
+            total += log(np.exp(logits).sum()) - logits[ids[places[-1]]]
+        running.append(exp(total / len(places)))
+    return running, places
+
+
+@pytest.mark.parametrize(("context", "stride"), [(100, 60), (256, 256), (200, 1), (300, 100)])
+def test_strided_equals_llama_perplexity_with_ppl_stride(context: int, stride: int) -> None:
+    size = 1030 if stride > 1 else 530
+    ids = np.random.default_rng(2).integers(0, VOCAB, size).tolist()
+    model: Any = ToyModel(512, bos=5, pages=9)
+    result = perplexity(model, ids, context=context, method="strided", stride=stride)
+    running, places = llama_strided(ids, context, stride)
+    assert result.running == pytest.approx(running, rel=1e-6)
+    assert result.losses.positions.tolist() == places
+
+
+def hugging_face(model: Any, ids: Any, context: int, stride: int) -> float:
+    """Perplexity by the loop of Hugging Face's guide: labels of -100 are left out of the mean that the model gives."""
+    total = count = end_before = 0
+    for begin in range(0, ids.shape[1], stride):
+        end = min(begin + context, ids.shape[1])
+        labels = ids[:, begin:end].clone()
+        labels[:, : end_before - end] = -100
+        counted = int((labels != -100).sum()) - 1
+        if counted:  # the guide's loop would multiply by 0, and give NaN for a window of one token
+            total += model(ids[:, begin:end], labels=labels).loss.item() * counted
+        count += counted
+        end_before = end
+        if end == ids.shape[1]:
+            break
+    return exp(total / count)
+
+
+def test_hf_equals_transformers_in_the_loop_of_hugging_faces_guide(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    from lltool.quant.convert import convert
+
+    make_checkpoint("llama", tmp_path)
+    path = convert(tmp_path, tmp_path / "model.gguf", outtype="f32")
+    oracle = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    # (tokens, context, stride): windows that end with the text, one token before it and one behind it; no overlap; a
+    # text of one window; a stride of one token
+    cases = [(400, 64, 16), (399, 64, 16), (401, 64, 16), (385, 64, 64), (50, 64, 7), (80, 8, 1)]
+    with torch.no_grad(), load_model(path, context=64, batch=100, sequences=3, precision="f32") as model:
+        for size, context, stride in cases:
+            ids = np.random.default_rng(0).integers(0, model.config.vocab, size).tolist()
+            result = perplexity(model, ids, context=context, method="hf", stride=stride)
+            wanted = hugging_face(oracle, torch.tensor([ids]), context, stride)
+            assert result.perplexity == pytest.approx(wanted, rel=1e-6)
+            unpredicted = range(0, size, stride) if stride == context else [0]
+            assert result.losses.positions.tolist() == [at for at in range(size) if at not in unpredicted]
+
+
+def test_bits_are_of_the_bytes_and_words_that_scored_tokens_stand_for() -> None:
+    model: Any = ToyModel(64, bos=10)
+    text = "ab cd  e fgh ab ab ab gh"
+    ids = [" abcdefghij".index(character) for character in text]
+    result = perplexity(model, ids, context=8)
+    # Scored: places 5 to 7 of each of three windows, here in brackets.
+    #   [ab cd] -> "ab cd[  e]", " fgh [ab ]", "ab ab[ gh]"
+    assert (result.scored, result.bytes, result.words) == (9, 9, 3)
+    total = -result.losses.log_probs.sum() / log(2)
+    assert result.bits_per_byte == pytest.approx(total / 9)
+    assert result.bits_per_word == pytest.approx(total / 3)
+    assert result.bits_per_word == pytest.approx(np.log2(result.perplexity) * 9 / 3)
+
+
+def test_tokens_are_measured_in_utf8_and_words_belong_to_their_first_byte() -> None:
+    pieces = [b"<s>", b" Gr\xc3", b"\xbc\xc3\x9f", b"e  a", b"us\n\xe4\xbd\xa0", b" ", b"K"]
+    toy: Any = SimpleNamespace(piece=lambda id: pieces[id], is_control=lambda id: id == 0, add_space_prefix=False)
+    sizes, words = measure_tokens(toy, [0, 1, 2, 3, 4, 5, 6, 6])
+    assert sizes.tolist() == [0, 4, 3, 4, 6, 1, 1, 1]
+    assert words.tolist() == [0, 1, 0, 1, 1, 0, 1, 0]  # Grüße, aus, 你, KK
+    toy.add_space_prefix = True
+    sizes, words = measure_tokens(toy, [0, 1, 5])
+    assert (sizes.tolist(), words.tolist()) == ([0, 3, 1], [0, 1, 0])
+    assert [part.tolist() for part in measure_tokens(toy, [])] == [[], []]
+
+
+def test_texts_are_pooled_token_by_token() -> None:
+    ids = np.random.default_rng(3).integers(0, VOCAB, 200).tolist()
+    model: Any = ToyModel(64)
+    whole = perplexity(model, ids, context=20)
+    parts = [perplexity(model, ids[:60], context=20), perplexity(model, ids[60:], context=20)]
+    pooled = pool(parts)
+    assert pooled.perplexity == pytest.approx(whole.perplexity)
+    assert pooled.error == pytest.approx(whole.error)
+    assert (pooled.scored, pooled.bytes) == (whole.scored, whole.bytes) == (90, 90)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "sliding"}, "method 'sliding', wanted one of llama, strided, hf"),
+        ({"score": "third"}, "score 'third', wanted one of half, all"),
+        ({"stride": 5}, "stride 5 goes with method strided or hf"),
+        ({"method": "hf", "score": "all"}, "score all goes with method llama"),
+        ({"method": "hf", "stride": 21}, "stride of 21 tokens, wanted 1 to the context of 20"),
+        ({"method": "strided", "stride": 0}, "stride of 0 tokens, wanted 1 to the context of 20"),
+        ({"method": "hf", "context": 3}, "context of 3 tokens: wanted at least 4"),
+        ({"method": "strided"}, "novel: 100 tokens, wanted at least 512 (two windows of 256)"),
+    ],
+)
+def test_methods_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    model: Any = ToyModel(64)
+    with pytest.raises(InputError, match=re.escape(message)):
+        perplexity(model, [1] * 100, name="novel", **{"context": 20, **options})
+
+
+def test_hf_wants_three_tokens() -> None:
+    model: Any = ToyModel(64)
+    assert perplexity(model, [1, 2, 3], context=20, method="hf").scored == 2
+    with pytest.raises(InputError, match="novel: 2 tokens, wanted at least 3; give"):
+        perplexity(model, [1, 2], context=20, method="hf", name="novel")
+
+
+@pytest.mark.parametrize(("method", "counts"), [("llama", False), ("strided", False), ("hf", True)])
+def test_only_hf_counts_a_line_end_at_the_end(method: MethodName, counts: bool) -> None:
+    tokenizer: Any = SimpleNamespace(encode=lambda text: [ord(character) for character in text])
+    assert Method(method).encode(tokenizer, "a\n\n") == [97, 10, 10][: 2 + counts]
 
 
 def test_chunks_limits_the_windows() -> None:
@@ -103,7 +259,7 @@ def test_models_that_give_no_numbers_are_named(loss: float, monkeypatch: pytest.
     model: Any = ToyModel(64)
     scores = np.zeros((3, 9))
     scores[1, 4] = -loss * 18  # the mean over two windows is `loss`
-    monkeypatch.setattr("lltool.eval.perplexity.score_windows", lambda model, windows: scores)
+    monkeypatch.setattr("lltool.eval.perplexity.score_tokens", lambda *_: scores)
     with pytest.raises(InputError, match=r"toy\.gguf: the loss is (nan|inf|710\.0) in chunk 2"):
         perplexity(model, [1] * 60, context=20)
 
