@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
 
+from lltool.eval.bench.energy import EnergyMeter
+
 DISTURBED = 0.05  # a run is disturbed when others had more than this fraction of its time
 _NOTABLE_DRIFT = 0.05
 _NOTABLE_OTHERS = 0.1  # of all cores
@@ -20,13 +22,17 @@ _NOTABLE_FREQUENCY = 0.1
 
 @dataclass(frozen=True)
 class Conditions:
-    """Of one run. Fractions are of its time; `others` is cores in use by other processes, `frequency` is in Hz."""
+    """Of one run. Fractions are of its time; `others` is cores in use by other processes.
+
+    `frequency` is in Hz, `energy` in joules of everything that ran; None where the machine does not tell.
+    """
 
     waited: float = 0.0  # our threads were ready and had no core, or a container's limit held them
     stolen: float = 0.0  # the hypervisor ran somebody else
     others: float = 0.0
     throttled: int = 0  # times that the processor slowed down for heat or power
     frequency: float | None = None
+    energy: float | None = None
 
     @property
     def disturbance(self) -> float:
@@ -63,15 +69,18 @@ class Watch:
         self._root = root
         self._clock = clock
         self._tick = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
+        self._energy = EnergyMeter(root)
         self._before = self._read()
 
     def start(self) -> None:
         """A run starts now."""
+        self._energy.start()
         self._before = self._read()
 
     def stop(self) -> Conditions:
         """The run is over: what it was like."""
         before, after = self._before, self._read()
+        energy = self._energy.stop()
         seconds = max(after.clock - before.clock, 1e-9)
 
         waited = (after.waited - before.waited) / self._threads + after.held - before.held
@@ -82,6 +91,7 @@ class Watch:
             others=max(others / seconds, 0.0),
             throttled=max(after.throttled - before.throttled, 0),
             frequency=self._frequency(),
+            energy=energy,
         )
 
     def _read(self) -> _Counters:
