@@ -44,7 +44,7 @@ class Executor(Protocol):
         """Natural logarithm of the probability that output row start + i gives to the token targets[i]."""
 
     def compare(self, start: int, base: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[np.float64]:
-        """Output rows [start, start + n) against another model's logits (n, V) as `compare_rows` does; n <= head_rows."""
+        """Output rows [start, start + n), n <= head_rows, against another model's logits (n, V): `compare_rows`."""
 
     def take_observations(self) -> dict[str, Observation]:
         """What the Program's observers have summed up, by weight; they begin anew."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lltool.engine.compare import Compared
 from lltool.engine.model import Model
 from lltool.eval.lockstep import scored_tokens, step_windows
-from lltool.eval.perplexity import bos_of, cut_windows
+from lltool.eval.perplexity import Method, bos_of, cut_windows
 from lltool.eval.provenance import vocabulary_sha256
 from lltool.gguf.errors import InputError
 
@@ -85,7 +85,7 @@ def divergence(
     Raises InputError when the text, called `name`, is shorter than two windows, and for models of two vocabularies.
     """
     check_vocabularies(base, model)
-    ids = base.tokenizer.encode(text) if isinstance(text, str) else text
+    ids = Method(context=context).encode(base.tokenizer, text) if isinstance(text, str) else text
     windows = cut_windows(ids, context, bos_of(base), name)[:chunks]
     table = empty_table(windows)
     for step in step_windows((base, model), windows):

@@ -27,7 +27,7 @@ from lltool.engine.compare import Compared
 from lltool.engine.model import Model
 from lltool.eval.divergence import DivergenceResult, Progress, empty_table
 from lltool.eval.lockstep import scored_tokens, step_windows
-from lltool.eval.perplexity import METHOD
+from lltool.eval.perplexity import Method
 from lltool.eval.provenance import vocabulary_sha256
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
@@ -85,7 +85,7 @@ def write_reference(
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "method": METHOD,
+        "method": str(Method(context=context)),
         "tool": f"lltool {__version__}",
         "model": model.file.path.name,
         "model_sha256": sha256_of(model.file.paths),
