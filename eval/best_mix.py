@@ -224,7 +224,7 @@ def judge(
     results = []
     for index, path in enumerate((mix, plain)):
 
-        def show(done: int, total: int, _: float, before: int = index) -> None:
+        def show(done: int, total: int, _: DivergenceResult, before: int = index) -> None:
             if progress:
                 progress(before * total + done, 2 * total)
 

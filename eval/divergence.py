@@ -13,13 +13,10 @@ from numpy.typing import NDArray
 
 from lltool.engine.compare import Compared
 from lltool.engine.model import Model
-from lltool.eval.lockstep import scored_tokens, step_windows
+from lltool.eval.lockstep import Step, scored_tokens, step_windows
 from lltool.eval.perplexity import Method, bos_of, cut_windows
 from lltool.eval.provenance import vocabulary_sha256
 from lltool.gguf.errors import InputError
-
-# Called with windows done, windows in all and the mean divergence so far.
-Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,10 @@ class DivergenceResult:
         return self.table[:, Compared.TOP].astype(np.int64)
 
 
+# Called with windows done, windows in all and the result of those that are done.
+Progress = Callable[[int, int, DivergenceResult], None]
+
+
 def divergence(
     base: Model,
     model: Model,
@@ -87,17 +88,34 @@ def divergence(
     check_vocabularies(base, model)
     ids = Method(context=context).encode(base.tokenizer, text) if isinstance(text, str) else text
     windows = cut_windows(ids, context, bos_of(base), name)[:chunks]
-    table = empty_table(windows)
-    for step in step_windows((base, model), windows):
-        table[step.places] = step.logits[1].compare(step.logits[0], step.targets)
+    return compare_windows(
+        (base, model), windows, lambda step: step.logits[1].compare(step.logits[0], step.targets), progress
+    )
+
+
+def compare_windows(
+    models: Sequence[Model],
+    windows: NDArray[np.int32],
+    compare: Callable[[Step], NDArray[np.float64]],
+    progress: Progress | None = None,
+) -> DivergenceResult:
+    """Runs `windows` through `models` in step; `compare` makes a step's rows of the table.
+
+    Raises InputError where a divergence is not a number.
+    """
+    scored = scored_tokens(windows.shape[1])
+    table = np.empty((len(windows) * scored, len(Compared)))
+    for step in step_windows(models, windows):
+        rows = compare(step)
+        if not np.isfinite(rows).all():
+            raise InputError(
+                f"{models[-1].file.path}: not a number among the logits of chunk {step.windows}; is the file damaged?"
+            )
+        table[step.places] = rows
         if progress and step.ends:
-            done = table[: step.windows * scored_tokens(context), Compared.DIVERGENCE]
-            progress(step.windows, len(windows), float(done.mean()))
+            done = DivergenceResult(windows[: step.windows], table[: step.windows * scored])
+            progress(step.windows, len(windows), done)
     return DivergenceResult(windows, table)
-
-
-def empty_table(windows: NDArray[np.int32]) -> NDArray[np.float64]:
-    return np.empty((len(windows) * scored_tokens(windows.shape[1]), len(Compared)))
 
 
 def check_vocabularies(base: Model, model: Model) -> None:

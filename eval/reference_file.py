@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from lltool import __version__
 from lltool.engine.compare import Compared
 from lltool.engine.model import Model
-from lltool.eval.divergence import DivergenceResult, Progress, empty_table
-from lltool.eval.lockstep import scored_tokens, step_windows
+from lltool.eval.divergence import DivergenceResult, Progress, compare_windows
+from lltool.eval.lockstep import Step, scored_tokens, step_windows
 from lltool.eval.perplexity import Method
 from lltool.eval.provenance import vocabulary_sha256
 from lltool.gguf.digest import sha256_of
@@ -138,15 +138,15 @@ def compare(reference: Reference, model: Model, progress: Progress | None = None
     vocabulary or too short a context.
     """
     check_reference(reference, model)
-    table = empty_table(reference.windows)
-    for step in step_windows([model], reference.windows):
+
+    def compare_step(step: Step) -> NDArray[np.float64]:
+        parts = []
         for start, block, scores in step.logits[0].scored_blocks(step.targets):
             places, targets = step.places[start : start + len(block)], step.targets[start : start + len(block)]
-            table[places] = _compare_block(reference, places, block, targets, scores)
-        if progress and step.ends:
-            done = table[: step.windows * scored_tokens(reference.context), Compared.DIVERGENCE]
-            progress(step.windows, len(reference.windows), float(done.mean()))
-    return DivergenceResult(reference.windows, table)
+            parts.append(_compare_block(reference, places, block, targets, scores))
+        return np.concatenate(parts)
+
+    return compare_windows([model], reference.windows, compare_step, progress)
 
 
 def check_reference(reference: Reference, model: Model) -> None:

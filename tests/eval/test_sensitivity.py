@@ -10,7 +10,7 @@ from lltool.engine.compare import divergences
 from lltool.engine.model import Model, load_model
 from lltool.engine.program import Embed
 from lltool.engine.segments import find_cuts, parallel_batch, part_from, part_until
-from lltool.eval.divergence import divergence
+from lltool.eval.divergence import DivergenceResult, divergence
 from lltool.eval.sensitivity import pick_windows, probe, run_logits
 from tests.engine import tiny_gguf
 
@@ -49,7 +49,7 @@ def test_divergence_scores_second_halves(tiny: Path, tmp_path: Path) -> None:
     arrays["blk.1.ffn_up.weight"] = arrays["blk.1.ffn_up.weight"][::-1].copy()
     changed = tiny_gguf.write_model(tmp_path / "changed.gguf", tiny_gguf.metadata(), arrays)
     ids = np.random.default_rng(3).integers(0, tiny_gguf.VOCAB, 100)
-    seen: list[tuple[int, int, float]] = []
+    seen: list[tuple[int, int, DivergenceResult]] = []
     with load_model(tiny, batch=7, context=20) as base, load_model(changed, batch=7, context=20) as model:
         base.tokenizer = model.tokenizer = type("Tokenizer", (), {"bos": None, "add_bos": False, "tokens": ()})()
         result = divergence(base, model, ids.tolist(), context=20, progress=lambda *state: seen.append(state))
@@ -61,7 +61,7 @@ def test_divergence_scores_second_halves(tiny: Path, tmp_path: Path) -> None:
     assert result.error == pytest.approx(expected.std() / np.sqrt(44), rel=1e-3)
     assert result.same_top == np.mean([a.argmax() == b.argmax() for pair in rows for a, b in zip(*pair, strict=True)])
     assert [state[:2] for state in seen] == [(i, 5) for i in range(1, 6)]
-    assert seen[-1][2] == pytest.approx(result.mean)
+    assert seen[-1][2].mean == pytest.approx(result.mean)
 
 
 def test_a_program_cut_anywhere_gives_the_same_logits(tiny: Path) -> None:
