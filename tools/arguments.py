@@ -49,14 +49,26 @@ def byte_size(text: str) -> int:
     return positive(digits) * factor
 
 
-def image_file(text: str) -> Path:
-    """The type of an argument that names a picture: .png or .svg, where it can be written, as is better known early."""
+def paths(text: str) -> list[Path]:
+    """The type of an argument that names files, comma-separated; with action `extend` it can also be given again."""
+    if not all(text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} lacks the name of a file")
+    return [Path(part) for part in text.split(",")]
+
+
+def output_file(text: str) -> Path:
+    """The type of an argument that names a file to write, where it can be written, as is better known early."""
     path = Path(text)
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a .png or .svg file")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if not text or path.is_dir() or not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} is not a file that can be written")
     return path
+
+
+def image_file(text: str) -> Path:
+    """The type of an argument that names a picture to write: .png or .svg."""
+    if Path(text).suffix.lower() not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a .png or .svg file")
+    return output_file(text)
 
 
 def print_json(report: Any) -> None:
