@@ -39,7 +39,7 @@ def picture(target: Path, width: float, height: float) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), dpi=160, layout="constrained")  # no pyplot: no display, no global state
+        figure = Figure(figsize=(width, height), dpi=160, layout="constrained")  # no pyplot, no display
         yield figure
         _save(figure, target)
 

@@ -34,6 +34,7 @@ PARAMETERS = {
     "n_parallel": Parameter("sequences at once", "{} sequences", max),
 }
 _USUAL = {"n_parallel": 1, "n_depth": 0}  # not worth a word
+MAIN = ("engine", "model", "length", "n_threads")  # what engines can always be told to be alike in
 NAMES = ("engine", "model", "type_k", "type_v", "flash_attn")  # what else tells rows apart
 
 
@@ -58,19 +59,23 @@ def points_of(rows: Sequence[Row]) -> list[Point]:
     by_file = len({(row["model_type"], row["model_filename"]) for row in rows}) > len(types)
     points = []
     for row in rows:
-        prompt, generation = row["n_prompt"], row["n_gen"]
-        panel = "prefill" if not generation else "decode" if not prompt else "prefill and decode together"
         settings = {name: row.get(name) for name in (*PARAMETERS, *NAMES)}
         model = Path(row["model_filename"]).stem if by_file else row["model_type"]
-        settings |= {"length": prompt + generation, "model": model}
-        points.append(Point(panel, settings, speed_of(row), f"  {row['ratio']:.2f}×" if row.get("ratio") else ""))
+        settings |= {"length": row["n_prompt"] + row["n_gen"], "model": model}
+        points.append(
+            Point(panel_of(row), settings, speed_of(row), f"  {row['ratio']:.2f}×" if row.get("ratio") else "")
+        )
     return points
+
+
+def panel_of(row: Row) -> str:
+    return "prefill" if not row["n_gen"] else "decode" if not row["n_prompt"] else "prefill and decode together"
 
 
 def plot_rows(rows: Sequence[Row], target: Path) -> Path:
     """Draws speed over each parameter that varies, and engines or models side by side where none does."""
     points = points_of(rows)
-    varying = {name for name in (*PARAMETERS, *NAMES) if len({p.settings[name] for p in points}) > 1}
+    varying = set(_vary_in(points))
     questions = [name for name in PARAMETERS if _panels_over(points, name)]
     has_bars = not questions or "engine" in varying
     panels = max([len(_panels_over(points, name)) for name in questions] + [len(_by_panel(points)) * has_bars])
@@ -130,7 +135,13 @@ def _panels_over(points: Sequence[Point], name: str) -> dict[str, list[Point]]:
 
 
 def _vary_in(points: Sequence[Point]) -> list[str]:
-    return [name for name in (*NAMES, *PARAMETERS) if len({point.settings[name] for point in points}) > 1]
+    """What tells the points apart; a setting that just goes with the engine does not."""
+    found = []
+    for name in (*NAMES, *PARAMETERS):
+        values = {(point.settings["engine"] if name not in MAIN else "", point.settings[name]) for point in points}
+        if len(values) > len({engine for engine, _ in values}):
+            found.append(name)
+    return found
 
 
 def _draw_over(part: Any, points: Sequence[Point], name: str) -> None:
@@ -144,7 +155,7 @@ def _draw_over(part: Any, points: Sequence[Point], name: str) -> None:
         places = _scale(axis, sorted({point.settings[name] for point in kept}), name)
         for number, (key, line) in enumerate(lines.items()):
             line.sort(key=lambda point: point.settings[name])
-            middle, below, above = _bars([point.speed for point in line])
+            middle, below, above = error_bars([point.speed for point in line])
             axis.errorbar(
                 [places[point.settings[name]] for point in line],
                 middle,
@@ -159,7 +170,7 @@ def _draw_over(part: Any, points: Sequence[Point], name: str) -> None:
         axis.set_xlabel(f"{length}{PARAMETERS[name].axis}")
         axis.set_ylabel(SPEED)
         axis.set_ylim(0, 1.08 * max(point.speed.high for point in kept))
-    _add_legends(part, axes)
+    add_legends(part, axes)
 
 
 def _lines(points: Sequence[Point], name: str) -> dict[Key, list[Point]]:
@@ -171,7 +182,7 @@ def _lines(points: Sequence[Point], name: str) -> dict[Key, list[Point]]:
     return lines
 
 
-def _add_legends(part: Any, axes: Sequence[Any]) -> None:
+def add_legends(part: Any, axes: Sequence[Any]) -> None:
     """One legend under all panels where they have the same lines, else one under each; none for a single line."""
     found = [axis.get_legend_handles_labels() for axis in axes]
     longest = max((len(label) for _, labels in found for label in labels), default=0)
@@ -257,7 +268,7 @@ def _draw_side_by_side(part: Any, points: Sequence[Point]) -> None:
         draw_bars(axis, speeds, series, {p.speed: p.note for p in found})
         axis.set_title(panel if "length" in told else f"{panel}, {_label({'length': found[0].settings['length']})}")
     if len(series) > 1:
-        _add_legends(part, axes)
+        add_legends(part, axes)
 
 
 def _most_bars(points: Sequence[Point]) -> int:
@@ -275,7 +286,7 @@ def draw_bars(
     for number, name in enumerate(series):
         bars = [(i, group[name]) for i, group in enumerate(groups.values()) if name in group]
         places = [i + (number - (len(series) - 1) / 2) * height for i, _ in bars]
-        middle, below, above = _bars([speed for _, speed in bars])
+        middle, below, above = error_bars([speed for _, speed in bars])
         color = COLORS[number % len(COLORS)]
         axis.barh(places, middle, 0.92 * height, color=color, label=name)
         axis.errorbar(middle, places, xerr=(below, above), fmt="none", ecolor="#222222", capsize=2.5, elinewidth=1)
@@ -293,7 +304,7 @@ def draw_bars(
     axis.set_xlabel(SPEED)
 
 
-def _bars(speeds: Sequence[Interval]) -> tuple[list[float], list[float], list[float]]:
+def error_bars(speeds: Sequence[Interval]) -> tuple[list[float], list[float], list[float]]:
     """Middles, and how far error bars go below and above them."""
     return (
         [speed.middle for speed in speeds],

@@ -46,6 +46,11 @@ def speed_of(row: Row) -> Interval:
     return Interval(mean, mean * exp(-room), mean * exp(room), MEAN)
 
 
+def format_speed(speed: Interval) -> str:
+    """As in `96.1 (94.0 – 98.3)`."""
+    return f"{speed.middle:.1f}" + (f" ({speed.low:.1f} – {speed.high:.1f})" if speed.is_known else "")
+
+
 def complete_row(found: Mapping[str, Any], place: str) -> Row:
     """All columns, typed, from what a file holds, where numbers and lists may be text; what is not there is None.
 
