@@ -27,14 +27,21 @@ class Token:
 
 @dataclass
 class Timings:
-    """Times in seconds. `cached` tokens of the prompt were in the cache already and are not in `prompt_tokens`."""
+    """Times in seconds. `cached` tokens of the prompt were in the cache already and are not in `prompt_tokens`.
+
+    What happens from the first token to the last is itemized: evaluating tokens, which is all that a benchmark times,
+    choosing the next, making text of it, and what the caller does with it, as printing.
+    """
 
     cached: int = 0
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
-    tokens: int = 0
-    decode_seconds: float = 0.0
     first_token_seconds: float = 0.0
+    tokens: int = 0
+    evaluate_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    text_seconds: float = 0.0
+    output_seconds: float = 0.0
 
     @property
     def prompt_rate(self) -> float:
@@ -42,9 +49,19 @@ class Timings:
         return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
+    def decode_seconds(self) -> float:
+        """From the first token to the last."""
+        return self.evaluate_seconds + self.sample_seconds + self.text_seconds + self.output_seconds
+
+    @property
     def decode_rate(self) -> float:
         """Tokens generated in a second; the first one comes out of the prompt's evaluation and does not count."""
         return (self.tokens - 1) / self.decode_seconds if self.tokens > 1 and self.decode_seconds else 0.0
+
+    @property
+    def evaluate_rate(self) -> float:
+        """The same without what choosing and printing cost: a benchmark's figure at this depth."""
+        return (self.tokens - 1) / self.evaluate_seconds if self.tokens > 1 and self.evaluate_seconds else 0.0
 
 
 class Dialogue:
@@ -110,23 +127,25 @@ class Generation(Iterator[Token]):
     def _generate(self) -> Iterator[Token]:
         tokenizer, timings = self.dialogue.model.tokenizer, self.timings
         prompt = self.prompt or [id for id in [tokenizer.bos] if id is not None]
-        start = self.clock()
+        mark = self.clock()
+
+        def lap() -> float:
+            nonlocal mark
+            before, mark = mark, self.clock()
+            return mark - before
+
         timings.cached, logits = self.dialogue.reset(prompt)
         timings.prompt_tokens = len(prompt) - timings.cached
-        timings.prompt_seconds = self.clock() - start
+        timings.prompt_seconds = lap()
         if self.max_tokens == 0:
             self._end("length", "0 tokens were asked for")
             return
 
         decoder, held = StreamDecoder(tokenizer), StopStrings(self.stop)
-        decode_start = 0.0
+        id = self.sampler.sample(logits)
+        timings.first_token_seconds = timings.prompt_seconds + lap()
         while True:
-            id = self.sampler.sample(logits)
             timings.tokens += 1
-            if timings.tokens == 1:
-                decode_start = self.clock()
-                timings.first_token_seconds = decode_start - start
-            timings.decode_seconds = self.clock() - decode_start
             if id in tokenizer.end_of_generation:
                 self._end("stop", f"the model ended the text with {tokenizer.tokens[id]}")
                 yield Token(id, held.flush(decoder.flush()))
@@ -141,8 +160,13 @@ class Generation(Iterator[Token]):
             if self.reason:
                 yield Token(id, text if held.found is not None else text + held.flush(decoder.flush()))
                 return
+            timings.text_seconds += lap()
             yield Token(id, text)
+            timings.output_seconds += lap()
             logits = self.dialogue.append(id)
+            timings.evaluate_seconds += lap()
+            id = self.sampler.sample(logits)
+            timings.sample_seconds += lap()
 
     def _end(self, reason: str, detail: str) -> None:
         self.reason, self.detail = reason, detail

@@ -15,7 +15,7 @@ from lltool.tools.arguments import command_parser, positive, print_json
 
 if TYPE_CHECKING:
     from lltool.engine.chat import ChatTemplate, Message
-    from lltool.engine.generate import Dialogue, Generation, Token
+    from lltool.engine.generate import Dialogue, Generation, Timings, Token
     from lltool.engine.sampling import Sampler
     from lltool.engine.tokenizer import Tokenizer
 
@@ -25,6 +25,7 @@ lltool run -m model.gguf                              # chat; /help tells more
 lltool run -m model.gguf --raw -p "Once upon a time" --temp 0
 lltool run -m model.gguf -f prompt.txt --json | jq .text
 """
+DERIVED_TIMES = ("prompt_rate", "decode_seconds", "decode_rate", "evaluate_rate")
 CHAT_HELP = "/clear forgets the conversation, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer"
 
 
@@ -52,11 +53,12 @@ def main(argv: list[str]) -> int:
         batch=arguments.batch_size,
         precision=arguments.precision,
     ) as model:
+        model_seconds = perf_counter() - start
         is_chat = arguments.interactive or prompt is None or arguments.system is not None
         template = _choose_template(arguments, model.tokenizer, model.file, is_chat=is_chat)
-        load_seconds = perf_counter() - start
+        load = {"model": model_seconds, "tokenizer": perf_counter() - start - model_seconds}
         dialogue = Dialogue(model)
-        session = _Session(dialogue, sampler, template, arguments, load_seconds)
+        session = _Session(dialogue, sampler, template, arguments, load)
         if arguments.interactive or prompt is None:
             session.chat(prompt)
         else:
@@ -151,13 +153,13 @@ def _choose_template(
 
 @dataclass
 class _Session:
-    """A loaded model and what is said to it."""
+    """A loaded model and what is said to it; `load` has the seconds that its parts took to be ready."""
 
     dialogue: "Dialogue"
     sampler: "Sampler"
     template: "ChatTemplate | None"
     arguments: argparse.Namespace
-    load_seconds: float
+    load: dict[str, float]
 
     def answer_once(self, prompt: str) -> None:
         """Answers or continues a prompt, as text or as JSON."""
@@ -220,13 +222,18 @@ class _Session:
         times = generation.timings
         cached = f" and {times.cached} cached" if times.cached else ""
         parts = (
-            f"load {self.load_seconds:.2f} s",
+            f"load {sum(self.load.values()):.2f} s",
             f"prompt {times.prompt_tokens}{cached} tokens, {times.prompt_rate:.1f} t/s",
             f"first token {times.first_token_seconds:.2f} s",
             f"{times.tokens} tokens, {times.decode_rate:.1f} t/s",
             generation.detail or "interrupted",
         )
         print(f"[{' | '.join(parts)}]", file=sys.stderr)
+        if times.tokens > 1:
+            costs = {"sampling": times.sample_seconds, "text": times.text_seconds, "output": times.output_seconds}
+            items = [f"model {_milliseconds(times.evaluate_seconds, times)} ({times.evaluate_rate:.1f} t/s)"]
+            items += [f"{name} {_milliseconds(seconds, times)}" for name, seconds in costs.items()]
+            print(f"[a token: {' + '.join(items)} ms]", file=sys.stderr)
 
     def report(self, prompt: str, generation: "Generation", tokens: "list[Token]") -> dict[str, Any]:
         times = generation.timings
@@ -237,9 +244,15 @@ class _Session:
             "tokens": [token.id for token in tokens],
             "reason": generation.reason,
             "detail": generation.detail,
-            "load_seconds": self.load_seconds,
-            "timings": asdict(times) | {"prompt_rate": times.prompt_rate, "decode_rate": times.decode_rate},
+            "load_seconds": sum(self.load.values()),
+            "load": self.load,
+            "timings": asdict(times) | {name: getattr(times, name) for name in DERIVED_TIMES},
         }
+
+
+def _milliseconds(seconds: float, times: "Timings") -> str:
+    """Of each token behind the first."""
+    return f"{seconds * 1e3 / (times.tokens - 1):.2f}"
 
 
 def _print_stream(generation: "Generation", *, interruptible: bool = False) -> str:

@@ -117,14 +117,18 @@ def test_each_token_is_evaluated_once() -> None:
 
 
 def test_timings_follow_the_clock() -> None:
-    ticks = iter([0.0, 2.0, 2.5, 2.5, 3.0, 4.5])  # start, prompt, first token (twice), second, third
+    # start, prompt, first token; then text, output, evaluation and choice of the second token, and of the third
+    ticks = iter([0.0, 2.0, 2.5, 2.625, 3.0, 4.0, 4.25, 4.375, 4.5, 6.25, 6.5])
     model = Alphabet()
     generation = Generation(Dialogue(cast(Any, model)), [0, 1, 2, 3], GREEDY, 3, clock=lambda: next(ticks))
     assert [token.id for token in generation] == [4, 5, 6]
     times = generation.timings
     assert (times.prompt_seconds, times.prompt_rate) == (2.0, 2.0)
     assert times.first_token_seconds == 2.5
-    assert (times.decode_seconds, times.decode_rate) == (2.0, 1.0)
+    assert (times.text_seconds, times.output_seconds) == (0.25, 0.5)
+    assert (times.evaluate_seconds, times.sample_seconds) == (2.75, 0.5)
+    assert (times.decode_seconds, times.decode_rate) == (4.0, 0.5)  # 2.5 to 6.5
+    assert times.evaluate_rate == 2 / 2.75
 
 
 def test_a_dialogue_evaluates_only_what_is_new() -> None:

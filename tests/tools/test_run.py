@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
+ITEMS = ("evaluate", "sample", "text", "output")
 EXACT = ["--temp", "0", "--precision", "f32"]
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
@@ -34,6 +36,14 @@ def test_a_prompt_is_answered_with_the_chat_template(model: str, capsys: pytest.
     assert "prompt 37 tokens" in err
     assert "8 tokens" in err
     assert "the model ended the text with <|im_end|>" in err
+    total, items = re.search(r"8 tokens, ([\d.]+) t/s", err), re.search(r"\[a token: (.*) ms\]", err)
+    assert total
+    assert items
+    named = dict(re.findall(r"(\w+) ([\d.]+)", items[1]))
+    assert list(named) == ["model", "sampling", "text", "output"]
+    # Together they are the time of a token. They are rounded to 0.01 ms, and the speed of a busy machine, 1.0, to 0.1.
+    assert sum(map(float, named.values())) == pytest.approx(1e3 / float(total[1]), rel=0.06, abs=0.03)
+    assert float(re.findall(r"\(([\d.]+) t/s\)", items[1])[0]) > float(total[1])
 
 
 def test_raw_continues_the_prompt(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +66,10 @@ def test_json_reports_text_tokens_and_times(
     assert (report["reason"], report["detail"]) == ("stop", "the stop string 'Paris'")
     assert len(report["tokens"]) == report["timings"]["tokens"] == 6
     assert report["timings"]["prompt_tokens"] == 37
-    assert report["timings"]["decode_rate"] > 0
+    times = report["timings"]
+    assert 0 < times["decode_rate"] < times["evaluate_rate"]
+    assert times["decode_seconds"] == pytest.approx(sum(times[f"{n}_seconds"] for n in ITEMS))
+    assert report["load_seconds"] == report["load"]["model"] + report["load"]["tokenizer"]
 
 
 def test_the_prompt_can_come_from_a_file(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
