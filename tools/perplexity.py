@@ -1,96 +1,172 @@
-"""`lltool perplexity`: how well a model predicts a text."""
+"""`lltool perplexity`: how well a model predicts texts."""
 
+import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-from lltool.tools.arguments import command_parser, positive, print_json
+from lltool.tools import divergence
+from lltool.tools.arguments import command_parser, output_file, paths, positive, print_json
+
+if TYPE_CHECKING:
+    from lltool.engine.model import Model
+    from lltool.eval.perplexity import Method
 
 EXAMPLES = """
 lltool perplexity -m model.gguf -f text.txt
-lltool perplexity -m model.gguf -f text.txt -c 512 --chunks 20 --json
+lltool perplexity -m model.gguf -f prose.txt,code.txt -c 1024 --chunks 20 -o csv
+lltool perplexity -m model.gguf -f text.txt --method hf -c 2048 --stride 512 --json
+lltool perplexity -m model.gguf -f text.txt --losses losses.csv
 """
 
 
 def main(argv: list[str]) -> int:
-    parser = command_parser(
-        "perplexity",
-        "Measures perplexity on a text as llama-perplexity does: windows of -c tokens, the second half of each scored.",
-        EXAMPLES,
-        json_flag=True,
-    )
-    parser.add_argument("-m", "--model", type=Path, required=True, help="GGUF file")
-    parser.add_argument("-f", "--file", type=Path, required=True, help="text, UTF-8")
-    parser.add_argument("-c", "--ctx-size", type=positive, default=512, help="tokens a window (default 512)")
-    parser.add_argument("--chunks", type=positive, help="windows to take (default: all)")
-    parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
-    parser.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
-    parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
+    if divergence.is_wanted(arguments):
+        return divergence.run(arguments)
 
-    from lltool import __version__
     from lltool.engine.model import load_model
-    from lltool.eval.perplexity import METHOD, perplexity
-    from lltool.eval.provenance import cpu_name
+    from lltool.eval import perplexity_report
+    from lltool.eval.perplexity import Method, MethodName, bos_of, perplexity
     from lltool.eval.text import read_text
-    from lltool.gguf.digest import sha256_of
 
-    text = read_text(arguments.file)
-    context, batch = arguments.ctx_size, arguments.batch_size
+    chosen: MethodName = arguments.method or ("strided" if arguments.stride else "llama")
+    method = Method(chosen, arguments.ctx_size, arguments.stride, arguments.score)
+    texts = {path: read_text(path) for path in arguments.file}
+    longest = max(len(text.encode()) for text in texts.values())
+    batch = arguments.batch_size
     with load_model(
         arguments.model,
-        context=context,
-        sequences=max(1, min(batch, len(text.encode())) // context),  # no more windows than the text has
+        context=method.window,
+        sequences=max(1, min(batch, longest) // method.window),  # no more windows than a text has
         batch=batch,
         threads=arguments.threads,
         precision=arguments.precision,
     ) as model:
+        _say("tokenizing the input ..")
         start = perf_counter()
-        show = _RunningValues(context)
-        name = str(arguments.file)
-        result = perplexity(model, text, context=context, chunks=arguments.chunks, name=name, progress=show)
-        seconds = perf_counter() - start
-    if arguments.json:
-        print_json(
-            {
-                "tool": f"lltool {__version__}",
-                "method": METHOD,
-                "model": str(arguments.model),
-                "model_sha256": sha256_of(model.file.paths),
-                "text": str(arguments.file),
-                "text_sha256": sha256_of([arguments.file]),
-                "context": context,
-                "windows": len(result.running),
-                "scored_tokens": result.scored,
-                "perplexity": result.perplexity,
-                "standard_error": result.error,
-                "running": result.running,
-                "precision": arguments.precision,
-                "threads": model.threads,
-                "batch": batch,
-                "cpu": cpu_name(),
-                "seconds": seconds,
-            }
-        )
-    else:
-        print(f"Final estimate: PPL = {result.perplexity:.4f} +/- {result.error:.5f}")
+        ids = {path: method.encode(model.tokenizer, text) for path, text in texts.items()}
+        _say(f"tokenization took {(perf_counter() - start) * 1000:g} ms")
+        for path, tokens in ids.items():
+            method.cut(tokens, bos_of(model), str(path))  # that one is too short is better known before all the work
+        results, seconds = {}, []
+        for path, tokens in ids.items():
+            if len(ids) > 1:
+                _say(str(path))
+            start = perf_counter()
+            with _RunningValues(model, method) as show:
+                results[path] = perplexity(
+                    model,
+                    tokens,
+                    context=method.context,
+                    chunks=arguments.chunks,
+                    method=method.name,
+                    stride=method.stride,
+                    score=method.score,
+                    name=str(path),
+                    progress=show,
+                )
+            seconds.append(perf_counter() - start)
+        if arguments.output in ("json", "csv"):
+            records = perplexity_report.to_records(results, model, seconds)
+            if arguments.output == "csv":
+                print(perplexity_report.format_csv(records))
+            else:
+                print_json(records if len(records) > 1 else records[0])
+        elif arguments.output == "md" or len(results) > 1:
+            print(perplexity_report.format_texts(results), f"method: {method}", sep="\n\n")
+        else:
+            (result,) = results.values()
+            print(perplexity_report.format_estimate(result), f"method: {method}", sep="\n")
+        if arguments.losses:
+            perplexity_report.write_losses(arguments.losses, results, model.tokenizer)
     return 0
 
 
-@dataclass
-class _RunningValues:
-    """Prints the perplexity after each window as soon as it is known, as llama-perplexity does."""
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "perplexity",
+        "Measures perplexity on texts, as llama-perplexity does or by another method, or a model's divergence from "
+        "another one.",
+        EXAMPLES,
+    )
+    parser.add_argument("-m", "--model", type=Path, required=True, help="GGUF file")
+    parser.add_argument(
+        "-f", "--file", type=paths, action="extend", required=True, metavar="TEXT", help="texts, UTF-8 (also F,F,...)"
+    )
+    parser.add_argument("-c", "--ctx-size", type=positive, default=512, help="tokens a window (default 512)")
+    parser.add_argument("--chunks", type=positive, help="windows to take of each text (default: all)")
+    parser.add_argument(
+        "--method",
+        choices=("llama", "strided", "hf"),
+        help="windows side by side as llama-perplexity (default), strided as its --ppl-stride, or sliding as Hugging "
+        "Face's guide",
+    )
+    parser.add_argument(
+        "--stride",
+        "--ppl-stride",
+        type=_stride,
+        metavar="N",
+        help="a window every N tokens, for methods strided (the default then) and hf (default: half of -c)",
+    )
+    parser.add_argument(
+        "--score", choices=("half", "all"), default="half", help="score the second half of llama's windows, or all"
+    )
+    parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
+    parser.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
+    parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
+    parser.add_argument(
+        "-o", "--output", choices=("text", "md", "csv", "json"), default="text", help="format (default text)"
+    )
+    parser.add_argument("--json", dest="output", action="store_const", const="json", help="as -o json")
+    parser.add_argument(
+        "--losses", type=_losses_file, metavar="FILE", help="write each scored token's log-probability: .csv or .npy"
+    )
+    divergence.add_arguments(parser)
+    return parser
 
-    context: int
-    shown: int = 0
-    start: float = field(default_factory=perf_counter)
+
+def _stride(text: str) -> int | None:
+    """llama-perplexity's stride 0 is none."""
+    return None if text == "0" else positive(text)
+
+
+def _losses_file(text: str) -> Path:
+    if Path(text).suffix not in (".csv", ".npy"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a .csv or .npy file")
+    return output_file(text)
+
+
+def _say(message: str, end: str = "\n") -> None:
+    print(f"perplexity: {message}", end=end, file=sys.stderr, flush=True)
+
+
+class _RunningValues:
+    """llama-perplexity's lines: the windows to come, the time they will take, the perplexity after each."""
+
+    def __init__(self, model: "Model", method: "Method") -> None:
+        self._model, self._method = model, method
+        self._start = perf_counter()
+        self._shown = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._shown:
+            print(file=sys.stderr)
 
     def __call__(self, done: int, total: int, running: Sequence[float]) -> None:
-        if not self.shown:
-            seconds = (perf_counter() - self.start) * total / done
-            print(f"{total} windows of {self.context} tokens, about {seconds:.0f} s", file=sys.stderr)
-        values = ",".join(f"[{i}]{value:.4f}" for i, value in enumerate(running[self.shown :], self.shown + 1))
-        print(values, file=sys.stderr, flush=True)
-        self.shown = done
+        if not self._shown:
+            at_once = max(1, self._model.batch // self._method.window)
+            size, batch = self._method.window, self._model.batch
+            _say(f"calculating perplexity over {total} chunks, n_ctx={size}, batch_size={batch}, n_seq={at_once}")
+            seconds = perf_counter() - self._start
+            hours, rest = divmod(int(seconds * total / at_once), 3600)
+            left = f"{hours} hours " * (hours > 0) + f"{rest / 60:.2f} minutes"
+            _say(f"{seconds:.2f} seconds per pass - ETA {left}")
+        self._shown = done
+        print(f"[{done}]{running[-1]:.4f},", end="", file=sys.stderr, flush=True)
