@@ -1,0 +1,78 @@
+"""Speed in units of the machine: tokens a second, over what a probe that is none of our code gets done beside them."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from lltool.engine.model import Model
+from lltool.eval.bench.statistics import summarize
+from lltool.eval.gate.judge import half_width
+
+PREFILL, DECODE = 256, 16  # tokens that are timed at once
+_COPIED = 64 << 20  # bytes: more than caches hold
+_SIDE = 512  # of the matrices that are multiplied
+
+Relative = tuple[float, float]  # a speed in units of a probe, and half its 95 % interval as a fraction
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Samples in the order they were taken: tokens a second, bytes copied a second, float32 operations a second."""
+
+    threads: int
+    prefill: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+    copied: list[float] = field(default_factory=list)
+    computed: list[float] = field(default_factory=list)
+
+    def sample(self, model: Model, count: int = 3) -> None:
+        """Times prefill and decode with their probes. Called before and after other work, it sees the machine drift."""
+        sequence = model.new_sequence()
+        tokens = np.arange(min(PREFILL, model.batch, model.context - DECODE)) % min(1000, model.config.vocab)
+        try:
+            for _ in range(count):
+                sequence.truncate(0)
+                self.prefill.append(len(tokens) / _time(lambda: model.evaluate(sequence, tokens)))
+                self.computed.append(2 * _SIDE**3 / _time_product())
+                self.decode.append(DECODE / _time(lambda: [model.evaluate(sequence, [1]) for _ in range(DECODE)]))
+                self.copied.append(_COPIED / _time_copy(self.threads))
+        finally:
+            sequence.free()
+
+    @property
+    def relative_prefill(self) -> Relative:
+        return _relative(self.prefill, self.computed)
+
+    @property
+    def relative_decode(self) -> Relative:
+        return _relative(self.decode, self.copied)
+
+
+def _relative(speeds: Sequence[float], probes: Sequence[float]) -> Relative:
+    """Each speed in units of the probe beside it; the median of those."""
+    summary = summarize([speed / probe for speed, probe in zip(speeds, probes, strict=True)])
+    return summary.median, half_width(summary.low, summary.high)
+
+
+def _time(work: Callable[[], object]) -> float:
+    start = perf_counter()
+    work()
+    return perf_counter() - start
+
+
+def _time_copy(threads: int) -> float:
+    """Seconds that so many threads take to copy the bytes, the median of three."""
+    source = np.ones((threads, _COPIED // 8 // threads))
+    target = np.empty_like(source)
+    with ThreadPoolExecutor(threads) as pool:
+        return median(_time(lambda: list(pool.map(np.copyto, target, source))) for _ in range(3))
+
+
+def _time_product() -> float:
+    """Seconds for the product of two matrices by numpy's BLAS, the median of three, as the first warms up."""
+    matrix = np.ones((_SIDE, _SIDE), np.float32)
+    return median(_time(lambda: matrix @ matrix) for _ in range(3))
