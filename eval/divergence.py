@@ -30,6 +30,10 @@ class DivergenceResult:
     windows: NDArray[np.int32]
     table: NDArray[np.float64]
 
+    def first(self, windows: int) -> "DivergenceResult":
+        """The same of the first windows only."""
+        return DivergenceResult(self.windows[:windows], self.table[: windows * scored_tokens(self.windows.shape[1])])
+
     @property
     def mean(self) -> float:
         return float(self.tokens.mean())
@@ -103,8 +107,8 @@ def compare_windows(
 
     Raises InputError where a divergence is not a number.
     """
-    scored = scored_tokens(windows.shape[1])
-    table = np.empty((len(windows) * scored, len(Compared)))
+    table = np.empty((len(windows) * scored_tokens(windows.shape[1]), len(Compared)))
+    result = DivergenceResult(windows, table)
     for step in step_windows(models, windows):
         rows = compare(step)
         if not np.isfinite(rows).all():
@@ -113,9 +117,8 @@ def compare_windows(
             )
         table[step.places] = rows
         if progress and step.ends:
-            done = DivergenceResult(windows[: step.windows], table[: step.windows * scored])
-            progress(step.windows, len(windows), done)
-    return DivergenceResult(windows, table)
+            progress(step.windows, len(windows), result.first(step.windows))
+    return result
 
 
 def check_vocabularies(base: Model, model: Model) -> None:

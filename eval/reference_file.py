@@ -15,9 +15,9 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,14 @@ class Reference:
     def context(self) -> int:
         return int(self.windows.shape[1])
 
+    def first(self, chunks: int | None) -> Self:
+        """The same of the first windows only."""
+        windows = self.windows[:chunks]
+        rows = len(windows) * scored_tokens(self.context)
+        return replace(
+            self, windows=windows, ids=self.ids[:rows], log_probs=self.log_probs[:rows], tails=self.tails[:rows]
+        )
+
 
 def write_reference(
     path: str | Path,
@@ -64,10 +72,11 @@ def write_reference(
     top: int = TOP,
     sources: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> NDArray[np.float64]:
     """Runs `windows` (windows, context) through the model and writes what it says of them; whole, or not at all.
 
-    `sources` goes into the metadata: the text's name and hash, for one. `progress` is told windows done and in all.
+    Gives ln P of the scored tokens, (N,). `sources` goes into the metadata: the text's name and hash, for one.
+    `progress` is told windows done and in all.
     """
     vocabulary, (count, context) = model.config.vocab, windows.shape
     if top < 2:
@@ -76,10 +85,12 @@ def write_reference(
     rows = count * scored_tokens(context)
     ids = np.empty((rows, top), np.uint16 if vocabulary <= 1 << 16 else np.uint32)
     log_probs, tails = np.empty((rows, top), np.float32), np.empty(rows, np.float32)
+    scored = np.empty(rows)
     for step in step_windows([model], windows):
         for start, block, scores in step.logits[0].scored_blocks(step.targets):
             places, targets = step.places[start : start + len(block)], step.targets[start : start + len(block)]
             ids[places], log_probs[places], tails[places] = _summarize(block, targets, scores, top)
+            scored[places] = scores
         if progress and step.ends:
             progress(step.windows, count)
     metadata = {
@@ -106,6 +117,7 @@ def write_reference(
         raise InputError(f"{path}: {error.strerror}") from None
     finally:
         partial.unlink(missing_ok=True)
+    return scored
 
 
 def open_reference(path: str | Path) -> Reference:
@@ -158,16 +170,6 @@ def check_reference(reference: Reference, model: Model) -> None:
         raise InputError(
             f"{reference.path}: of {found} tokens that are not those of {model.file.path}; "
             "a reference is good for models of one vocabulary"
-        )
-
-
-def check_windows(reference: Reference, windows: NDArray[np.int32], text: str) -> None:
-    """Raises InputError unless the reference was made of these windows, which come from `text`."""
-    if not np.array_equal(reference.windows, windows):
-        count, context = reference.windows.shape
-        raise InputError(
-            f"{reference.path}: made of another text than {text}, or in other windows: it has {count} of {context} "
-            f"tokens; take the text it was made of ({reference.metadata.get('text', 'not recorded')})"
         )
 
 

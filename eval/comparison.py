@@ -1,0 +1,166 @@
+"""A model held against a base on a text, whatever the base is: a model, or one of the files that stand in for it."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lltool.engine.model import Model, load_model
+from lltool.eval.divergence import DivergenceResult, Progress, divergence
+from lltool.eval.divergence_summary import summarize
+from lltool.eval.logits_file import MAGIC, LogitsFile, compare_with_file, open_logits_file, windows_of
+from lltool.eval.markdown import format_table
+from lltool.eval.perplexity import Method, bos_of, cut_windows
+from lltool.eval.perplexity_report import describe_run
+from lltool.eval.reference_file import Reference, check_reference, compare, open_reference
+from lltool.eval.worst import Base, Position
+from lltool.gguf.digest import sha256_of
+from lltool.gguf.errors import InputError
+
+_ZIP = b"PK"
+_KINDS = {Model: "model", Reference: "reference file, likely tokens and tail", LogitsFile: "logits file, 16 bits"}
+
+
+def open_base(path: Path, **settings: Any) -> Base:
+    """A GGUF model, loaded as `load_model` does with `settings`; a reference file; or llama-perplexity's logits."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if start == MAGIC:
+        return open_logits_file(path)
+    if start.startswith(_ZIP):
+        return open_reference(path)
+    return load_model(path, **settings)
+
+
+def compare_text(
+    base: Base,
+    model: Model,
+    text: str | None,
+    *,
+    context: int = 512,
+    chunks: int | None = None,
+    name: str = "text",
+    progress: Progress | None = None,
+) -> DivergenceResult:
+    """The divergence of `model` from `base` on a text, or without one on that of the base's file.
+
+    A file has its own context. Raises InputError for a file of another text than the one given.
+    """
+    if isinstance(base, Model):
+        if text is None:
+            raise InputError(f"{base.file.path}: a model says nothing without a text; give one with -f")
+        return divergence(base, model, text, context=context, chunks=chunks, name=name, progress=progress)
+    base = base.first(chunks)
+    if isinstance(base, Reference):
+        check_reference(base, model)
+        windows = base.windows
+    else:
+        windows = windows_of(base, model)
+    if text is not None:
+        ids = Method(context=base.context).encode(model.tokenizer, text)
+        if not np.array_equal(windows, cut_windows(ids, base.context, bos_of(model), name)[: len(windows)]):
+            raise InputError(
+                f"{base.path}: made of another text than {name}; wanted the one that begins with its "
+                f"{len(windows)} chunks of {base.context} tokens, or none"
+            )
+    return compare(base, model, progress) if isinstance(base, Reference) else compare_with_file(base, model, progress)
+
+
+def to_record(
+    result: DivergenceResult, base: Base, model: Model, text: Path | None, worst: Sequence[Position] = ()
+) -> dict[str, Any]:
+    """All figures of a text with what they were made of; errors are standard errors, Δp a share of 1."""
+    s = summarize(result)
+    context = result.windows.shape[1]
+    paths = base.file.paths if isinstance(base, Model) else [base.path]
+    return {
+        **describe_run(model),
+        "reference": str(paths[0]),
+        "reference_kind": _KINDS[type(base)],
+        "reference_sha256": sha256_of(paths),
+        "text": None if text is None else str(text),
+        "text_sha256": None if text is None else sha256_of([text]),
+        "method": str(Method(context=context)),
+        "context": context,
+        "windows": len(result.windows),
+        "scored_tokens": s.scored,
+        "perplexity": s.perplexity.value,
+        "standard_error": s.perplexity.error,
+        "base_perplexity": s.base_perplexity.value,
+        "base_standard_error": s.base_perplexity.error,
+        "correlation": s.correlation,
+        "log_ratio": asdict(s.log_ratio),
+        "ratio": asdict(s.ratio),
+        "difference": asdict(s.difference),
+        "divergence": {
+            "mean": s.divergence.value,
+            "error": s.divergence.error,
+            "same_top": s.same_top.value,
+            "same_top_error": s.same_top.error,
+            "percentiles": s.divergence_percentiles,
+        },
+        "delta_p": {
+            "mean": s.change.value,
+            "error": s.change.error,
+            "rms": s.change_rms.value,
+            "rms_error": s.change_rms.error,
+            "percentiles": s.change_percentiles,
+        },
+        "worst": [asdict(position) for position in worst],
+    }
+
+
+_COLUMNS = ("text", "scored", "PPL(Q)", "PPL(base)", "ratio", "±", "KLD", "±", "99.9 % KLD", "RMS Δp", "same top", "±")
+
+
+def format_texts(results: Mapping[str, DivergenceResult]) -> str:
+    """A Markdown table, a line a text; of several, also all their scored tokens together."""
+    rows = [_cells(name, result) for name, result in results.items()]
+    if len(results) > 1:
+        rows.append(_cells("all texts", *results.values()))
+    return format_table(list(_COLUMNS), rows)
+
+
+def format_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """A header and a line a record; what is nested gets names like divergence_mean."""
+    flat = [_flatten(record) for record in records]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue().rstrip("\n")
+
+
+def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}_")
+        elif not isinstance(value, list):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _cells(name: str, *results: DivergenceResult) -> list[str]:
+    s = summarize(*results)
+    return [
+        name,
+        str(s.scored),
+        f"{s.perplexity.value:.4f}",
+        f"{s.base_perplexity.value:.4f}",
+        f"{s.ratio.value:.5f}",
+        f"{s.ratio.error:.5f}",
+        f"{s.divergence.value:.6f}",
+        f"{s.divergence.error:.6f}",
+        f"{s.divergence_percentiles[99.9]:.4f}",
+        f"{100 * s.change_rms.value:.3f} %",
+        f"{100 * s.same_top.value:.3f} %",
+        f"{100 * s.same_top.error:.3f} %",
+    ]
