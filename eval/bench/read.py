@@ -41,7 +41,7 @@ def _parse(path: Path, text: str) -> list[dict[str, Any]]:
         return list(csv.DictReader(lines))
     try:
         rows = json.loads(text) if text[0] == "[" else [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON that can be read: {error}; {WANTED}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: not a list of rows; {WANTED}")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, hypot
+from math import exp, hypot, inf
 from typing import Any
 
 from lltool.eval.bench.record import LLAMA_BENCH_COLUMNS, OWN_COLUMNS, Row
@@ -46,6 +46,12 @@ def speed_of(row: Row) -> Interval:
     return Interval(mean, mean * exp(-room), mean * exp(room), MEAN)
 
 
+def family_of(row: Row) -> str:
+    """The engine without its version, which is the second word: as in `transformers 5.23.0 float32`."""
+    words = row["engine"].split()
+    return " ".join(words[:1] + words[2:])
+
+
 def format_speed(speed: Interval) -> str:
     """As in `96.1 (94.0 – 98.3)`."""
     return f"{speed.middle:.1f}" + (f" ({speed.low:.1f} – {speed.high:.1f})" if speed.is_known else "")
@@ -68,12 +74,34 @@ def complete_row(found: Mapping[str, Any], place: str) -> Row:
             raise InputError(f"{place}: {name} is {value!r}, wanted {type}") from error
         if row[name] is None:
             row[name] = _ABSENT.get(name)
-    if row["avg_ts"] <= 0 or any(speed <= 0 for speed in row["samples_ts"] or ()):
-        raise InputError(f"{place}: a speed is not above 0; wanted tokens a second")
+    _check(row, place)
     if row["median_ts"] is None and row["samples_ts"]:
         summary = summarize(row["samples_ts"], drift=_foreign_drift())
         row |= {"median_ts": summary.median, "low_ts": summary.low, "high_ts": summary.high}
     return row
+
+
+def _check(row: Row, place: str) -> None:
+    """Lists are lists of numbers, speeds are above 0, and an interval encloses its median."""
+    for name, kind in (
+        ("samples_ns", list),
+        ("samples_ts", list),
+        ("notes", list),
+        ("settings", dict),
+        ("machine", dict),
+    ):
+        wanted = "numbers" if name.startswith("samples") else "a list" if kind is list else "an object"
+        is_good = row[name] is None or isinstance(row[name], kind)
+        if name.startswith("samples"):
+            is_good = is_good and all(isinstance(value, (int, float)) for value in row[name] or ())
+        if not is_good:
+            raise InputError(f"{place}: {name} is {row[name]!r}, wanted {wanted}")
+    if not all(0 < speed < inf for speed in (row["avg_ts"], *(row["samples_ts"] or ()))):
+        raise InputError(f"{place}: a speed is not above 0; wanted tokens a second")
+    bounds = [row[name] for name in ("low_ts", "median_ts", "high_ts")]
+    if None not in bounds and not 0 < bounds[0] <= bounds[1] <= bounds[2] < inf:
+        found = ", ".join(f"{name} {row[name]}" for name in ("low_ts", "median_ts", "high_ts"))
+        raise InputError(f"{place}: {found}; wanted them above 0 and rising")
 
 
 def _foreign_drift() -> float:
