@@ -25,19 +25,31 @@ class Store:
 
     def make(self, name: str, recipe: Recipe, make: Callable[[Path], object]) -> Path:
         """The file or folder `name`, made by `make(path)` unless it is there already. `recipe` is plain JSON data."""
-        target = self.folder / name
-        record = self.folder / f".{name}.json"
-        recipe = json.loads(json.dumps({**self.base, **recipe}))
-        if record.exists() and json.loads(record.read_text()) == {"recipe": recipe, "files": _stamps(target)}:
-            return target
-        record.unlink(missing_ok=True)
-        if target.is_dir():
-            shutil.rmtree(target)
-        target.unlink(missing_ok=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        make(target)
-        write_whole(record, json.dumps({"recipe": recipe, "files": _stamps(target)}, indent=1))
-        return target
+        return self.make_all({name: recipe}, lambda missing: make(missing[name]))[name]
+
+    def make_all(self, recipes: Mapping[str, Recipe], make: Callable[[Mapping[str, Path]], object]) -> dict[str, Path]:
+        """Several results by name; one call of `make`, which gets names and paths, makes what is missing of them."""
+        whole = {name: json.loads(json.dumps({**self.base, **recipe})) for name, recipe in recipes.items()}
+        targets = {name: self.folder / name for name in recipes}
+        missing = {name: target for name, target in targets.items() if not self._is_made(name, whole[name])}
+        for name, target in missing.items():
+            self._record(name).unlink(missing_ok=True)
+            if target.is_dir():
+                shutil.rmtree(target)
+            target.unlink(missing_ok=True)
+        if missing:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            make(missing)
+        for name, target in missing.items():
+            write_whole(self._record(name), json.dumps({"recipe": whole[name], "files": _stamps(target)}, indent=1))
+        return targets
+
+    def _is_made(self, name: str, recipe: Recipe) -> bool:
+        record, target = self._record(name), self.folder / name
+        return record.exists() and json.loads(record.read_text()) == {"recipe": recipe, "files": _stamps(target)}
+
+    def _record(self, name: str) -> Path:
+        return self.folder / f".{name}.json"
 
     def compute(self, name: str, recipe: Recipe, compute: Callable[[], Any]) -> Any:
         """Like `make` for plain JSON data, kept in the file `name`."""

@@ -27,6 +27,7 @@ COMMANDS = {
     "run": Command("run", "generate text, or chat"),
     "bench": Command("bench", "measure prefill and decode speed"),
     "perplexity": Command("perplexity", "measure how well a model predicts a text"),
+    "report": Command("report", "make one page of results: which quantization to take"),
     "inspect": Command("inspect", "show what is in a GGUF file"),
     "tokenize": Command("tokenize", "show the tokens of a text"),
     "demo": Command("demo", "all of the above on a small model, with a table and a plot"),
