@@ -11,12 +11,16 @@ from lltool.engine.generate import Dialogue, Generation
 from lltool.engine.model import load_model
 from lltool.engine.sampling import Sampler
 from lltool.engine.threads import default_threads
+from lltool.eval.bench.measure import measure
+from lltool.eval.bench.plan import grid, workloads
+from lltool.eval.bench.record import Row, to_row
+from lltool.eval.bench.schedule import Effort
+from lltool.eval.bench.tables import test_name
 from lltool.eval.perplexity import perplexity
 from lltool.eval.plots import QualityPoint, plot_demo
 from lltool.eval.provenance import cpu_name, tool_digest
 from lltool.eval.store import Store
 from lltool.eval.text import SAMPLE_TEXT, read_text
-from lltool.eval.throughput import Measurement, Workload, measure
 from lltool.gguf.describe import Description, describe
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.reader import open_gguf
@@ -53,7 +57,7 @@ class Demo:
 
     checkpoint: Path
     variants: tuple[Variant, ...]
-    speeds: tuple[Measurement, ...]
+    speeds: tuple[Row, ...]
     plot: Path
 
 
@@ -82,7 +86,7 @@ def run_demo(cache: Path, *, progress: Progress | None = None) -> Demo:
         variants.append(_judge(store, name, path))
     steps.begin("plot")
     points = [variant.quality for variant in variants]
-    shown = {"speeds": [m.nanoseconds for m in speeds], "points": [[p.bytes, p.perplexity] for p in points]}
+    shown = {"speeds": [row["samples_ns"] for row in speeds], "points": [[p.bytes, p.perplexity] for p in points]}
     plot = store.make("demo.png", shown, lambda target: plot_demo(points, speeds, target))
     steps.begin("done")
     return Demo(checkpoint, tuple(variants), tuple(speeds), plot)
@@ -90,41 +94,28 @@ def run_demo(cache: Path, *, progress: Progress | None = None) -> Demo:
 
 def format_table(demo: Demo) -> str:
     """A Markdown table, a line a file: size, perplexity ± standard error, mean tokens a second."""
-    settings = list(dict.fromkeys((m.workload, m.threads) for m in demo.speeds))
-    speeds = {(m.path, m.workload, m.threads): m.mean for m in demo.speeds}
-    titles = [f"{workload} t/s, {threads} thread{'s' * (threads > 1)}" for workload, threads in settings]
+    settings = list(dict.fromkeys((test_name(row), row["n_threads"]) for row in demo.speeds))
+    speeds = {(Path(r["model_filename"]).name, test_name(r), r["n_threads"]): r["avg_ts"] for r in demo.speeds}
+    titles = [f"{test} t/s, {threads} thread{'s' * (threads > 1)}" for test, threads in settings]
     rows = [["file", "MiB", "bits per weight", "perplexity", *titles], ["---", *["---:"] * (3 + len(titles))]]
     for variant in demo.variants:
         facts, quality = variant.facts, variant.quality
         size = [f"{facts.file_bytes / (1 << 20):.1f}", f"{facts.bits_per_weight:.2f}"]
-        speed = [f"{speeds[variant.path, workload, threads]:.1f}" for workload, threads in settings]
+        speed = [f"{speeds[variant.path.name, test, threads]:.1f}" for test, threads in settings]
         rows.append([variant.path.name, *size, f"{quality.perplexity:.2f} ± {quality.error:.2f}", *speed])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _measure_speeds(store: Store, paths: Sequence[Path], steps: "_Steps") -> list[Measurement]:
-    options: dict[str, Any] = {
-        "prompts": [PROMPT],
-        "generations": [GENERATION],
-        "threads": sorted({1, default_threads()}),
-        "repetitions": REPETITIONS,
-    }
+def _measure_speeds(store: Store, paths: Sequence[Path], steps: "_Steps") -> list[Row]:
+    threads = sorted({1, default_threads()})
 
-    def timed() -> list[dict[str, Any]]:
-        found = measure(paths, **options, progress=steps.inside)
-        kept = ("threads", "batch", "cache_type", "started", "nanoseconds")
-        return [
-            {"file": paths.index(m.path), "workload": [m.workload.prompt, m.workload.generation]}
-            | {name: getattr(m, name) for name in kept}
-            for m in found
-        ]
+    def timed() -> list[Row]:
+        points = grid(paths, workloads([PROMPT], [GENERATION]), threads=threads)
+        return [to_row(m) for m in measure(points, Effort(REPETITIONS), progress=steps.inside)]
 
-    rows = store.compute("speed.json", options | {"cpu": cpu_name()}, timed)
-    measurements = []
-    for row in rows:
-        path, workload, times = paths[row.pop("file")], Workload(*row.pop("workload")), tuple(row.pop("nanoseconds"))
-        measurements.append(Measurement(path=path, model=_facts(path), workload=workload, nanoseconds=times, **row))
-    return measurements
+    tests = {"prompt": PROMPT, "generation": GENERATION, "threads": threads, "repetitions": REPETITIONS}
+    rows: list[Row] = store.compute("speed.json", tests | {"cpu": cpu_name()}, timed)
+    return rows
 
 
 def _judge(store: Store, name: str, path: Path) -> Variant:
@@ -172,7 +163,7 @@ class _Steps:
         self.title = title
         self._tell(title)
 
-    def inside(self, done: int, total: int) -> None:
+    def inside(self, done: int, total: int, _: str) -> None:
         self._tell(f"{self.title}, run {done} of {total}")
 
     def _tell(self, title: str) -> None:

@@ -1,137 +1,120 @@
-"""`lltool bench`: tokens a second of models, as llama-bench measures and prints them."""
+"""`lltool bench`: tokens a second of models, over all that can be set, in llama-bench's words."""
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lltool.tools.arguments import command_parser, positive
+from lltool.gguf.errors import InputError
+from lltool.tools.bench_arguments import AXES, parse_arguments
 
-EXAMPLES = """
-lltool bench -m model.gguf
-lltool bench -m a.gguf,b.gguf -p 512 -n 128 -t 1,2 -r 5 -o csv --plot speed.png
-lltool bench -m model.gguf -n 64 --peer /opt/venv/bin/python
-"""
+if TYPE_CHECKING:
+    from lltool.eval.bench.measure import Progress
+    from lltool.eval.bench.plan import Point
+    from lltool.eval.bench.record import Row
+
+_NICE = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}  # of llama.cpp's priorities
 
 
 def main(argv: list[str]) -> int:
-    parser = command_parser(
-        "bench",
-        "Measures prefill (pp) and generation (tg) speed on random tokens, mean ± standard deviation of -r runs.",
-        EXAMPLES,
-        json_flag=True,
-    )
-    parser.add_argument(
-        "-m", "--model", type=_paths, action="extend", required=True, help="GGUF files, comma-separated"
-    )
-    parser.add_argument("-p", "--n-prompt", type=_counts, default=[512], help="prompt lengths (default 512; 0: none)")
-    parser.add_argument("-n", "--n-gen", type=_counts, default=[128], help="tokens to generate (default 128; 0: none)")
-    parser.add_argument("-t", "--threads", type=_positives, help="numbers of threads (default: one a core)")
-    parser.add_argument("-r", "--repetitions", type=positive, default=5, help="runs of each test (default 5)")
-    parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
-    parser.add_argument("-ngl", "--n-gpu-layers", type=int, default=0, help="there is no GPU executor in this build")
-    parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
-    parser.add_argument("--no-warmup", action="store_true", help="time the first run as well")
-    parser.add_argument("-o", "--output", choices=("md", "csv", "json"), default="md", help="format (default md)")
-    parser.add_argument("--plot", type=_image, metavar="PNG", help="draw bars with error bars into this file")
-    parser.add_argument("--peer", metavar="PYTHON", help="compare with llama-cpp-python of this Python, in turns")
-    parser.add_argument("--strict", action="store_true", help="an error where something asked for cannot be had")
-    arguments = parser.parse_args(argv)
+    match argv:
+        case ["compare", *rest]:
+            from lltool.tools import bench_compare
 
-    from lltool.engine.threads import default_threads
-    from lltool.gguf.errors import InputError
+            return bench_compare.main(rest)
+        case ["history", *rest]:
+            from lltool.tools import bench_history
 
-    if arguments.n_gpu_layers > 0:
-        message = f"-ngl {arguments.n_gpu_layers}: this build has no GPU executor, everything runs on the CPU"
+            return bench_history.main(rest)
+    arguments = parse_arguments(argv)
+    from lltool.eval.bench.measure import Interrupted, measure
+    from lltool.eval.bench.record import to_row
+    from lltool.eval.bench.schedule import Effort
+
+    points = _plan(arguments)
+    _set_priority(arguments.prio)
+    effort = Effort(arguments.repetitions, arguments.until, seconds=arguments.max_time, delay=arguments.delay)
+    warm, memory, stop = not arguments.no_warmup, not arguments.no_memory, None
+    with _progress(arguments) as progress:
+        try:
+            measurements = measure(
+                points, effort, warm=warm, memory=memory, history=_history(arguments), progress=progress
+            )
+        except Interrupted as interrupt:
+            measurements, stop = interrupt.measurements, interrupt
+    _report([to_row(measurement) for measurement in measurements], arguments)
+    if stop:
+        raise stop
+    return 0
+
+
+def _history(arguments: argparse.Namespace) -> Path | None:
+    from lltool.eval.bench.history import default_database
+
+    return None if arguments.no_history else arguments.db or default_database()
+
+
+def _plan(arguments: argparse.Namespace) -> "list[Point]":
+    """The points to measure. What cannot be had is an error, or a warning once where it is measured without."""
+    from lltool.eval.bench.plan import find_unmet, grid, resolve, workloads
+
+    runs = workloads(
+        arguments.n_prompt or (512,),
+        arguments.n_gen or (128,),
+        arguments.pg,
+        arguments.n_depth or (0,),
+        arguments.npl,
+    )
+    axes = {name: getattr(arguments, name) for name in AXES if getattr(arguments, name) is not None}
+    points = grid(arguments.model, runs, **axes)
+    for point in points:
+        resolve(point.settings)
+    for unmet in dict.fromkeys(unmet for point in points if (unmet := find_unmet(point.settings))):
         if arguments.strict:
-            raise InputError(message)
-        print(f"lltool: warning: {message}", file=sys.stderr)
-    if arguments.peer and (arguments.json or arguments.output != "md" or arguments.plot):
-        raise InputError("--peer prints a table in Markdown and nothing else; leave out --json, -o and --plot")
-    arguments.threads = arguments.threads or [default_threads()]
-    return _compare(arguments) if arguments.peer else _measure(arguments)
+            raise InputError(unmet)
+        print(f"lltool: warning: {unmet}", file=sys.stderr)
+    return points
 
 
-def _measure(arguments: argparse.Namespace) -> int:
-    from lltool.eval import throughput_tables
-    from lltool.eval.throughput import measure
-    from lltool.tools.progress import progress_bar
+def _report(rows: "Sequence[Row]", arguments: argparse.Namespace) -> None:
+    from lltool.eval.bench.history import keep
+    from lltool.eval.bench.tables import format_rows
 
-    with progress_bar("run") as progress:
-        measurements = measure(
-            arguments.model,
-            prompts=arguments.n_prompt,
-            generations=arguments.n_gen,
-            threads=arguments.threads,
-            repetitions=arguments.repetitions,
-            batch=arguments.batch_size,
-            warm_up=not arguments.no_warmup,
-            precision=arguments.precision,
-            progress=progress,
-        )
-    output = "json" if arguments.json else arguments.output
-    formats = {
-        "md": throughput_tables.format_markdown,
-        "csv": throughput_tables.format_csv,
-        "json": throughput_tables.format_json,
-    }
-    print(formats[output](measurements))
+    print(format_rows(rows, arguments.output), flush=True)
+    if arguments.output_err:
+        print(format_rows(rows, arguments.output_err), file=sys.stderr)
+    if not rows:
+        return
+    if history := _history(arguments):
+        keep(history, rows)
     if arguments.plot:
-        from lltool.eval.plots import plot_throughput
+        from lltool.eval.bench.plots import plot_rows
 
-        print(plot_throughput(measurements, arguments.plot), file=sys.stderr)
-    return 0
+        print(plot_rows(rows, arguments.plot), file=sys.stderr)
 
 
-def _compare(arguments: argparse.Namespace) -> int:
-    from lltool.eval.peers import compare, format_pairings, peer_version
-    from lltool.eval.throughput import workloads
-    from lltool.gguf.errors import InputError
+def _progress(arguments: argparse.Namespace) -> "AbstractContextManager[Progress]":
     from lltool.tools.progress import progress_bar
 
-    if peer_version(arguments.peer) is None:
-        message = f"{arguments.peer}: has no llama-cpp-python to compare with; `pip install llama-cpp-python` there"
-        if arguments.strict:
-            raise InputError(message)
-        print(f"lltool: warning: {message}; measuring lltool alone", file=sys.stderr)
-        return _measure(arguments)
-    pairings = []
-    for path in arguments.model:
-        for threads in arguments.threads:
-            with progress_bar("pair", f"{path.name}, {threads} threads") as progress:
-                pairings += compare(
-                    path,
-                    arguments.peer,
-                    workloads=workloads(arguments.n_prompt, arguments.n_gen),
-                    threads=threads,
-                    repetitions=arguments.repetitions,
-                    batch=arguments.batch_size,
-                    warm_up=not arguments.no_warmup,
-                    precision=arguments.precision,
-                    progress=progress,
-                )
-    print(format_pairings(pairings))
-    return 0
+    if not arguments.progress:
+        return progress_bar("run")
+
+    def tell(done: int, total: int, note: str) -> None:
+        if note:
+            print(f"lltool: run {done + 1} of {total}: {note}", file=sys.stderr)
+
+    return nullcontext(tell)
 
 
-def _paths(text: str) -> list[Path]:
-    if not all(text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} lacks the name of a file")
-    return [Path(part) for part in text.split(",")]
-
-
-def _image(text: str) -> Path:
-    """A file that can be written, as is better known before the measurement than after it."""
-    path = Path(text)
-    if not text or path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a file that can be written")
-    return path
-
-
-def _counts(text: str) -> list[int]:
-    """Comma-separated lengths; 0 means none."""
-    return [0 if part == "0" else positive(part) for part in text.split(",")]
-
-
-def _positives(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
+def _set_priority(level: int) -> None:
+    if level == 0:
+        return
+    if not hasattr(os, "setpriority"):
+        raise InputError(f"--prio {level}: this system has no priorities to set; wanted 0")
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE[level])
+    except PermissionError:
+        raise InputError(f"--prio {level}: a higher priority is not this user's to take; wanted 0 or -1") from None

@@ -9,8 +9,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from lltool.eval.bench.environment import identify_machine
 from lltool.eval.bench.record import LLAMA_BENCH_COLUMNS, Row
-from lltool.eval.bench.rows import complete_row, format_speed, speed_of
+from lltool.eval.bench.rows import complete_row, family_of, format_speed, speed_of
+from lltool.eval.bench.statistics import estimate_drift
 from lltool.eval.bench.tables import COLUMNS, create_table, stored, test_name
 from lltool.eval.markdown import format_table
 from lltool.gguf.errors import InputError
@@ -72,6 +74,15 @@ def recall(path: Path, *, model: str = "", test: str = "", last: int | None = No
     return [row for row in rows if id(row) in kept]
 
 
+def find_drift(path: Path | None, machine: dict[str, Any]) -> float:
+    """How far speed wanders on this machine from run to run, by what one build measured again and again."""
+    series: dict[tuple[Any, ...], list[float]] = {}
+    for row in recall(path) if path and path.exists() else ():
+        if row["median_ts"] and identify_machine(row["machine"]) == identify_machine(machine):
+            series.setdefault((row["build_commit"], *series_of(row)), []).append(row["median_ts"])
+    return estimate_drift(series.values(), is_virtual=machine["is_virtual"])
+
+
 def series_of(row: Row) -> tuple[Any, ...]:
     """What rows have in common that are the same measurement at different times: engine, model, test, main settings."""
     names = (
@@ -85,8 +96,7 @@ def series_of(row: Row) -> tuple[Any, ...]:
         "type_v",
         "n_gpu_layers",
     )
-    engine = " ".join(part for part in row["engine"].split() if not part[0].isdigit())  # without its version
-    return (engine, Path(row["model_filename"]).name, test_name(row), *(row[name] for name in names))
+    return (family_of(row), Path(row["model_filename"]).name, test_name(row), *(row[name] for name in names))
 
 
 def format_history(rows: Sequence[Row]) -> str:

@@ -7,8 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lltool.eval.bench.plan import Workload
-from lltool.eval.bench.record import Run
+from lltool.eval.bench.plan import Run, Workload
 
 
 class Subject(Protocol):

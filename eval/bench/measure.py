@@ -5,7 +5,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
+from typing import Any
 
+from lltool.eval.bench.energy import EnergyMeter
+from lltool.eval.bench.environment import describe_build, describe_machine
+from lltool.eval.bench.footprint import Footprint, measure_footprint
+from lltool.eval.bench.history import find_drift
 from lltool.eval.bench.plan import Point, Settings, Workload, find_unmet, resolve
 from lltool.eval.bench.record import Measurement
 from lltool.eval.bench.runner import Runner
@@ -13,6 +19,7 @@ from lltool.eval.bench.schedule import Effort, Sample, choose, describe_effort, 
 from lltool.eval.bench.watch import Watch, describe_conditions
 from lltool.gguf.describe import Description, describe
 from lltool.gguf.digest import sha256_of
+from lltool.gguf.errors import InputError
 
 # Called with runs done, runs in all as far as is known, and the one that comes next.
 Progress = Callable[[int, int, str], None]
@@ -31,17 +38,22 @@ def measure(
     effort: Effort | None = None,
     *,
     warm: bool = True,
+    memory: bool = True,
+    history: Path | None = None,
     executor: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Measurement]:
     """A measurement a point, in their order. Points that come to the same are measured once.
 
-    Everything is loaded before anything is timed. Raises InputError for what cannot be had, and Interrupted.
+    Everything is loaded before anything is timed; `memory` and load times are found afterwards, in processes of their
+    own. `history` tells how far this machine's speed wanders between runs. Raises InputError for what cannot be had,
+    and Interrupted.
     """
     asked = {point: (resolve(point.settings), point.workload) for point in points}
     with ExitStack() as stack:
-        session = _Session(effort or Effort(), warm, progress)
+        machine = describe_machine() | {"build": describe_build()}
+        session = _Session(effort or Effort(), warm, memory, progress, machine, find_drift(history, machine))
         for ran in dict.fromkeys(ran for ran, _ in asked.values()):
             workloads = list(dict.fromkeys(workload for other, workload in asked.values() if other == ran))
             runner = Runner(ran, workloads, executor=executor, seed=seed)
@@ -63,6 +75,9 @@ class _Test:
     runner: Runner
     watch: Watch
     started: str = ""
+    meter: EnergyMeter = field(default_factory=EnergyMeter)
+    energy: list[float | None] = field(default_factory=list)  # joules
+    footprint: Footprint | None = None
     notes: list[str] = field(default_factory=list)
 
     def warm_up(self) -> None:
@@ -75,8 +90,16 @@ class _Test:
     def sample(self) -> Sample:
         self.started = self.started or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.watch.start()
+        self.meter.start()
         run = self.runner.run(self.workload)
+        self.energy.append(self.meter.stop())
         return Sample(run, self.watch.stop())
+
+    def find_footprint(self) -> None:
+        try:
+            self.footprint = measure_footprint(self.ran, self.workload)
+        except InputError as error:
+            self.notes.append(str(error))  # what was timed is good without
 
     def __str__(self) -> str:
         return f"{self.ran.model.name}, {self.workload}"
@@ -88,7 +111,10 @@ class _Session:
 
     effort: Effort
     warm: bool
+    memory: bool
     progress: Progress | None
+    machine: dict[str, Any]
+    drift: float
     samples: dict[_Test, list[Sample]] = field(default_factory=dict)
     facts: dict[Path, tuple[Description, str]] = field(default_factory=dict)
 
@@ -108,6 +134,9 @@ class _Session:
         for test, _ in schedule(tests, self.samples, self.effort, seed=seed):
             self._tell(self.warm * len(tests) + sum(map(len, self.samples.values())), str(test))
             self.samples[test].append(test.sample())
+        for number, test in enumerate(tests if self.memory else ()):
+            self._tell(self._total() - len(tests) + number, f"{test}, its memory")
+            test.find_footprint()
         self._tell(self._total(), "")
 
     def _tell(self, done: int, note: str) -> None:
@@ -116,7 +145,8 @@ class _Session:
 
     def _total(self) -> int:
         """Runs, as far as is known: a test can turn out to need more of them."""
-        return sum(self.warm + max(self.effort.repetitions, len(found)) for found in self.samples.values())
+        others = self.warm + self.memory
+        return sum(others + max(self.effort.repetitions, len(found)) for found in self.samples.values())
 
     def conclude(self, asked: dict[Point, tuple[Settings, Workload]]) -> list[Measurement]:
         """Measurements of the points that have a sample."""
@@ -131,6 +161,8 @@ class _Session:
         notes = [*([unmet] if unmet else []), *test.notes, *describe_effort(samples, self.effort)]
         notes += describe_conditions([sample.conditions for sample in kept], [run.nanoseconds for run in runs])
         description, digest = self.facts[test.ran.model]
+        energy = [joules for joules in test.energy if joules is not None]
+        measured = test.footprint
         return Measurement(
             point=point,
             ran=test.ran,
@@ -138,6 +170,10 @@ class _Session:
             model_sha256=digest,
             started=test.started,
             runs=tuple(runs),
-            load_ms=test.runner.load_ms,
+            load_ms=measured.load_ms if measured else test.runner.load_ms,
+            peak_rss_bytes=measured.peak if measured else None,
+            energy_j=median(energy) if energy else None,
             notes=tuple(notes),
+            machine=self.machine,
+            drift=self.drift,
         )

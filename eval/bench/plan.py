@@ -46,6 +46,15 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class Run:
+    """One repetition: nanoseconds in all, until the prompt's logits are there (0: no prompt), and of each token."""
+
+    nanoseconds: int
+    prompt_ns: int
+    token_ns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Settings:
     """One way to run one model; the fields stand in the order in which llama-bench nests its loops."""
 
@@ -147,6 +156,7 @@ _POSSIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "flash_attn": ((-1, 1), "the engine has one attention, which never makes the whole matrix"),
     "cpu_strict": ((False,), "the engine does not bind each thread to a core"),
     "poll": ((50,), "the engine's threads spin for a fixed short time"),
+    "precision": (("int8", "f32"), "the kernels have no other"),
 }
 
 
@@ -158,8 +168,8 @@ def resolve(settings: Settings) -> Settings:
     for name, (possible, reason) in _POSSIBLE.items():
         value = getattr(settings, name)
         if value not in possible:
-            wanted = " or ".join(dict.fromkeys(str(int(v) if isinstance(v, bool) else v) for v in possible))
-            raise InputError(f"{name} {value}, wanted {wanted}: {reason}")
+            found, *wanted = (str(int(v) if isinstance(v, bool) else v) for v in (value, *possible))
+            raise InputError(f"{name} {found}, wanted {' or '.join(wanted)}: {reason}")
     if settings.type_k != settings.type_v:
         raise InputError(
             f"type_k {settings.type_k} with type_v {settings.type_v}: the cache has one type, wanted them equal"

@@ -1,10 +1,12 @@
 """What is known of a measurement, and the flat row of it: llama-bench's columns in its order, then ours."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from statistics import mean, stdev
 from typing import Any
 
-from lltool.eval.bench.plan import Point, Settings
+from lltool.eval.bench.latency import summarize_latency
+from lltool.eval.bench.plan import Point, Run, Settings
 from lltool.eval.bench.statistics import summarize
 from lltool.eval.provenance import cpu_name, tool_digest
 from lltool.gguf.describe import Description
@@ -82,15 +84,6 @@ OWN_COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Run:
-    """One repetition: nanoseconds in all, of the prompt (until its logits are there), and of each generated token."""
-
-    nanoseconds: int
-    prompt_ns: int
-    token_ns: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
 class Measurement:
     """The repetitions of one point; `ran` is what was really set, `started` is RFC 3339 in UTC."""
 
@@ -105,7 +98,8 @@ class Measurement:
     peak_rss_bytes: int | None = None
     energy_j: float | None = None
     notes: tuple[str, ...] = ()
-    machine: dict[str, Any] | None = None
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    drift: float = 0.0  # relative standard deviation from one time of measuring to the next
 
     @property
     def nanoseconds(self) -> list[int]:
@@ -119,7 +113,8 @@ class Measurement:
 
 def to_row(m: Measurement) -> Row:
     """The row of llama-bench, where what this engine has no notion of says 'not used', and ours behind it."""
-    ran, workload, summary = m.ran, m.point.workload, summarize(m.speeds)
+    ran, workload, summary = m.ran, m.point.workload, summarize(m.speeds, drift=m.drift)
+    latency = summarize_latency(m.runs)
     row: Row = {
         "build_commit": tool_digest()[:8],
         "build_number": 0,
@@ -150,6 +145,10 @@ def to_row(m: Measurement) -> Row:
         "median_ts": summary.median,
         "low_ts": summary.low,
         "high_ts": summary.high,
+        "ttft_ms": latency.ttft,
+        "token_ms_p50": latency.token_p50,
+        "token_ms_p95": latency.token_p95,
+        "token_ms_p99": latency.token_p99,
         "load_ms": m.load_ms,
         "peak_rss_bytes": m.peak_rss_bytes,
         "energy_j": m.energy_j,
@@ -159,7 +158,7 @@ def to_row(m: Measurement) -> Row:
         "notes": list(m.notes),
         "model_sha256": m.model_sha256,
         "settings": {"precision": ran.precision, "asked": _asked(m.point.settings, ran)},
-        "machine": m.machine or {},
+        "machine": dict(m.machine),
     }
     return row | {name: own.get(name) for name in OWN_COLUMNS}
 

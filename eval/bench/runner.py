@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from lltool.engine.cache import Sequence as CachedSequence
 from lltool.engine.model import Wanted, load_model
-from lltool.eval.bench.plan import Settings, Workload, cpus_of
-from lltool.eval.bench.record import Run
+from lltool.eval.bench.plan import Run, Settings, Workload, cpus_of
 
 
 class Runner:
@@ -57,7 +56,8 @@ class Runner:
             finally:
                 for sequence in sequences:
                     sequence.free()
-            return Run(ends[-1] - start, ends[0] - start, tuple(np.diff(ends).tolist()))
+            prompt_ns = ends[0] - start if workload.prompt else 0
+            return Run(ends[-1] - start, prompt_ns, tuple(np.diff(ends).tolist()))
 
     def close(self) -> None:
         self.model.close()

@@ -10,7 +10,7 @@ from random import Random
 from time import monotonic, sleep
 from typing import TypeVar
 
-from lltool.eval.bench.record import Run
+from lltool.eval.bench.plan import Run
 from lltool.eval.bench.statistics import summarize
 from lltool.eval.bench.watch import DISTURBED, Conditions
 

@@ -115,7 +115,10 @@ def format_markdown(rows: Sequence[Row]) -> str:
         size, count = format_size(row["model_size"]), format_count(row["model_n_params"])
         cells = [row["model_type"], size, count, row["backends"], *(_cell(name, row) for name in optional)]
         lines.append([*cells, test_name(row), f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}", _median(row)])
-    widths = [width for _, width in titles]
+    columns = zip(*lines, strict=True)
+    widths = [
+        max(map(len, column)) * (1 if width > 0 else -1) for (_, width), column in zip(titles, columns, strict=True)
+    ]
     table = ["| " + " | ".join(_pad(cell, w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
     return "\n".join([*table, *_footer(rows)])
 
@@ -201,6 +204,10 @@ def _pad(text: str, width: int) -> str:
 
 
 def _footer(rows: Sequence[Row]) -> list[str]:
-    notes = [f"row {i}, {test_name(row)}: {note}" for i, row in enumerate(rows, 1) for note in row["notes"]]
+    notes: dict[str, list[str]] = {}
+    for number, row in enumerate(rows, 1):
+        for note in row["notes"]:
+            notes.setdefault(note, []).append(str(number))
     builds = dict.fromkeys(f"build: {row['build_commit']} (lltool {__version__})" for row in rows)
-    return [*([""] if notes else []), *(f"- {note}" for note in notes), "", *builds]
+    lines = [f"- row{'s' * (len(numbers) > 1)} {', '.join(numbers)}: {note}" for note, numbers in notes.items()]
+    return [*([""] if notes else []), *lines, "", *builds]

@@ -13,8 +13,7 @@ from lltool.eval.bench.energy import EnergyMeter
 from lltool.eval.bench.environment import _compiler, describe_build, describe_machine, identify_machine
 from lltool.eval.bench.footprint import measure_footprint, read_memory
 from lltool.eval.bench.latency import Latency, summarize_latency
-from lltool.eval.bench.plan import Settings, Workload, resolve
-from lltool.eval.bench.record import Run
+from lltool.eval.bench.plan import Run, Settings, Workload, resolve
 from lltool.gguf.errors import InputError
 from lltool.quant import isa
 

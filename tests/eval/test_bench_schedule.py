@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from lltool.eval.bench.record import Run
+from lltool.eval.bench.plan import Run
 from lltool.eval.bench.schedule import Effort, Sample, WarmUp, choose, describe_effort, schedule, warm_up
 from lltool.eval.bench.watch import Conditions
 
