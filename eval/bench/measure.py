@@ -176,4 +176,5 @@ class _Session:
             notes=tuple(notes),
             machine=self.machine,
             drift=self.drift,
+            disturbance=median(sample.conditions.disturbance for sample in kept),
         )

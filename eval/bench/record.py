@@ -66,6 +66,9 @@ OWN_COLUMNS = {
     "median_ts": "REAL",
     "low_ts": "REAL",
     "high_ts": "REAL",
+    "ratio": "REAL",  # of a peer's row: how many times as fast we were in the same test, run for run
+    "ratio_low": "REAL",
+    "ratio_high": "REAL",
     "ttft_ms": "REAL",
     "token_ms_p50": "REAL",
     "token_ms_p95": "REAL",
@@ -100,6 +103,7 @@ class Measurement:
     notes: tuple[str, ...] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
     drift: float = 0.0  # relative standard deviation from one time of measuring to the next
+    disturbance: float = 0.0  # the fraction of the time that others had the processor
 
     @property
     def nanoseconds(self) -> list[int]:
@@ -113,7 +117,7 @@ class Measurement:
 
 def to_row(m: Measurement) -> Row:
     """The row of llama-bench, where what this engine has no notion of says 'not used', and ours behind it."""
-    ran, workload, summary = m.ran, m.point.workload, summarize(m.speeds, drift=m.drift)
+    ran, workload, summary = m.ran, m.point.workload, summarize(m.speeds, drift=m.drift, disturbance=m.disturbance)
     latency = summarize_latency(m.runs)
     row: Row = {
         "build_commit": tool_digest()[:8],

@@ -47,17 +47,17 @@ class Runner:
             prompt, steps = tokens[:, : workload.prompt], range(workload.prompt, count)
             try:
                 start = perf_counter_ns()
+                ends = [start]
                 if workload.prompt:
                     self._feed(sequences, prompt)
-                ends = [perf_counter_ns()]
+                    ends = [perf_counter_ns()]
                 for step in steps:
                     self._feed(sequences, tokens[:, step : step + 1])
                     ends.append(perf_counter_ns())
             finally:
                 for sequence in sequences:
                     sequence.free()
-            prompt_ns = ends[0] - start if workload.prompt else 0
-            return Run(ends[-1] - start, prompt_ns, tuple(np.diff(ends).tolist()))
+            return Run(ends[-1] - start, ends[0] - start, tuple(np.diff(ends).tolist()))
 
     def close(self) -> None:
         self.model.close()

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -44,6 +45,8 @@ _OPTIONAL = {
     "fit_target": ("fitt", 10),
     "fit_min_ctx": ("fitc", 11),
 }
+_BATCHED = ("PP", "TG", "B", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s", "T s", "S t/s")
+_BATCHED_WIDTHS = (6, 6, 4, 6, 8, 8, 8, 8, 8, 8)
 _SETTING_OF = {"n_threads": "threads", "n_batch": "batch", "n_ubatch": "ubatch"}
 
 
@@ -130,23 +133,24 @@ def _format_batched(rows: Sequence[Row]) -> str:
         told = [f"{_OPTIONAL[name][0]} {_cell(name, row)}" for name in _OPTIONAL if _is_told(name, rows)]
         title = ", ".join([row["model_type"], Path(row["model_filename"]).name, *told])
         groups.setdefault(title, []).append(row)
-    titles = ("PP", "TG", "B", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s", "T s", "S t/s")
-    widths = (6, 6, 4, 6, 8, 8, 8, 8, 8, 8)
     lines = []
     for title, group in groups.items():
-        lines += [title, "", "|" + " |".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True)) + " |"]
-        lines.append("|" + "|".join("-" * w + "-" for w in widths) + "|")
+        lines += [title, "", _join_batched(_BATCHED), "|" + "-|-".join("-" * width for width in _BATCHED_WIDTHS) + "-|"]
         for row in group:
             prompt, generation, count = row["n_prompt"], row["n_gen"], row["n_parallel"]
             whole, first = row["avg_ns"] / 1e9, mean(row["samples_prompt_ns"]) / 1e9
             cached = count * (row["n_depth"] + prompt + generation)
             speeds = [_rate(count * prompt, first), _rate(count * generation, whole - first)]
             total = _rate(count * (prompt + generation), whole)
-            counts = " |".join(f"{n:>{w}}" for n, w in zip((prompt, generation, count, cached), widths, strict=False))
             times = (first, speeds[0], whole - first, speeds[1], whole, total)
-            lines.append(f"|{counts} |" + " |".join(f"{t:8.{3 - i % 2}f}" for i, t in enumerate(times)) + " |")
+            cells = [prompt, generation, count, cached, *(f"{x:.{3 - i % 2}f}" for i, x in enumerate(times))]
+            lines.append(_join_batched(cells))
         lines.append("")
     return "\n".join([*lines[:-1], *_footer(rows)])
+
+
+def _join_batched(cells: Sequence[Any]) -> str:
+    return "|" + " | ".join(f"{cell:>{width}}" for cell, width in zip(cells, _BATCHED_WIDTHS, strict=True)) + " |"
 
 
 FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
@@ -172,8 +176,13 @@ def format_count(parameters: int) -> str:
 
 def _is_told(name: str, rows: Sequence[Row]) -> bool:
     """Whether a setting differs from the default, from row to row, or from what was asked for."""
-    default = asdict(resolve(Settings(Path())))[_SETTING_OF.get(name, name)]
+    default = _defaults()[_SETTING_OF.get(name, name)]
     return any(row[name] != default or name in _asked(row) for row in rows)
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return asdict(resolve(Settings(Path())))
 
 
 def _asked(row: Row) -> dict[str, Any]:
