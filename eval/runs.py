@@ -178,29 +178,24 @@ def _parse(path: Path) -> list[Any]:
 
 
 def _read_perplexity(found: _Found, file: str, record: Record) -> None:
-    entry = found.entry(record, record["model"])
-    scope = Scope(_base(record["text"]), record["method"], int(record["scored_tokens"]))
+    """With divergence also what it says of the reference, which diverges from itself by nothing."""
+    text = _base(record.get("text") or record["reference"])  # a reference file has a text of its own
+    scope = Scope(text, record["method"], int(record["scored_tokens"]))
     quality = Quality(float(record["perplexity"]), float(record["standard_error"]))
-    if previous := entry.qualities.get(scope):
+    entry = found.entry(record, record["model"])
+    if divergence := record.get("divergence"):
+        mean, error, top = (float(divergence[name]) for name in ("mean", "error", "same_top"))
+        quality = replace(quality, divergence=mean, divergence_error=error, same_top=top)
+        if record["reference_kind"] == "model":
+            base = Quality(float(record["base_perplexity"]), float(record["base_standard_error"]), 0.0, 0.0, 1.0)
+            found.entry({"model_sha256": record["reference_sha256"]}, record["reference"]).qualities[scope] = base
+    elif previous := entry.qualities.get(scope):
         quality = replace(previous, perplexity=quality.perplexity, error=quality.error)
     entry.qualities[scope] = quality
-    _note_evaluation(found, file, record, "perplexity")
-
-
-def _read_divergence(found: _Found, file: str, record: Record) -> None:
-    """Also what it says of the reference, which diverges from itself by nothing."""
-    scope = Scope(_base(record["text"]), record["method"], int(record["scored"]))
-    values = [record[name] for name in ("perplexity", "divergence", "same_top", "base_perplexity")]
-    perplexity, divergence, (top, _), base = ((float(v["value"]), float(v["error"])) for v in values)
-    found.entry(record, record["model"]).qualities[scope] = Quality(*perplexity, *divergence, top)
-    reference = found.entry({"model_sha256": record.get("reference_sha256")}, record["reference"])
-    reference.qualities[scope] = Quality(*base, 0.0, 0.0, 1.0)
-    _note_evaluation(found, file, record, "divergence")
-
-
-def _note_evaluation(found: _Found, file: str, record: Record, kind: str) -> None:
-    text = f"text {_base(record['text'])} sha256 {str(record.get('text_sha256'))[:12]}"
-    found.runs.append(_run(record, file, kind, record.get("cpu") or "", text))
+    details = f"text {text} sha256 {str(record.get('text_sha256'))[:12]}"
+    found.runs.append(
+        _run(record, file, "divergence" if divergence else "perplexity", record.get("cpu") or "", details)
+    )
 
 
 def _read_bench(found: _Found, file: str, record: Record) -> None:
@@ -229,7 +224,6 @@ def _read_memory(found: _Found, file: str, record: Record) -> None:
 
 _READERS: dict[frozenset[str], Callable[[_Found, str, Record], None]] = {
     frozenset(("perplexity", "standard_error", "model", "text")): _read_perplexity,
-    frozenset(("perplexity", "divergence", "same_top", "model", "text")): _read_divergence,
     frozenset(("model_filename", "n_prompt", "n_gen", "avg_ts")): _read_bench,
     frozenset(("file_type", "bits_per_weight", "tensors", "path")): _read_quantize,
     frozenset(("model", "model_bytes", "cache_bytes", "overhead_bytes")): _read_memory,

@@ -59,7 +59,7 @@ def paths(text: str) -> list[Path]:
 def output_file(text: str) -> Path:
     """The type of an argument that names a file to write, where it can be written, as is better known early."""
     path = Path(text)
-    if not text or path.is_dir() or not os.access(path.parent, os.W_OK):
+    if not text or path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text!r} is not a file that can be written")
     return path
 

@@ -40,10 +40,6 @@ FILES = {
 }
 
 
-def figure(value: float, error: float) -> dict[str, float]:
-    return {"value": value, "error": error}
-
-
 def divergence_json(name: str, text: str = "prose.txt", factor: float = 1.0) -> dict[str, Any]:
     """As of `lltool perplexity --reference`; on other texts all is so many times as much."""
     _, value, error, divergence, divergence_error, _ = FILES[name]
@@ -55,15 +51,17 @@ def divergence_json(name: str, text: str = "prose.txt", factor: float = 1.0) -> 
         "model_sha256": name * 8,
         "reference": "/models/tiny-F16.gguf",
         "reference_sha256": "F16" * 8,
+        "reference_kind": "model",
         "text": f"/texts/{text}",
         "text_sha256": "ab" * 32,
         "cpu": "A fast one",
         "threads": 2,
-        "scored": 2550,
-        "perplexity": figure(value * factor, error * factor),
-        "base_perplexity": figure(20.0 * factor, 0.6 * factor),
-        "divergence": figure(divergence * factor, divergence_error * factor),
-        "same_top": figure(1 - divergence / 2, 0.001),
+        "scored_tokens": 2550,
+        "perplexity": value * factor,
+        "standard_error": error * factor,
+        "base_perplexity": 20.0 * factor,
+        "base_standard_error": 0.6 * factor,
+        "divergence": {"mean": divergence * factor, "error": divergence_error * factor, "same_top": 1 - divergence / 2},
     }
 
 
@@ -148,8 +146,7 @@ def test_losses_are_divergences_where_there_are_some(runs: Runs) -> None:
     loss = losses(runs.entries)
     assert loss is not None
     assert loss.values["Q4_0"] == (0.7, 0.01)
-    alone = {**divergence_json("Q8_0"), "standard_error": 0.6, "perplexity": 20.1, "scored_tokens": 2550}
-    plain = {name: value for name, value in alone.items() if name not in ("divergence", "same_top")}
+    plain = {name: value for name, value in divergence_json("Q8_0").items() if name != "divergence"}
     loss = losses(gather([("a", plain), ("b", {**plain, "model": "other.gguf", "model_sha256": "x"})]).entries)
     assert loss is not None
     assert loss.label == "perplexity on prose.txt"
@@ -180,7 +177,7 @@ def test_the_speed_to_choose_by_is_generation_with_most_threads(runs: Runs) -> N
 def test_other_files_are_named_in_notes(folder: Path) -> None:
     (folder / "broken.json").write_text('{"perplexity": 1')
     (folder / "other.json").write_text('[{"a": 1}, 3]')
-    (folder / "odd.json").write_text(json.dumps({**divergence_json("Q8_0"), "divergence": None}))
+    (folder / "odd.json").write_text(json.dumps({**divergence_json("Q8_0"), "divergence": {"mean": "?"}}))
     (folder / "readme.txt").write_text("not looked at")
     (folder / "dry.json").write_text('{"path": null, "file_type": "Q4_0", "bits_per_weight": 4.5, "tensors": []}')
     (folder / "more.jsonl").write_text("\n".join(json.dumps(row) for row in bench_rows()))

@@ -1,0 +1,169 @@
+"""Measures several files of one model alike: quality on texts, speed in turns, memory. What was measured is kept."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+from lltool.engine.batch import PAGE
+from lltool.engine.config import ModelConfig
+from lltool.engine.model import load_model
+from lltool.engine.threads import default_threads
+from lltool.eval.bench.footprint import measure_footprint
+from lltool.eval.bench.measure import measure
+from lltool.eval.bench.plan import Settings, Workload, grid, resolve, workloads
+from lltool.eval.bench.record import Row, to_row
+from lltool.eval.bench.schedule import Effort
+from lltool.eval.comparison import to_record
+from lltool.eval.divergence import divergence
+from lltool.eval.perplexity import perplexity
+from lltool.eval.perplexity_report import to_records
+from lltool.eval.provenance import cpu_name
+from lltool.eval.runs import Record
+from lltool.eval.steps import Steps
+from lltool.eval.store import Store
+from lltool.eval.text import SAMPLE_TEXT, read_text
+from lltool.gguf.describe import describe
+from lltool.gguf.digest import sha256_of
+from lltool.gguf.reader import GGUFFile
+
+PROBE_CONTEXT = 512  # tokens: what a process holds beside file and cache does not grow with the context
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What to measure: perplexity on `texts` in windows of `window` tokens (the first `chunks`), speed of workloads."""
+
+    texts: Sequence[Path] = (SAMPLE_TEXT,)
+    window: int = 512
+    chunks: int | None = None
+    threads: Sequence[int] = ()  # none: one a core
+    prompt: int = 512
+    generation: int = 64
+    repetitions: int = 5
+    context: int | None = None  # that memory is measured for
+
+    def steps(self, files: int) -> int:
+        """How many a survey of so many files takes."""
+        return files * (len(self.texts) + (self.context is not None)) + 1
+
+
+def survey(
+    store: Store, files: Sequence[Path], reference: Path | None, questions: Questions, steps: Steps | None = None
+) -> list[tuple[str, Record]]:
+    """Measures what the store lacks; returns all results, as `gather` takes them, by the names of their files there.
+
+    They are in the form of `lltool perplexity --json` and `lltool bench -o json`. Divergence is that from `reference`,
+    which may be one of the files. Raises InputError as `perplexity`, `divergence` and `measure` do.
+    """
+    steps = steps or Steps(None, questions.steps(len(files)))
+    records: list[tuple[str, Record]] = []
+    for path in files:
+        for text in questions.texts:
+            steps.begin(f"{path.name} on {text.name}")
+            recipe = {
+                "model": _stamp(path),
+                "reference": _stamp(reference) if reference else None,
+                "text": sha256_of([text]),
+                "window": questions.window,
+                "chunks": questions.chunks,
+            }
+            name = f"quality-{path.stem}-{text.stem}.json"
+            judge = partial(_judge, path, reference, text, questions, steps)
+            records.append((name, store.compute(name, recipe, judge)))
+        if questions.context is not None:
+            steps.begin(f"memory of {path.name}")
+            threads = max(questions.threads or (default_threads(),))
+            recipe = {"model": _stamp(path), "context": questions.context, "threads": threads}
+            name = f"memory-{path.stem}.json"
+            weigh = partial(_weigh, path, questions.context, threads)
+            records.append((name, store.compute(name, recipe, weigh)))
+    steps.begin("speed")
+    for name, rows in _time(store, files, questions, steps):
+        records += [(name, row) for row in rows]
+    return records
+
+
+def _judge(path: Path, reference: Path | None, text: Path, questions: Questions, steps: Steps) -> Record:
+    """Perplexity of the reference itself and where there is none, else divergence with all that belongs to it."""
+    content, window, chunks = read_text(text), questions.window, questions.chunks
+    with load_model(path, context=window) as model:
+        if reference is None or reference == path:
+            start = perf_counter()
+            found = perplexity(model, content, context=window, chunks=chunks, name=text.name, progress=steps.inside)
+            return to_records({text: found}, model, [perf_counter() - start])[0]
+        with load_model(reference, context=window) as base:
+            pair = divergence(
+                base, model, content, context=window, chunks=chunks, name=text.name, progress=steps.inside
+            )
+            return to_record(pair, base, model, text)
+
+
+def _weigh(path: Path, context: int, threads: int) -> Record:
+    """What the file takes in use: itself, the cache of so many tokens, and the rest, as a process of its own says."""
+    workload = Workload(min(context, PROBE_CONTEXT), 0)
+    with load_model(path, context=workload.prompt) as model:
+        config, facts = model.config, _facts(model.file)
+    private = measure_footprint(resolve(Settings(path, threads=threads)), workload).private or 0
+    return {
+        **facts,
+        "context": context,
+        "cache_bytes": cache_bytes(config, context),
+        "overhead_bytes": max(private - cache_bytes(config, workload.prompt), 0),
+    }
+
+
+def cache_bytes(config: ModelConfig, context: int) -> int:
+    """Of keys and values in half precision for one sequence of `context` tokens, in whole pages."""
+    tokens = -(-context // PAGE) * PAGE
+    return 2 * config.layers * config.kv_heads * config.head_dim * tokens * 2
+
+
+def _time(store: Store, files: Sequence[Path], questions: Questions, steps: Steps) -> Iterator[tuple[str, list[Row]]]:
+    """Speeds of all files in turns; of files that do not fit in memory together, one after the other."""
+    together = sum(path.stat().st_size for path in files) < 0.8 * available_memory()
+    runs = workloads([questions.prompt], [questions.generation])
+    threads = list(questions.threads or (default_threads(),))
+    for group in [list(files)] if together else [[path] for path in files]:
+        name = "speed.json" if together else f"speed-{group[0].stem}.json"
+        recipe = {
+            "models": [_stamp(path) for path in group],
+            "tests": [str(run) for run in runs],
+            "threads": threads,
+            "repetitions": questions.repetitions,
+            "cpu": cpu_name(),
+        }
+
+        def timed(group: Sequence[Path] = group) -> list[Row]:
+            points = grid(group, runs, threads=threads)
+            effort = Effort(repetitions=questions.repetitions)
+            return [to_row(found) for found in measure(points, effort, progress=steps.inside)]
+
+        yield name, store.compute(name, recipe, timed)
+
+
+def available_memory() -> int:
+    """Bytes that a process can have before others are pushed out, where Linux says so; else no limit is known."""
+    meminfo = Path("/proc/meminfo")
+    for line in meminfo.read_text().splitlines() if meminfo.exists() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 1 << 62
+
+
+def _facts(file: GGUFFile) -> Record:
+    facts = describe(file)
+    return {
+        "model": str(file.path),
+        "model_sha256": sha256_of(file.paths),
+        "model_bytes": facts.file_bytes,
+        "model_size": facts.tensor_bytes,
+        "model_n_params": facts.parameters,
+    }
+
+
+def _stamp(path: Path) -> list[int]:
+    """Tells a file from a later one of its name without reading it."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
