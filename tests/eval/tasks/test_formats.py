@@ -1,0 +1,119 @@
+"""Task files: what is read of them, and one line for each thing that is wrong with one."""
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from lltool.eval.tasks.formats import Question, read_hellaswag, read_multiple_choice, read_winogrande
+from lltool.gguf.errors import InputError
+from tests.eval.tasks.multiple_choice_file import write_multiple_choice
+
+HELLASWAG = "Tea: She\n2\na\nb\nc\nd\n"
+
+
+def write(folder: Path, content: str | bytes) -> Path:
+    path = folder / "tasks"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_hellaswag(tmp_path: Path) -> None:
+    texts = ("Tea: She a", "Tea: She b", "Tea: She c", "Tea: She d")
+    expected = [Question(0, texts, frozenset([2])), Question(1, texts, frozenset([2]))]
+    assert read_hellaswag(write(tmp_path, HELLASWAG * 2)) == expected
+
+
+def test_winogrande_with_and_without_quotes(tmp_path: Path) -> None:
+    path = write(tmp_path, 'x,Ann met Bea as _ left.,Ann,Bea,2\n7,"Well, _ did, so.",A B,"C, D",1')
+    assert read_winogrande(path) == [
+        Question(
+            0, ("Ann met Bea as Ann left.", "Ann met Bea as Bea left."), frozenset([1]),
+            ("Ann met Bea as Ann", "Ann met Bea as Bea"),
+        ),
+        Question(1, ("Well, A B did, so.", 'Well, "C, D" did, so.'), frozenset([0]), ("Well, A B", 'Well, "C, D"')),
+    ]  # fmt: skip
+
+
+def test_multiple_choice(tmp_path: Path) -> None:
+    path = write_multiple_choice(tmp_path / "tasks", [("Is it?", ["yes", "nö"], 1), ("Why", ["a", "b", "c"], 0)])
+    assert read_multiple_choice(path) == [
+        Question(0, ("Is it? yes", "Is it? nö"), frozenset([1])),
+        Question(1, ("Why a", "Why b", "Why c"), frozenset([0])),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no tasks"),
+        ("\n", "no tasks"),
+        (HELLASWAG + "more\n", "7 lines, wanted six for each task"),
+        (HELLASWAG.replace("2", "4"), "line 2: '4', wanted the right ending's number, 0 to 3"),
+        (HELLASWAG + HELLASWAG.replace("2", "b"), "line 8: 'b', wanted"),
+        (b"\xff\n" * 6, "byte 0 is not UTF-8"),
+    ],
+)
+def test_malformed_hellaswag(tmp_path: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(InputError, match=f"tasks.*{message}"):
+        read_hellaswag(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0,A _ b,c,d", "line 2: '0,A _ b,c,d', wanted index,sentence,choice,choice,1 or 2"),
+        ("", "line 2: '', wanted index"),
+        ('0,"A _ b,c,d,1', "wanted index"),
+        ("0,A b,c,d,1", "line 2: no _ in 'A b'"),
+        ("0,A _ b,c,d,3", "line 2: '3', wanted the right choice, 1 or 2"),
+        ("0,A _ b,c,d,", "line 2: '', wanted the right choice"),
+    ],
+)
+def test_malformed_winogrande(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_winogrande(write(tmp_path, f"0,A _ b,c,d,1\n{line}\n"))
+
+
+def _broken(change: str) -> bytes:
+    question, answer = struct.pack("<I3s", 3, b"Is?"), struct.pack("<I1s", 1, b"a")
+    task = question + struct.pack("<I", 1) + answer + struct.pack("<iI", 1, 0)
+    match change:
+        case "empty":
+            return b""
+        case "none":
+            return struct.pack("<I", 0)
+        case "count":
+            return struct.pack("<I", 1 << 31)
+        case "label":
+            task = task[:-8] + struct.pack("<iI", 0, 0)
+        case "answers":
+            task = question + struct.pack("<I", 101)
+        case "cut":
+            task = task[:-6]
+        case "question":
+            task = struct.pack("<I", 0) + task[7:]
+        case "utf-8":
+            task = task.replace(b"Is?", b"I\xff?")
+        case "place":
+            return struct.pack("<II", 1, 1 << 30) + task
+    return struct.pack("<II", 1, 8) + task
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("empty", "ends at byte 0 in the number of tasks"),
+        ("none", "no tasks"),
+        ("count", "2147483648 tasks announced, the file has 4 bytes"),
+        ("label", r"task 0 at byte 8: no right answer among labels \[0\]"),
+        ("answers", "task 0 has 101 answers, wanted at most 100"),
+        ("cut", "ends at byte 26 in task 0's labels, which takes 4 from byte 24; is the file cut off"),
+        ("question", "task 0 at byte 8: an empty question or answer"),
+        ("utf-8", "byte 13 in task 0's question is not UTF-8"),
+        ("place", "ends at byte 32 in task 0's question, which takes 4 from byte 1073741824"),
+    ],
+)
+def test_malformed_multiple_choice(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_multiple_choice(write(tmp_path, _broken(change)))

@@ -1,0 +1,99 @@
+"""`lltool tasks`: how many of a file's questions a model answers rightly, and how its texts vary."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from time import perf_counter
+
+from lltool.tools.arguments import command_parser, positive, print_json
+from lltool.tools.progress import progress_bar
+
+EXAMPLES = """
+lltool tasks hellaswag -m model.gguf -f hellaswag_val_full.txt --tasks 400
+lltool tasks winogrande -m model.gguf -f winogrande-debiased-eval.csv
+lltool tasks multiple-choice -m model.gguf -f mmlu-validation.bin --tasks 750 --json
+"""
+CHOICE = {
+    "hellaswag": "endings of a text: six lines a task (context, number of the right ending, four endings)",
+    "winogrande": "a word for a gap: CSV of index, sentence with a _, two choices, 1 or 2",
+    "multiple-choice": "answers to a question: llama.cpp's binary file",
+}
+FLAGS = {f"--{task}": task for task in CHOICE}
+
+
+def main(argv: list[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    return _answer(arguments)
+
+
+def from_perplexity(argv: Sequence[str]) -> list[str] | None:
+    """The arguments of this command for those that llama-perplexity takes for a task; None where there is no task."""
+    found = [FLAGS[argument] for argument in argv if argument in FLAGS]
+    return [found[0], *(argument for argument in argv if argument != f"--{found[0]}")] if found else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "tasks",
+        "Asks a model the questions of a task file, as llama-perplexity does with the same file: the same subset, the "
+        "same scores, the same lines.",
+        EXAMPLES,
+    )
+    kinds = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    for task, help in CHOICE.items():
+        kind = kinds.add_parser(task, help=help, description=f"Asks a model for {help}.", allow_abbrev=False)
+        kind.add_argument("-m", "--model", type=Path, required=True, help="GGUF file")
+        kind.add_argument("-f", "--file", "-bf", "--binary-file", type=Path, required=True, help="task file")
+        count = "400" if task == "hellaswag" else "0"
+        kind.add_argument(
+            "--tasks", f"--{task}-tasks", type=_count, help=f"tasks to take, 0 for all (default {count})", metavar="N"
+        )
+        kind.add_argument("-c", "--ctx-size", type=positive, help="longest text, in tokens (default: up to 4096)")
+        kind.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens at once (default 512)")
+        kind.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
+        kind.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
+        kind.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    return parser
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
+def _answer(arguments: argparse.Namespace) -> int:
+    from lltool.engine.model import load_model
+    from lltool.eval.tasks.choice import TASKS, Answer, answer_task
+    from lltool.eval.tasks.report import HEADERS, format_row, format_summary, to_record
+
+    task, path, answers = arguments.task, arguments.file, list[Answer]()
+    questions = TASKS[task].read(path)  # before the model is loaded
+    with (
+        load_model(
+            arguments.model,
+            context=arguments.ctx_size,
+            sequences=2,
+            batch=arguments.batch_size,
+            threads=arguments.threads,
+            precision=arguments.precision,
+        ) as model,
+        progress_bar("task") if arguments.json else nullcontext() as bar,
+    ):
+
+        def show(done: int, total: int, answer: Answer) -> None:
+            answers.append(answer)
+            if bar:
+                bar(done, total)
+                return
+            if done == 1 and task in HEADERS:
+                print(f"\n{HEADERS[task]}")
+            print(format_row(task, answers), flush=True)
+
+        start = perf_counter()
+        answer_task(model, TASKS[task], questions, name=str(path), tasks=arguments.tasks, progress=show)
+        seconds = perf_counter() - start
+        if arguments.json:
+            print_json(to_record(model, task, path, answers, seconds))
+        else:
+            print(f"\n{format_summary(task, answers)}")
+    return 0
