@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
 from lltool.tools.bench_arguments import AXES, parse_arguments
 
 if TYPE_CHECKING:
     from lltool.eval.bench.measure import Progress
+    from lltool.eval.bench.peers.peer import Peer
     from lltool.eval.bench.plan import Point
     from lltool.eval.bench.record import Row
 
@@ -30,25 +31,55 @@ def main(argv: list[str]) -> int:
 
             return bench_history.main(rest)
     arguments = parse_arguments(argv)
-    from lltool.eval.bench.measure import Interrupted, measure
+    from lltool.eval.bench.record import Interrupted
+
+    points, peers = _plan(arguments), _find_peers(arguments)
+    _set_priority(arguments.prio)
+    try:
+        with _progress(arguments) as progress:
+            rows = _measure(points, peers, arguments, progress)
+    except Interrupted as stop:
+        _report(stop.rows, arguments)
+        raise
+    _report(rows, arguments)
+    return 0
+
+
+def _measure(
+    points: "Sequence[Point]", peers: "Sequence[Peer]", arguments: argparse.Namespace, progress: "Progress"
+) -> "list[Row]":
+    from lltool.eval.bench.environment import describe_build, describe_machine
+    from lltool.eval.bench.history import find_drift
+    from lltool.eval.bench.measure import measure
     from lltool.eval.bench.record import to_row
     from lltool.eval.bench.schedule import Effort
 
-    points = _plan(arguments)
-    _set_priority(arguments.prio)
     effort = Effort(arguments.repetitions, arguments.until, seconds=arguments.max_time, delay=arguments.delay)
-    warm, memory, stop = not arguments.no_warmup, not arguments.no_memory, None
-    with _progress(arguments) as progress:
-        try:
-            measurements = measure(
-                points, effort, warm=warm, memory=memory, history=_history(arguments), progress=progress
-            )
-        except Interrupted as interrupt:
-            measurements, stop = interrupt.measurements, interrupt
-    _report([to_row(measurement) for measurement in measurements], arguments)
-    if stop:
-        raise stop
-    return 0
+    machine = describe_machine() | {"build": describe_build()}
+    known: dict[str, Any] = {"machine": machine, "drift": find_drift(_history(arguments), machine)}
+    warm = not arguments.no_warmup
+    if peers:
+        from lltool.eval.bench.peers.pairing import measure_beside
+
+        return measure_beside(points, peers, effort, warm=warm, progress=progress, **known)
+    found = measure(points, effort, warm=warm, memory=not arguments.no_memory, progress=progress, **known)
+    return [to_row(measurement) for measurement in found]
+
+
+def _find_peers(arguments: argparse.Namespace) -> "list[Peer]":
+    """Those that are there; of another one a warning, or an error where that is asked for."""
+    if not arguments.peer:
+        return []
+    from lltool.eval.bench.peers.specification import parse_peer
+
+    peers = []
+    for name in arguments.peer:
+        peer = parse_peer(name)
+        if missing := peer.find_missing():
+            _warn(f"--peer {name}: {missing}", arguments)
+        else:
+            peers.append(peer)
+    return peers
 
 
 def _history(arguments: argparse.Namespace) -> Path | None:
@@ -73,19 +104,30 @@ def _plan(arguments: argparse.Namespace) -> "list[Point]":
     for point in points:
         resolve(point.settings)
     for unmet in dict.fromkeys(unmet for point in points if (unmet := find_unmet(point.settings))):
-        if arguments.strict:
-            raise InputError(unmet)
-        print(f"lltool: warning: {unmet}", file=sys.stderr)
+        _warn(unmet, arguments)
     return points
+
+
+def _warn(message: str, arguments: argparse.Namespace) -> None:
+    if arguments.strict:
+        raise InputError(message)
+    print(f"lltool: warning: {message}", file=sys.stderr)
 
 
 def _report(rows: "Sequence[Row]", arguments: argparse.Namespace) -> None:
     from lltool.eval.bench.history import keep
     from lltool.eval.bench.tables import format_rows
 
-    print(format_rows(rows, arguments.output), flush=True)
+    def show(form: str) -> str:
+        if form != "md" or all(row["ratio"] is None for row in rows):
+            return format_rows(rows, form)
+        from lltool.eval.bench.peers.pairing import format_ratios
+
+        return format_ratios(rows)
+
+    print(show(arguments.output), flush=True)
     if arguments.output_err:
-        print(format_rows(rows, arguments.output_err), file=sys.stderr)
+        print(show(arguments.output_err), file=sys.stderr)
     if not rows:
         return
     if history := _history(arguments):

@@ -13,6 +13,7 @@ lltool bench -m model.gguf
 lltool bench -m a.gguf,b.gguf -p 128,512 -n 32,128 -t 1-4 -o csv
 lltool bench -m model.gguf -p 512 -n 0 -ub 64-512*2 -d 0,4096 --until 2% --plot speed.png
 lltool bench -m model.gguf -p 128 -n 32 -npl 1,2,4,8
+lltool bench -m model.gguf --peer transformers --peer llama-cpp-python:/opt/venv/bin/python --peer llama-bench:PATH
 lltool bench -m model.gguf -o sql | sqlite3 results.sqlite
 lltool bench compare before.json after.json
 lltool bench history --test tg128 --last 10
@@ -155,6 +156,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     effort.add_argument(
         "--no-memory", action="store_true", help="leave out memory and load times, which take one run more of each test"
     )
+    effort.add_argument("--peer", action="append", default=[], metavar="NAME", help="another engine, in turns")
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", choices=FORMATS, default="md", help="what is printed (default md)")
     output.add_argument("-oe", "--output-err", choices=FORMATS, help="the same on stderr")

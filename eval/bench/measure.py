@@ -1,6 +1,6 @@
 """Measures the points of a grid in turns: a slow minute of the machine hits each of them alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -9,28 +9,21 @@ from statistics import median
 from typing import Any
 
 from lltool.eval.bench.energy import EnergyMeter
-from lltool.eval.bench.environment import describe_build, describe_machine
 from lltool.eval.bench.footprint import Footprint, measure_footprint
-from lltool.eval.bench.history import find_drift
-from lltool.eval.bench.plan import Point, Settings, Workload, find_unmet, resolve
-from lltool.eval.bench.record import Measurement
+from lltool.eval.bench.plan import Point, Run, Settings, Workload, find_unmet, resolve
+from lltool.eval.bench.record import Interrupted, Measurement, to_row
 from lltool.eval.bench.runner import Runner
 from lltool.eval.bench.schedule import Effort, Sample, choose, describe_effort, schedule, warm_up
 from lltool.eval.bench.watch import Watch, describe_conditions
 from lltool.gguf.describe import Description, describe
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
+from lltool.gguf.reader import open_gguf
+
+LOADED = 8  # settings that are loaded, and take turns, at once: each has a cache and buffers of its own
 
 # Called with runs done, runs in all as far as is known, and the one that comes next.
 Progress = Callable[[int, int, str], None]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while measuring; `measurements` has the repetitions that were finished."""
-
-    def __init__(self, measurements: "list[Measurement]") -> None:
-        super().__init__()
-        self.measurements = measurements
 
 
 def measure(
@@ -39,31 +32,44 @@ def measure(
     *,
     warm: bool = True,
     memory: bool = True,
-    history: Path | None = None,
+    machine: Mapping[str, Any] | None = None,
+    drift: float = 0.0,
     executor: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Measurement]:
     """A measurement a point, in their order. Points that come to the same are measured once.
 
-    Everything is loaded before anything is timed; `memory` and load times are found afterwards, in processes of their
-    own. `history` tells how far this machine's speed wanders between runs. Raises InputError for what cannot be had,
-    and Interrupted.
+    Takes LOADED settings at a time. `memory` and load times are found afterwards, in processes of their own. `machine`
+    and `drift` are of what it runs on. Raises InputError for what cannot be had, before anything is timed, and
+    Interrupted.
     """
     asked = {point: (resolve(point.settings), point.workload) for point in points}
-    with ExitStack() as stack:
-        machine = describe_machine() | {"build": describe_build()}
-        session = _Session(effort or Effort(), warm, memory, progress, machine, find_drift(history, machine))
-        for ran in dict.fromkeys(ran for ran, _ in asked.values()):
-            workloads = list(dict.fromkeys(workload for other, workload in asked.values() if other == ran))
-            runner = Runner(ran, workloads, executor=executor, seed=seed)
-            stack.callback(runner.close)
-            session.add(ran, workloads, runner)
-        try:
-            session.run(seed)
-        except KeyboardInterrupt:
-            raise Interrupted(session.conclude(asked)) from None
-        return session.conclude(asked)
+    check_contexts(points)
+    session = _Session(effort or Effort(), warm, memory, progress, machine or {}, drift)
+    tests = {same: _Test(*same, Watch(same[0].threads)) for same in asked.values()}
+    session.samples = {test: [] for test in tests.values()}
+    settings = list(dict.fromkeys(ran for ran, _ in tests))
+    try:
+        for start in range(0, len(settings), LOADED):
+            block = settings[start : start + LOADED]
+            session.run([test for test in tests.values() if test.ran in block], executor, seed)
+    except KeyboardInterrupt:
+        raise Interrupted([to_row(found) for found in session.conclude(asked, tests)]) from None
+    return session.conclude(asked, tests)
+
+
+def check_contexts(points: Sequence[Point]) -> None:
+    """Raises InputError for a test of more tokens than its model was made for."""
+    for path in dict.fromkeys(point.settings.model for point in points):
+        longest = max((p.workload for p in points if p.settings.model == path), key=lambda workload: workload.context)
+        with open_gguf(path) as file:
+            limit = file.metadata.get(f"{describe(file).architecture}.context_length")
+            if limit and longest.context > limit.data:
+                raise InputError(
+                    f"{path}: {longest} takes a context of {longest.context} tokens, "
+                    f"the model was made for {limit.data} at most"
+                )
 
 
 @dataclass(eq=False)
@@ -72,8 +78,9 @@ class _Test:
 
     ran: Settings
     workload: Workload
-    runner: Runner
     watch: Watch
+    runner: Runner | None = None  # while its settings are loaded
+    load_ms: float | None = None
     started: str = ""
     meter: EnergyMeter = field(default_factory=EnergyMeter)
     energy: list[float | None] = field(default_factory=list)  # joules
@@ -83,7 +90,7 @@ class _Test:
     def warm_up(self) -> None:
         """As llama-bench, the whole prompt and a token; again until that gets no faster."""
         workload = replace(self.workload, generation=min(self.workload.generation, 1))
-        found = warm_up(lambda: self.runner.run(workload).nanoseconds)
+        found = warm_up(lambda: self._run(workload).nanoseconds)
         if not found.is_stable:
             self.notes.append(f"still getting faster after {found.runs} runs to warm up")
 
@@ -91,7 +98,7 @@ class _Test:
         self.started = self.started or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.watch.start()
         self.meter.start()
-        run = self.runner.run(self.workload)
+        run = self._run(self.workload)
         self.energy.append(self.meter.stop())
         return Sample(run, self.watch.stop())
 
@@ -100,6 +107,10 @@ class _Test:
             self.footprint = measure_footprint(self.ran, self.workload)
         except InputError as error:
             self.notes.append(str(error))  # what was timed is good without
+
+    def _run(self, workload: Workload) -> Run:
+        assert self.runner
+        return self.runner.run(workload)
 
     def __str__(self) -> str:
         return f"{self.ran.model.name}, {self.workload}"
@@ -113,44 +124,48 @@ class _Session:
     warm: bool
     memory: bool
     progress: Progress | None
-    machine: dict[str, Any]
+    machine: Mapping[str, Any]
     drift: float
     samples: dict[_Test, list[Sample]] = field(default_factory=dict)
+    others: int = 0  # runs that are no samples
     facts: dict[Path, tuple[Description, str]] = field(default_factory=dict)
 
-    def add(self, ran: Settings, workloads: Sequence[Workload], runner: Runner) -> None:
-        for workload in workloads:
-            self.samples[_Test(ran, workload, runner, Watch(ran.threads))] = []
-        if ran.model not in self.facts:
-            file = runner.model.file
-            self.facts[ran.model] = describe(file), sha256_of(file.paths)
-
-    def run(self, seed: int) -> None:
-        tests = list(self.samples)
-        if self.warm:
-            for number, test in enumerate(tests):
-                self._tell(number, f"{test}, to warm up")
+    def run(self, tests: Sequence[_Test], executor: str, seed: int) -> None:
+        """Loads the models, takes the samples in turns, and lets go of the models."""
+        with ExitStack() as stack:
+            for ran in dict.fromkeys(test.ran for test in tests):
+                mine = [test for test in tests if test.ran == ran]
+                runner = Runner(ran, [test.workload for test in mine], executor=executor, seed=seed)
+                stack.callback(runner.close)
+                for test in mine:
+                    test.runner, test.load_ms = runner, runner.load_ms
+                if ran.model not in self.facts:
+                    file = runner.model.file
+                    self.facts[ran.model] = describe(file), sha256_of(file.paths)
+            for test in tests if self.warm else ():
+                self._tell(f"{test}, to warm up")
                 test.warm_up()
-        for test, _ in schedule(tests, self.samples, self.effort, seed=seed):
-            self._tell(self.warm * len(tests) + sum(map(len, self.samples.values())), str(test))
-            self.samples[test].append(test.sample())
-        for number, test in enumerate(tests if self.memory else ()):
-            self._tell(self._total() - len(tests) + number, f"{test}, its memory")
+                self.others += 1
+            for test, _ in schedule(tests, self.samples, self.effort, seed=seed):
+                self._tell(str(test))
+                self.samples[test].append(test.sample())
+        for test in tests if self.memory else ():
+            self._tell(f"{test}, its memory")
             test.find_footprint()
-        self._tell(self._total(), "")
+            self.others += 1
+        self._tell("")
 
-    def _tell(self, done: int, note: str) -> None:
+    def _tell(self, note: str) -> None:
+        """Runs in all, as far as is known: a test can turn out to need more of them."""
         if self.progress:
-            self.progress(done, max(done, self._total()), note)
+            done = sum(map(len, self.samples.values())) + self.others
+            runs = sum(max(self.effort.repetitions, len(found)) for found in self.samples.values())
+            self.progress(done, runs + len(self.samples) * (self.warm + self.memory), note)
 
-    def _total(self) -> int:
-        """Runs, as far as is known: a test can turn out to need more of them."""
-        others = self.warm + self.memory
-        return sum(others + max(self.effort.repetitions, len(found)) for found in self.samples.values())
-
-    def conclude(self, asked: dict[Point, tuple[Settings, Workload]]) -> list[Measurement]:
+    def conclude(
+        self, asked: Mapping[Point, tuple[Settings, Workload]], tests: Mapping[tuple[Settings, Workload], _Test]
+    ) -> list[Measurement]:
         """Measurements of the points that have a sample."""
-        tests = {(test.ran, test.workload): test for test in self.samples}
         return [self._conclude(point, tests[same]) for point, same in asked.items() if self.samples[tests[same]]]
 
     def _conclude(self, point: Point, test: _Test) -> Measurement:
@@ -170,7 +185,7 @@ class _Session:
             model_sha256=digest,
             started=test.started,
             runs=tuple(runs),
-            load_ms=measured.load_ms if measured else test.runner.load_ms,
+            load_ms=measured.load_ms if measured else test.load_ms,
             peak_rss_bytes=measured.peak if measured else None,
             energy_j=median(energy) if energy else None,
             notes=tuple(notes),

@@ -86,6 +86,14 @@ OWN_COLUMNS = {
 }
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while measuring; `rows` has the repetitions that were finished."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        super().__init__()
+        self.rows = rows
+
+
 @dataclass(frozen=True)
 class Measurement:
     """The repetitions of one point; `ran` is what was really set, `started` is RFC 3339 in UTC."""

@@ -10,8 +10,9 @@ import pytest
 
 from lltool.engine.model import Model, load_model
 from lltool.eval.bench import measure as module
-from lltool.eval.bench.measure import Interrupted, measure
+from lltool.eval.bench.measure import measure
 from lltool.eval.bench.plan import Run, Settings, Workload, grid, resolve, workloads
+from lltool.eval.bench.record import Interrupted
 from lltool.eval.bench.runner import Runner
 from lltool.eval.bench.schedule import Effort
 from lltool.gguf.errors import InputError
@@ -155,10 +156,10 @@ def test_an_interrupt_keeps_what_is_done(tiny: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Runner, "run", count_down)
     with pytest.raises(Interrupted) as stopped:
         measure(grid([tiny], workloads([4], [2])), Effort(5, most=5), warm=False)
-    assert sorted(len(m.runs) for m in stopped.value.measurements) == [1, 2]
+    assert sorted(len(row["samples_ns"]) for row in stopped.value.rows) == [1, 2]
     with pytest.raises(Interrupted) as stopped:
         measure(grid([tiny], workloads([4], [2])), ONCE)
-    assert stopped.value.measurements == []
+    assert stopped.value.rows == []
 
 
 def test_memory_and_load_time_come_from_a_fresh_process(tiny: Path) -> None:
@@ -182,7 +183,7 @@ def test_more_than_the_models_context_is_refused_before_anything_runs(
     tiny: Path, real_model: Callable[[str], Path], forwards: list[Any]
 ) -> None:
     points = grid([real_model("smollm2-q4_1"), tiny], [Workload(500, 0, 20)])
-    with pytest.raises(InputError, match=r"tiny\.gguf: context 520, the model was made for 512"):
+    with pytest.raises(InputError, match=r"tiny\.gguf: pp500 @ d20 takes a context of 520 tokens, the model was"):
         measure(points)
     with pytest.raises(InputError, match="threads 0"):
         measure([points[0], replace(points[0], settings=replace(points[0].settings, threads=0))])
