@@ -14,6 +14,7 @@ from lltool.eval.bench.record import LLAMA_BENCH_COLUMNS, Row
 from lltool.eval.bench.rows import complete_row, family_of, format_speed, speed_of
 from lltool.eval.bench.statistics import estimate_drift
 from lltool.eval.bench.tables import COLUMNS, create_table, stored, test_name
+from lltool.eval.bench.watch import BUSY
 from lltool.eval.markdown import format_table
 from lltool.gguf.errors import InputError
 
@@ -75,10 +76,14 @@ def recall(path: Path, *, model: str = "", test: str = "", last: int | None = No
 
 
 def find_drift(path: Path | None, machine: dict[str, Any]) -> float:
-    """How far speed wanders on this machine from run to run, by what one build measured again and again."""
+    """How far speed wanders on this machine from run to run, by what one build measured again and again.
+
+    Not by what was measured while others had the processor: that has a wide interval of its own.
+    """
     series: dict[tuple[Any, ...], list[float]] = {}
     for row in recall(path) if path and path.exists() else ():
-        if row["median_ts"] and identify_machine(row["machine"]) == identify_machine(machine):
+        is_busy = any(note.startswith(BUSY) for note in row["notes"])
+        if row["median_ts"] and not is_busy and identify_machine(row["machine"]) == identify_machine(machine):
             series.setdefault((row["build_commit"], *series_of(row)), []).append(row["median_ts"])
     return estimate_drift(series.values(), is_virtual=machine["is_virtual"])
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
 
-from lltool.eval.bench.energy import EnergyMeter
-
+BUSY = "busy "  # so begin the notes on others who had the processor
 DISTURBED = 0.05  # a run is disturbed when others had more than this fraction of its time
 _NOTABLE_DRIFT = 0.05
 _NOTABLE_OTHERS = 0.1  # of all cores
@@ -22,17 +21,13 @@ _NOTABLE_FREQUENCY = 0.1
 
 @dataclass(frozen=True)
 class Conditions:
-    """Of one run. Fractions are of its time; `others` is cores in use by other processes.
-
-    `frequency` is in Hz, `energy` in joules of everything that ran; None where the machine does not tell.
-    """
+    """Of one run. Fractions are of its time; `others` is cores in use by other processes, `frequency` is in Hz."""
 
     waited: float = 0.0  # our threads were ready and had no core, or a container's limit held them
     stolen: float = 0.0  # the hypervisor ran somebody else
     others: float = 0.0
     throttled: int = 0  # times that the processor slowed down for heat or power
     frequency: float | None = None
-    energy: float | None = None
 
     @property
     def disturbance(self) -> float:
@@ -69,18 +64,15 @@ class Watch:
         self._root = root
         self._clock = clock
         self._tick = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
-        self._energy = EnergyMeter(root)
         self._before = self._read()
 
     def start(self) -> None:
         """A run starts now."""
-        self._energy.start()
         self._before = self._read()
 
     def stop(self) -> Conditions:
         """The run is over: what it was like."""
         before, after = self._before, self._read()
-        energy = self._energy.stop()
         seconds = max(after.clock - before.clock, 1e-9)
 
         waited = (after.waited - before.waited) / self._threads + after.held - before.held
@@ -91,7 +83,6 @@ class Watch:
             others=max(others / seconds, 0.0),
             throttled=max(after.throttled - before.throttled, 0),
             frequency=self._frequency(),
-            energy=energy,
         )
 
     def _read(self) -> _Counters:
@@ -146,23 +137,23 @@ def describe_conditions(conditions: Sequence[Conditions], nanoseconds: Sequence[
     waited, stolen = median(c.waited for c in conditions), median(c.stolen for c in conditions)
     others, frequencies = median(c.others for c in conditions), [c.frequency for c in conditions if c.frequency]
     if waited > DISTURBED:
-        found.append(f"busy machine: threads waited for a core {waited:.0%} of the time")
+        found.append(f"{BUSY}machine: threads waited for a core {waited:.0%} of the time")
     elif others > _NOTABLE_OTHERS * _cores():
-        found.append(f"busy machine: other processes used {others:.1f} cores")
+        found.append(f"{BUSY}machine: other processes used {others:.1f} cores")
     if stolen > DISTURBED / 2:
-        found.append(f"busy host: the hypervisor ran others {stolen:.0%} of the time")
+        found.append(f"{BUSY}host: the hypervisor ran others {stolen:.0%} of the time")
     if throttled := sum(c.throttled for c in conditions):
         found.append(f"throttling: the processor slowed down {throttled} times for heat or power")
     if frequencies and min(frequencies) < (1 - _NOTABLE_FREQUENCY) * max(frequencies):
         found.append(
             f"throttling: the clock went from {max(frequencies) / 1e9:.1f} to {min(frequencies) / 1e9:.1f} GHz"
         )
-    if change := find_drift(nanoseconds):
+    if change := find_trend(nanoseconds):
         found.append(f"drift: {abs(change):.0%} {'slower' if change > 0 else 'faster'} from the first run to the last")
     return found
 
 
-def find_drift(nanoseconds: Sequence[int]) -> float:
+def find_trend(nanoseconds: Sequence[int]) -> float:
     """How much longer the last run took than the first by their common trend, as a fraction; 0 where there is none.
 
     A trend is one that Mann and Kendall's test finds beyond chance (2 %, two-sided) and that is worth a note. Its

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lltool.eval.bench.history import default_database, keep, recall
+from lltool.eval.bench.history import default_database, find_drift, keep, recall
 from lltool.eval.bench.record import LLAMA_BENCH_COLUMNS
 from lltool.eval.bench.rows import complete_row
+from lltool.eval.bench.statistics import DRIFT_GUESS
 from lltool.eval.bench.tables import format_sql
 from lltool.gguf.errors import InputError
 from lltool.tools.bench_history import main
@@ -175,3 +177,22 @@ def compare_script() -> Path:
     if not found:
         pytest.skip("needs llama.cpp's scripts/compare-llama-bench.py")
     return found[0]
+
+
+def test_drift_is_learnt_from_quiet_runs_of_one_build_on_this_machine(tmp_path: Path) -> None:
+    path, here = tmp_path / "bench.sqlite", {"cpu": "x", "cores": 2, "is_virtual": True}
+    guess = find_drift(path, here)
+    assert guess == pytest.approx(DRIFT_GUESS["virtual"])
+
+    def remember(machine: dict[str, object], *speeds: float, **columns: Any) -> None:
+        rows = [made_row(speeds=(s,) * 5, machine=machine, median_ts=s, low_ts=s, high_ts=s, **columns) for s in speeds]
+        keep(path, [row | {"test_time": time} for row, time in zip(rows, times(*range(len(rows))), strict=True)])
+
+    remember(here, 100, 200, 300, notes=["busy machine: threads waited for a core 31% of the time"])
+    remember(here | {"cores": 4}, 100, 200, 300)
+    for build in ("a", "b"):
+        remember(here, 100, build_commit=build)
+    assert find_drift(path, here) == guess  # none of these says how far a run is from the next
+    remember(here, *[100, 120] * 10, build_commit="c")
+    # All are half of log 1.2 from their median: as of a normal distribution of 0.139, with the guess 0.129.
+    assert find_drift(path, here) == pytest.approx(0.129, abs=0.001)

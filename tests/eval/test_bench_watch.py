@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lltool.eval.bench import watch
-from lltool.eval.bench.watch import Conditions, Watch, describe_conditions, find_drift
+from lltool.eval.bench.watch import Conditions, Watch, describe_conditions, find_trend
 
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -125,7 +125,7 @@ def test_notes_are_short_and_say_who(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_drift_is_a_trend_beyond_chance() -> None:
-    assert find_drift([100, 98, 96, 94, 92]) == pytest.approx(-8 / 96)
-    assert find_drift([100, 101, 100, 102, 99, 100, 150]) == 0  # one outlier is no trend
-    assert find_drift([1000, 1001, 1002, 1003, 1004, 1005]) == 0  # a trend that does not matter
-    assert find_drift([100, 200, 300, 400]) == 0  # too few to tell
+    assert find_trend([100, 98, 96, 94, 92]) == pytest.approx(-8 / 96)
+    assert find_trend([100, 101, 100, 102, 99, 100, 150]) == 0  # one outlier is no trend
+    assert find_trend([1000, 1001, 1002, 1003, 1004, 1005]) == 0  # a trend that does not matter
+    assert find_trend([100, 200, 300, 400]) == 0  # too few to tell
