@@ -22,10 +22,8 @@ from lltool.eval.importance_job import ImportanceJob, Progress, collect_importan
 from lltool.eval.importance_statistics import layer_statistics, matrix_statistics
 from lltool.eval.perplexity import perplexity
 from lltool.gguf.errors import InputError
-from lltool.gguf.reader import open_gguf
-from lltool.gguf.source import Model as Source
-from lltool.gguf.writer import write_gguf
 from lltool.quant.importance import Importance, merge, read_importance, write_importance
+from tests.eval.derived_models import f16_copy
 from tests.eval.tiny_text_model import random_text, write_text_model
 
 CONTEXT = 32
@@ -346,17 +344,6 @@ def test_statistics_are_llama_imatrixs(shared: Path) -> None:
         values = (s.total, s.low, s.high, s.mean, s.deviation, s.active, s.columns, s.entropy, s.outliers, s.cosine)
         # It sums up to 1536 values in float32, one after the other.
         assert values == pytest.approx([float(value) for value in wanted], rel=1e-5), name
-
-
-def f16_copy(source: Path, target: Path) -> Path:
-    from lltool.gguf.ggml_types import GGMLType
-    from lltool.quant.retype import retype
-
-    with open_gguf(source) as file:
-        types = {t.name: GGMLType.F16 if len(t.shape) > 1 else t.type for t in file.tensors}
-        made = retype(file, lambda tensor: types[tensor.name])
-        write_gguf(target, Source(file.metadata, made.tensors))
-    return target
 
 
 @pytest.mark.slow
