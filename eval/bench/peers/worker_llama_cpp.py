@@ -1,9 +1,10 @@
-"""The rival's side of a paired benchmark: runs in a Python that has llama-cpp-python, and imports nothing of ours.
+"""llama-cpp-python's side of a benchmark in turns: runs in a Python that has it, and imports nothing of ours.
 
-    python peer_llama_cpp.py MODEL THREADS CONTEXT BATCH
+    python worker_llama_cpp.py MODEL THREADS CONTEXT BATCH UBATCH
 
-A line on stdin, {"tokens": [...], "at_once": true}, is a run from an empty cache: one batch, or one token at a time.
-The answer on stdout is {"nanoseconds": n}. The first line out, {"version": ...}, says that the model is loaded.
+A line on stdin, {"depth": [ids], "prompt": [ids], "generation": [ids]}, is a run from an empty cache, timed behind the
+first of the three: the prompt in batches, the rest one token at a time. The answer on stdout is {"nanoseconds": n}. The
+first line out, {"version": ...}, says that the model is loaded.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ from typing import Any
 NEEDED = ("llama_get_memory", "llama_memory_clear", "llama_init_from_model", "llama_batch_get_one")
 
 
-def main(path: str, threads: int, context: int, batch: int) -> int:
+def main(path: str, threads: int, context: int, batch: int, ubatch: int) -> int:
     import llama_cpp as lib  # type: ignore[import-not-found]
 
     missing = [name for name in NEEDED if not hasattr(lib, name)]
@@ -30,7 +31,7 @@ def main(path: str, threads: int, context: int, batch: int) -> int:
     model_options.n_gpu_layers = 0
     model = lib.llama_model_load_from_file(path.encode(), model_options)
     options = lib.llama_context_default_params()
-    options.n_ctx, options.n_batch, options.n_ubatch = context, batch, batch
+    options.n_ctx, options.n_batch, options.n_ubatch = context, batch, ubatch
     options.n_threads = options.n_threads_batch = threads
     state = lib.llama_init_from_model(model, options) if model else None
     if not state:
@@ -39,22 +40,25 @@ def main(path: str, threads: int, context: int, batch: int) -> int:
     print(json.dumps({"version": lib.__version__}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps({"nanoseconds": _run(lib, state, request["tokens"], request["at_once"])}), flush=True)
+        lib.llama_memory_clear(lib.llama_get_memory(state), True)
+        _feed(lib, state, request["depth"], batch)
+        start = perf_counter_ns()
+        _feed(lib, state, request["prompt"], batch)
+        _feed(lib, state, request["generation"], 1)
+        print(json.dumps({"nanoseconds": perf_counter_ns() - start}), flush=True)
     return 0
 
 
-def _run(lib: Any, state: Any, tokens: list[int], at_once: bool) -> int:
-    lib.llama_memory_clear(lib.llama_get_memory(state), True)
-    step = len(tokens) if at_once else 1
-    start = perf_counter_ns()
+def _feed(lib: Any, state: Any, tokens: list[int], step: int) -> None:
+    """Computes the tokens, so many at once, and waits for the logits of each last one."""
     for i in range(0, len(tokens), step):
-        piece = (lib.llama_token * step)(*tokens[i : i + step])
-        code = lib.llama_decode(state, lib.llama_batch_get_one(piece, step))
+        ids = tokens[i : i + step]
+        piece = (lib.llama_token * len(ids))(*ids)  # the batch only points to it
+        code = lib.llama_decode(state, lib.llama_batch_get_one(piece, len(ids)))
         if code:
             raise RuntimeError(f"llama_decode gave {code}")
         lib.llama_get_logits_ith(state, -1)
-    return perf_counter_ns() - start
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:5])))
+    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:6])))

@@ -1,0 +1,80 @@
+"""Peers that are Python packages, here or in another environment: llama-cpp-python and transformers."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lltool.eval.bench.peers.peer import Engine
+from lltool.eval.bench.peers.worker import Worker, ask_version
+from lltool.eval.bench.plan import Settings, Workload
+from lltool.eval.provenance import tool_digest
+from lltool.eval.store import Store
+from lltool.gguf.digest import sha256_of
+from lltool.gguf.errors import InputError
+from lltool.quant.export import export
+
+_HERE = Path(__file__).resolve().parent
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class LlamaCppPython:
+    """llama-cpp-python of the Python `python`."""
+
+    python: str = sys.executable
+    name: str = "llama-cpp-python"
+
+    def find_missing(self) -> str | None:
+        if ask_version(self.python, "import llama_cpp; print(llama_cpp.__version__)") is None:
+            return f"{self.python} has no llama-cpp-python; `pip install llama-cpp-python` there"
+        return None
+
+    def load(self, settings: Settings, runs: Sequence[Workload]) -> list[Engine]:
+        if settings.type_k != "f16":
+            raise InputError(f"-ctk {settings.type_k}: the peer {self.name} runs with a cache of f16; leave out -ctk")
+        sizes = [settings.threads, max(run.context for run in runs), settings.batch, settings.ubatch]
+        arguments = [str(settings.model), *map(str, sizes)]
+        return [Worker(self.python, _HERE / "worker_llama_cpp.py", arguments, self.name)]
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """transformers of the Python `python`, on `folder`, or else on a checkpoint that is made of the GGUF file."""
+
+    python: str = sys.executable
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    folder: Path | None = None
+    cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "lltool" / "checkpoints")
+    name: str = "transformers"
+
+    def find_missing(self) -> str | None:
+        code = "from importlib.metadata import version as v; print(v('torch'), v('transformers'))"
+        if ask_version(self.python, code) is None:
+            return f"{self.python} has no torch and transformers; `pip install torch transformers` there"
+        return None
+
+    def load(self, settings: Settings, runs: Sequence[Workload]) -> list[Engine]:
+        folder = self.folder or export_once(settings.model, self.cache)
+        with ExitStack() as stack:
+            engines = []
+            for dtype in self.dtypes:
+                arguments = [str(folder), str(settings.threads), dtype]
+                engine = Worker(self.python, _HERE / "worker_transformers.py", arguments, self.name, dtype)
+                stack.callback(engine.close)
+                engine.columns = {**engine.columns, "type_k": _short(dtype), "type_v": _short(dtype)}
+                engines.append(engine)
+            stack.pop_all()
+            return list(engines)
+
+
+def export_once(model: Path, cache: Path) -> Path:
+    """A checkpoint of the GGUF file, kept in `cache` under the file's digest."""
+    digest = sha256_of([model])
+    store = Store(cache, {"source": digest, "tool": tool_digest()})
+    return store.make(f"{model.stem}-{digest[:12]}", {}, lambda target: export(model, target))
+
+
+def _short(dtype: str) -> str:
+    return {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[dtype]

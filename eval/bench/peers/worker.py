@@ -1,0 +1,69 @@
+"""A peer in a Python of its own, which may have other packages: it reads a line and answers with a line of JSON."""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lltool.eval.bench.plan import Workload
+from lltool.gguf.errors import InputError
+
+
+class Worker:
+    """A process that has loaded a model; `script` and `arguments` are those of one of the files worker_*.py."""
+
+    columns: Mapping[str, Any]
+
+    def __init__(self, python: str, script: Path, arguments: Sequence[str], family: str, mode: str = "") -> None:
+        command = [python, str(script), *arguments]
+        self._family = family
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        version = self._answer()["version"]
+        self.name = f"{family} {version} {mode}".rstrip()
+        self.columns = {"build_commit": f"{family}-{version}", "build_number": 0}
+
+    def time(self, workload: Workload, tokens: Sequence[int]) -> int:
+        """Nanoseconds of one run."""
+        first, last = workload.depth, workload.depth + workload.prompt
+        request = {"depth": tokens[:first], "prompt": tokens[first:last], "generation": tokens[last : workload.context]}
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the answer tells why
+        return int(self._answer()["nanoseconds"])
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        try:
+            answer: dict[str, Any] = json.loads(line) if line else {"error": self._last_words()}
+        except ValueError:
+            answer = {"error": f"answered {line.strip()[:80]!r}"}
+        if "error" in answer:
+            self._process.kill()
+            self._process.communicate()
+            raise InputError(f"peer {self._family}: {answer['error']}")
+        return answer
+
+    def _last_words(self) -> str:
+        assert self._process.stderr
+        lines = self._process.stderr.read().strip().splitlines()
+        return lines[-1] if lines else f"ended with exit code {self._process.wait()}"
+
+
+def ask_version(python: str, code: str) -> str | None:
+    """What `code` prints in this Python, or None where it fails. Raises InputError where that is no Python."""
+    try:
+        found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise InputError(f"{python}: wanted a Python to run a peer in: {error.strerror}") from error
+    return found.stdout.strip() if found.returncode == 0 else None

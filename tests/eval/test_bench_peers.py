@@ -1,0 +1,316 @@
+"""Peers: how each is named and called, the order of the runs, and what comes out in rows and in the table."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lltool.eval.bench.peers import pairing
+from lltool.eval.bench.peers.llama_bench import LlamaBench
+from lltool.eval.bench.peers.pairing import Interrupted, format_ratios, measure_beside
+from lltool.eval.bench.peers.python_peers import LlamaCppPython, Transformers, export_once
+from lltool.eval.bench.peers.specification import parse_peer
+from lltool.eval.bench.peers.worker import Worker
+from lltool.eval.bench.plan import Run, Settings, Workload, grid, resolve
+from lltool.eval.bench.runner import Runner
+from lltool.eval.bench.schedule import Effort
+from lltool.gguf.errors import InputError
+
+FAKE_LLAMA_CPP = '''
+"""Stands in for llama-cpp-python: checks how it is called."""
+import ctypes, types
+__version__ = "9.9"
+llama_token = ctypes.c_int32
+llama_log_callback = lambda function: function
+llama_log_set = llama_backend_init = lambda *arguments: None
+llama_model_default_params = llama_context_default_params = types.SimpleNamespace
+llama_model_load_from_file = lambda path, options: path.endswith(b".gguf")
+def llama_init_from_model(model, options):
+    assert options.n_threads == options.n_threads_batch == 2 and options.n_ctx == 12
+    assert (options.n_batch, options.n_ubatch) == (2048, 512)
+    return types.SimpleNamespace(sizes=[])
+llama_get_memory = lambda state: state
+def llama_memory_clear(state, data): state.sizes = []
+llama_batch_get_one = lambda tokens, count: (list(tokens), count)
+def llama_decode(state, batch):
+    tokens, count = batch
+    assert len(tokens) == count
+    state.sizes.append(count)
+    return 0 if state.sizes in ([8], [4], [4, 6], [4, 6, 1], [4, 6, 1, 1]) else 1
+llama_get_logits_ith = lambda state, row: None
+'''
+
+FAKE_BENCH = '''#!{python}
+"""Stands in for llama-bench: keeps how it is called."""
+import json, sys
+from pathlib import Path
+if "--help" in sys.argv:
+    print("""{help}""")
+    sys.exit(0)
+with Path("{log}").open("a") as log:
+    log.write(" ".join(sys.argv[1:]) + "\\n")
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+ns = 2000 if given.get("--repack", given.get("-rtr")) == "1" else 4000
+row = {{"build_commit": "abcd123", "build_number": 7, "model_type": "llama 256M", "flash_attn": -1, "samples_ns": [ns]}}
+print(json.dumps([row]))
+'''
+
+
+@pytest.fixture
+def peer_python(tmp_path: Path) -> str:
+    """A Python with the llama-cpp-python above."""
+    (tmp_path / "llama_cpp.py").write_text(FAKE_LLAMA_CPP)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+def fake_bench(folder: Path, help: str = "-p, --n-prompt\n  -d, --n-depth\n  --repack <0|1>") -> LlamaBench:
+    path = folder / "llama-bench"
+    path.write_text(FAKE_BENCH.format(python=sys.executable, help=help, log=folder / "log"))
+    path.chmod(0o755)
+    return LlamaBench(path)
+
+
+SETTINGS = resolve(Settings(Path("m.gguf"), threads=2))
+
+
+@dataclass
+class FakePeer:
+    """Takes twice as long in one of its modes, three times in the other; `calls` is shared with our own engine."""
+
+    calls: list[str]
+    name: str = "other"
+    closed: list[str] = field(default_factory=list)
+
+    def find_missing(self) -> str | None:
+        return None
+
+    def load(self, settings: Settings, runs: Sequence[Workload]) -> list[Any]:
+        return [FakeEngine(self, mode, factor) for mode, factor in (("slow", 3), ("fast", 2))]
+
+
+@dataclass
+class FakeEngine:
+    peer: FakePeer
+    mode: str
+    factor: int
+
+    @property
+    def name(self) -> str:
+        return f"other 1.0 {self.mode}"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {"build_commit": "other-1.0", "flash_attn": -1}
+
+    def time(self, workload: Workload, tokens: Sequence[int]) -> int:
+        assert len(tokens) == workload.context
+        self.peer.calls.append(f"{self.mode} {workload}")
+        return self.factor * 1000
+
+    def close(self) -> None:
+        self.peer.closed.append(self.mode)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What ran, in order; our own engine takes 1000 ns."""
+    found: list[str] = []
+
+    def run(self: Runner, workload: Workload) -> Run:
+        found.append(f"ours {workload}")
+        return Run(1000, 1000 if workload.prompt else 0, (1000,) * workload.generation)
+
+    monkeypatch.setattr(pairing.Runner, "run", run)
+    return found
+
+
+def test_engines_run_in_turns_there_and_back(real_model: Callable[[str], Path], calls: list[str]) -> None:
+    peer = FakePeer(calls)
+    points = grid([real_model("smollm2-q4_1")], [Workload(8, 0), Workload(0, 4)], threads=[2])
+    seen: list[tuple[int, int, str]] = []
+    rows = measure_beside(points, [peer], Effort(2), progress=lambda *told: seen.append(told))
+    assert calls[:6] == ["ours pp8", "slow pp8", "fast pp8", "ours tg4", "slow tg4", "fast tg4"]
+    assert calls[6:9] == ["fast pp8", "slow pp8", "ours pp8"]
+    assert len(calls) == 18  # a round to warm up and two that count
+    assert seen[0] == (0, 6, f"{points[0].settings.model.name}, pp8")
+    assert seen[-1][:2] == (6, 6)
+    assert peer.closed == ["fast", "slow"]
+    assert [row["engine"].split()[-1] for row in rows] == ["lltool", "slow", "fast"] * 2
+    assert [row["ratio"] for row in rows] == [None, 3, 2] * 2
+    ours, slow, fast = rows[:3]
+    assert (slow["samples_ns"], slow["avg_ns"], slow["median_ts"]) == ([3000, 3000], 3000, pytest.approx(8e9 / 3000))
+    assert (slow["build_commit"], slow["flash_attn"], slow["n_threads"]) == ("other-1.0", -1, 2)
+    assert (ours["ttft_ms"], slow["ttft_ms"]) == (pytest.approx(0.001), None)
+    assert (slow["settings"]["is_best_mode"], fast["settings"]["is_best_mode"]) == (False, True)
+    assert len({row["settings"]["session"] for row in rows}) == 1
+    lines = format_ratios(rows).splitlines()
+    assert [line.split("|")[3].strip() for line in lines[2:5]] == [ours["engine"], "other 1.0 slow", "other 1.0 fast *"]
+    assert [cell.strip() for cell in lines[3].split("|")[6:8]] == ["3.00 (3.00 – 3.00)", "3.00 – 3.00"]
+    assert "- *: the best of this engine's modes" in lines
+
+
+def test_runs_go_on_until_the_ratio_is_known(
+    real_model: Callable[[str], Path], calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([1000] * 2 + [2000, 2500, 1500, 1000, 3000] + [2000] * 40)
+    monkeypatch.setattr(FakeEngine, "time", lambda *_: next(times))
+    points = grid([real_model("smollm2-q4_1")], [Workload(8, 0)], threads=[2])
+    rows = measure_beside(points, [FakePeer(calls)], Effort(2, until=0.02, most=20))
+    assert 4 < len(rows[0]["samples_ns"]) < 20
+    rows = measure_beside(points, [FakePeer(calls)], Effort(2), warm=False)
+    assert len(rows[0]["samples_ns"]) == 2
+
+
+def test_ctrl_c_keeps_the_rounds_that_were_finished(
+    real_model: Callable[[str], Path], calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = FakeEngine.time
+
+    def stop(self: FakeEngine, workload: Workload, tokens: Sequence[int]) -> int:
+        if len(calls) > 9:
+            raise KeyboardInterrupt
+        return time(self, workload, tokens)
+
+    monkeypatch.setattr(FakeEngine, "time", stop)
+    peer = FakePeer(calls)
+    points = grid([real_model("smollm2-q4_1")], [Workload(8, 0)], threads=[2])
+    with pytest.raises(Interrupted) as stopped:
+        measure_beside(points, [peer], Effort(5))
+    assert [len(row["samples_ns"]) for row in stopped.value.rows] == [2, 2, 2]
+    assert peer.closed == ["fast", "slow"]
+
+
+def test_several_sequences_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--peer runs one sequence at a time; leave out -npl"):
+        measure_beside(grid([tmp_path / "m.gguf"], [Workload(8, 0, 0, 2)], threads=[2]), [FakePeer([])])
+
+
+def test_llama_cpp_python_is_asked_for_the_same_shape(peer_python: str) -> None:
+    peer = LlamaCppPython(peer_python)
+    assert peer.find_missing() is None
+    runs = [Workload(8, 0), Workload(6, 2, 4)]
+    (engine,) = peer.load(SETTINGS, runs)
+    assert (engine.name, engine.columns["build_commit"]) == ("llama-cpp-python 9.9", "llama-cpp-python-9.9")
+    assert all(engine.time(run, list(range(run.context))) > 0 for run in runs)
+    with pytest.raises(InputError, match="peer llama-cpp-python: RuntimeError: llama_decode gave 1"):
+        engine.time(Workload(7, 0), list(range(7)))
+    with pytest.raises(InputError, match="runs with a cache of f16"):
+        peer.load(resolve(Settings(Path("m.gguf"), type_k="f32", type_v="f32")), runs)
+
+
+def test_workers_that_fail_are_one_line(tmp_path: Path) -> None:
+    for text, message in (
+        ("print('hello')", "peer x: answered 'hello'"),
+        ("raise SystemExit(3)", "peer x: ended with exit code 3"),
+        ("import missing_module", "peer x: ModuleNotFoundError: No module named 'missing_module'"),
+        ('print(\'{"error": "no memory"}\')', "peer x: no memory"),
+    ):
+        (tmp_path / "worker.py").write_text(text)
+        with pytest.raises(InputError, match=message):
+            Worker(sys.executable, tmp_path / "worker.py", [], "x")
+
+
+def test_llama_bench_runs_with_and_without_repacking(tmp_path: Path) -> None:
+    peer = fake_bench(tmp_path)
+    assert peer.find_missing() is None
+    runs = [Workload(8, 0), Workload(0, 4), Workload(8, 4, 16)]
+    packed, plain = peer.load(SETTINGS, runs)
+    assert [(packed.time(run, ()), plain.time(run, ())) for run in runs] == [(2000, 4000)] * 3
+    assert (packed.name, plain.name) == ("llama.cpp abcd123 repack", "llama.cpp abcd123 no repack")
+    assert packed.columns == {"build_commit": "abcd123", "build_number": 7, "flash_attn": -1}
+    rest = "-t 2 -b 2048 -ub 512 -ngl 0 --repack 1 -r 1 -o json"
+    assert (tmp_path / "log").read_text().splitlines()[::2] == [
+        f"-m m.gguf -p 8 -n 0 {rest}",
+        f"-m m.gguf -p 0 -n 4 {rest}",
+        f"-m m.gguf -p 0 -n 0 -pg 8,4 -d 16 {rest}",
+    ]
+
+
+def test_llama_bench_of_other_builds(tmp_path: Path) -> None:
+    """ik_llama.cpp's has -rtr and no -d; one that knows no repacking has one mode."""
+    engines = fake_bench(tmp_path, "-p, --n-prompt\n  -rtr, --run-time-repack <0|1>").load(SETTINGS, [Workload(8, 0)])
+    assert [engine.time(Workload(8, 0), ()) for engine in engines] == [2000, 4000]
+    (engine,) = fake_bench(tmp_path, "-p, --n-prompt").load(SETTINGS, [Workload(8, 0)])
+    assert (engine.time(Workload(8, 0), ()), engine.name) == (4000, "llama.cpp abcd123")
+    with pytest.raises(InputError, match="this llama-bench has no -d"):
+        fake_bench(tmp_path, "-p, --n-prompt").load(SETTINGS, [Workload(8, 0, 4)])
+    assert "its help has no -p" in (fake_bench(tmp_path, "hello").find_missing() or "")
+    assert "cannot be run (No such file" in (LlamaBench(tmp_path / "missing").find_missing() or "")
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo cannot load >&2; exit 1", "gave no result for pp8 of m.gguf, exit code 1: cannot load"),
+        ("echo '[]'", "gave no result for pp8 of m.gguf, exit code 0: \\[\\]"),
+        ("echo '[{\"samples_ns\": [1, 2]}]'", "its JSON has samples_ns \\[1, 2\\], wanted one whole number"),
+        ("exit 0", "exit code 0: it said nothing"),
+    ],
+)
+def test_a_llama_bench_that_fails_is_one_line(tmp_path: Path, script: str, message: str) -> None:
+    path = tmp_path / "llama-bench"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    (engine,) = LlamaBench(path).load(SETTINGS, [Workload(8, 0)])
+    with pytest.raises(InputError, match=message):
+        engine.time(Workload(8, 0), ())
+
+
+def test_peers_are_named_on_the_command_line(tmp_path: Path, peer_python: str) -> None:
+    assert parse_peer("llama-cpp-python") == LlamaCppPython()
+    assert parse_peer(f"llama-cpp-python:{peer_python}") == parse_peer(peer_python) == LlamaCppPython(peer_python)
+    assert parse_peer("llama-bench:/x/llama-bench") == LlamaBench(Path("/x/llama-bench"))
+    (tmp_path / "config.json").write_text("{}")
+    found = parse_peer(f"transformers:bfloat16:{tmp_path}:{peer_python}")
+    assert found == Transformers(peer_python, ("bfloat16",), tmp_path)
+    assert parse_peer("transformers") == Transformers(sys.executable, ("float32", "bfloat16"))
+    assert LlamaCppPython(peer_python).find_missing() is None
+    assert "`pip install torch transformers` there" in (Transformers("/bin/false").find_missing() or "")
+    assert "`pip install llama-cpp-python` there" in (LlamaCppPython("/bin/false").find_missing() or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vllm", "not a peer, and not a Python that can be run; wanted transformers"),
+        ("/nonexistent/python", "not a Python that can be run"),
+        ("llama-cpp-python:", "nothing behind the colon"),
+        ("llama-cpp-python:a:b", "wanted transformers"),
+        (
+            "transformers:int8",
+            "int8 is no type .float32, bfloat16, float16., no folder with a config.json and no Python",
+        ),
+    ],
+)
+def test_what_is_no_peer(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_peer(text)
+
+
+def test_llama_bench_without_a_path_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="there is none in PATH; name it: llama-bench:PATH"):
+        parse_peer("llama-bench")
+    assert fake_bench(tmp_path) == parse_peer("llama-bench")
+
+
+@pytest.mark.slow
+def test_transformers_runs_a_checkpoint_made_of_the_file(real_model: Callable[[str], Path], tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    model = real_model("smollm2-q4_1")
+    settings = resolve(Settings(model, threads=1))
+    (engine,) = Transformers(dtypes=("float32",), cache=tmp_path).load(settings, [Workload(4, 2, 3)])
+    times = [engine.time(run, list(range(9))) for run in (Workload(4, 0), Workload(0, 2), Workload(4, 2, 3))]
+    engine.close()
+    assert min(times) > 0
+    assert engine.name.startswith("transformers ")
+    assert engine.name.endswith(" float32")
+    made = export_once(model, tmp_path)
+    assert json.loads((made / "config.json").read_text())["model_type"] == "llama"
