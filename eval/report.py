@@ -19,6 +19,7 @@ from lltool.eval.store import write_whole
 from lltool.gguf.errors import InputError
 
 MIB = 1 << 20
+STARRED = "no other file is smaller, closer to the original and faster at once"
 TEMPLATE = Path(__file__).resolve().parent / "data" / "report.html.j2"
 
 
@@ -68,6 +69,11 @@ def main_table(entries: Sequence[Entry]) -> Table:
             row.append(f"{entry.memory / MIB:.0f}" if entry.memory else "–")
         rows.append(tuple(row))
     return Table("Which file to take", tuple(columns), tuple(rows))
+
+
+def format_main(entries: Sequence[Entry]) -> str:
+    """The main table in Markdown, with what its stars mean."""
+    return main_table(entries).markdown() + (f"\n\n\\* {STARRED}" if front_of(entries) else "")
 
 
 def text_tables(entries: Sequence[Entry]) -> list[Table]:
@@ -179,9 +185,7 @@ def plots(entries: Sequence[Entry]) -> list[Plot]:
 
 def format_markdown(runs: Runs, title: str, advice: str = "", command: str = "") -> str:
     """The tables, what was run and the notes."""
-    blocks = [f"# {title}", *[advice] * bool(advice), main_table(runs.entries).markdown()]
-    if front_of(runs.entries):
-        blocks.append("\\* no other file is smaller, closer to the original and faster at once.")
+    blocks = [f"# {title}", *[advice] * bool(advice), format_main(runs.entries)]
     for table in (*text_tables(runs.entries), speed_table(runs.entries), runs_table(runs)):
         if table:
             blocks.append(f"## {table.title}\n\n{table.markdown()}")
@@ -247,7 +251,7 @@ def format_page(runs: Runs, title: str, advice: str = "", command: str = "") -> 
         command=command,
         made=f"lltool {__version__}, {datetime.now(UTC):%Y-%m-%d}",
         main=main_table(runs.entries),
-        has_front=bool(front_of(runs.entries)),
+        starred=STARRED if front_of(runs.entries) else "",
         plots=[draw_svg(plot) for plot in plots(runs.entries)],
         details=details,
         files=[(entry.name, entry.path, entry.sha256) for entry in runs.entries],

@@ -20,16 +20,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder of what it makes (default .cache)")
     arguments = parser.parse_args(argv)
 
-    from lltool.eval.demo import QUESTIONS, format_table, run_demo
+    from lltool.eval.demo import QUESTIONS, run_demo
+    from lltool.eval.report import format_main
     from lltool.tools.progress import progress_bar
 
     with progress_bar("step") as show:
         demo = run_demo(arguments.cache, progress=show)
     for number, question in enumerate(QUESTIONS):
         print(f"> {question}")
-        for variant in demo.variants:
-            print(f"  {variant.quality.name:<5} {variant.answers[number]}")
-    print(f"\n{format_table(demo)}\n")
-    for path in (demo.checkpoint, *(variant.path for variant in demo.variants), demo.plot):
+        for name, answers in demo.answers.items():
+            print(f"  {name:<5} {answers[number]}")
+    print(f"\n{format_main(demo.entries)}\n")
+    for path in (demo.checkpoint, *(entry.path for entry in demo.entries), demo.plot):
         print(path)
     return 0

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
     from lltool.engine.threads import default_threads
     from lltool.eval.recommend import DEFAULT_TYPES, Wishes, recommend
-    from lltool.eval.report import main_table, write_report
+    from lltool.eval.report import format_main, write_report
     from lltool.eval.survey import Questions, available_memory
     from lltool.eval.text import SAMPLE_TEXT
     from lltool.quant.choose import Options
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print_json(_as_json(found))
         return 0
-    print(main_table(found.runs.entries).markdown())
+    print(format_main(found.runs.entries))
     print(f"\n{found.choice.reason}\n")
     for path in (found.path, *written):
         print(path)

@@ -23,12 +23,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--title", default="Which quantization to take", help="of the page")
     arguments = parser.parse_args(argv)
 
-    from lltool.eval.report import main_table, write_report
+    from lltool.eval.report import format_main, write_report
     from lltool.eval.runs import read_runs
 
     runs = read_runs(arguments.folder)
     written = write_report(runs, arguments.output or arguments.folder / "report.html", arguments.title)
-    print(main_table(runs.entries).markdown())
+    print(format_main(runs.entries))
     print()
     for note in runs.notes:
         print(f"note: {note}")

@@ -1,11 +1,12 @@
 """The demo, with little text: what it makes and finds, and that a second run makes nothing."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lltool.eval import demo
+from lltool.eval import demo, survey
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.reader import open_gguf
 from lltool.tools.demo import main
@@ -28,24 +29,28 @@ def test_demo_goes_the_whole_way_once(
 
     seen: list[tuple[int, int]] = []
     found = demo.run_demo(tmp_path, progress=lambda done, total, _: seen.append((done, total)))
-    assert [v.quality.name for v in found.variants] == ["F16", "Q8_0", "Q4_0"]
-    assert [round(v.facts.bits_per_weight or 0, 2) for v in found.variants] == [16.00, 8.51, 4.51]
-    exact, q8, q4 = (v.quality for v in found.variants)
+    assert [entry.name for entry in found.entries] == ["F16", "Q8_0", "Q4_0"]
+    assert [round(entry.bits_per_weight or 0, 2) for entry in found.entries] == [16.00, 8.51, 4.51]
+    exact, q8, q4 = (next(iter(entry.qualities.values())) for entry in found.entries)
     assert q8.perplexity == pytest.approx(exact.perplexity, rel=0.05)
     assert q4.perplexity > exact.perplexity
-    assert all("Paris" in v.answers[0] for v in found.variants)
+    losses = [entry.divergence[0] for entry in found.entries if entry.divergence]
+    assert losses[0] == 0 < losses[1] < losses[2]
+    assert all("Paris" in answers[0] for answers in found.answers.values())
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
-    with open_gguf(found.variants[2].path) as file:
+    with open_gguf(found.entries[2].path) as file:
         assert {t.type for t in file.tensors if len(t.shape) > 1} == {GGMLType.Q4_0}
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a second run makes nothing")
 
-    for name in ("export", "convert", "quantize_file", "measure", "perplexity", "Generation", "plot_demo"):
+    for name in ("export", "convert", "write_plans", "Generation", "draw_png"):
         monkeypatch.setattr(demo, name, refuse)
+    for name in ("measure", "perplexity", "divergence"):
+        monkeypatch.setattr(survey, name, refuse)
     capsys.readouterr()
     assert main(["--cache", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert f"| {found.variants[1].path.name} | 138.1 | 8.51 |" in out
+    assert re.search(r"\| Q8_0 \* +\| +138\.1 \| +8\.51 \|", out)
     assert out.rstrip().endswith(str(found.plot))

@@ -152,9 +152,9 @@ def test_the_command(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = source.with_name("tiny-F32-quants")
     assert lines[0].startswith("| file ")
     assert [line.split("|")[1].split()[0] for line in lines[2:5]] == ["F32", "Q8_0", "Q4_0"]
-    assert lines[6].startswith("F32 takes 5 MB of 1.00 GB and makes ")
-    assert lines[8:] == [str(source), *(str(folder / f"report.{end}") for end in ("html", "md", "csv", "png"))]
-    assert lines[6] in (folder / "report.html").read_text()
+    assert lines[8].startswith("F32 takes 5 MB of 1.00 GB and makes ")
+    assert lines[10:] == [str(source), *(str(folder / f"report.{end}") for end in ("html", "md", "csv", "png"))]
+    assert lines[8] in (folder / "report.html").read_text()
     assert "lltool recommend" in (folder / "report.md").read_text()
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
