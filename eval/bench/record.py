@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from statistics import mean, stdev
 from typing import Any
 
+from lltool import __version__
 from lltool.eval.bench.latency import summarize_latency
 from lltool.eval.bench.plan import Point, Run, Settings
 from lltool.eval.bench.statistics import summarize
@@ -104,7 +105,7 @@ class Measurement:
     model_sha256: str
     started: str
     runs: tuple[Run, ...]
-    engine: str = "lltool"
+    engine: str = f"lltool {__version__}"
     load_ms: float | None = None
     peak_rss_bytes: int | None = None
     energy_j: float | None = None

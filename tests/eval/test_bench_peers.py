@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lltool import __version__
 from lltool.eval.bench.peers import pairing
 from lltool.eval.bench.peers.llama_bench import LlamaBench
 from lltool.eval.bench.peers.pairing import Interrupted, format_ratios, measure_beside
@@ -142,7 +143,7 @@ def test_engines_run_in_turns_there_and_back(real_model: Callable[[str], Path], 
     assert seen[0] == (0, 6, f"{points[0].settings.model.name}, pp8")
     assert seen[-1][:2] == (6, 6)
     assert peer.closed == ["fast", "slow"]
-    assert [row["engine"].split()[-1] for row in rows] == ["lltool", "slow", "fast"] * 2
+    assert [row["engine"].split()[-1] for row in rows] == [__version__, "slow", "fast"] * 2
     assert [row["ratio"] for row in rows] == [None, 3, 2] * 2
     ours, slow, fast = rows[:3]
     assert (slow["samples_ns"], slow["avg_ns"], slow["median_ts"]) == ([3000, 3000], 3000, pytest.approx(8e9 / 3000))
