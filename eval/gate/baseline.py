@@ -59,7 +59,6 @@ class Exact:
     """Honest runs in float32 over the first `windows` windows."""
 
     windows: int
-    rounding: float  # a divergence that other orders of float32 sums stay below
     runs: list[TextRun]
 
 
@@ -73,6 +72,7 @@ class Baseline:
     text: TextFacts
     reference: str  # the file's name
     reference_sha256: str
+    rounding: float  # a divergence that other orders of float32 sums stay below
     runs: list[Run]
     exact: Exact
     answers: list[Answer]
@@ -143,6 +143,7 @@ def _check_sizes(path: Path, baseline: Baseline, reference: Reference) -> None:
     runs = [(run.text, windows) for run in baseline.runs] + [
         (run, baseline.exact.windows) for run in baseline.exact.runs
     ]
+    samples = (baseline.speed.prefill, baseline.speed.decode, baseline.speed.copied, baseline.speed.computed)
     fine = (
         all(len(values) == count for run, count in runs for values in (run.losses, run.divergences, run.agreement))
         and all(len(run.answers) == len(baseline.answers) for run in baseline.runs)
@@ -151,8 +152,10 @@ def _check_sizes(path: Path, baseline: Baseline, reference: Reference) -> None:
             for answer in baseline.answers
         )
         and len(baseline.answers) > 1
+        and len({len(values) for values in samples}) == 1
+        and min(map(min, samples)) > 0
         and 2 <= baseline.exact.windows <= windows
-        and baseline.runs
+        and len(baseline.runs) > 1  # of which the noise is known
         and baseline.exact.runs
     )
     if not fine:

@@ -1,24 +1,27 @@
 """The regression check: what a model says now against what a baseline holds. judge.py tells when a measure fails."""
 
-from collections.abc import Set
-from dataclasses import dataclass
-from math import exp
+from collections.abc import Mapping, Set
+from dataclasses import asdict, dataclass
+from math import exp, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool import __version__
 from lltool.engine.threads import default_threads
 from lltool.engine.tokenizer import read_tokenizer
 from lltool.eval.divergence import DivergenceResult
 from lltool.eval.gate.baseline import Baseline, check_is_of, describe, read_baseline
-from lltool.eval.gate.judge import Row, judge_count, judge_exact, judge_mean, judge_speed, judge_tail
+from lltool.eval.gate.judge import Row, judge_count, judge_exact, judge_mean, judge_rounding, judge_speed, judge_tail
 from lltool.eval.gate.prompts import Followed, encode_prompts, follow
-from lltool.eval.gate.record import Stages, no_stages
-from lltool.eval.gate.runs import Setting, compare_text, cut_text, first_windows, load, summarize
+from lltool.eval.gate.runs import Setting, cut_text, first_windows, load, summarize
 from lltool.eval.gate.speed import Speed
+from lltool.eval.markdown import format_table
 from lltool.eval.provenance import cpu_name
-from lltool.eval.reference_file import Reference
+from lltool.eval.reference_file import Reference, compare
+from lltool.eval.steps import Progress, Steps
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import open_gguf
@@ -35,15 +38,21 @@ TEXT, PROMPTS, ANSWERS, FLIPS, EXACT = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """The measures, what the failed ones say together, and what else is not as it was."""
+    """The measures, what the failed ones say together, and what else is not as it was; `made` tells of what and how."""
 
     rows: tuple[Row, ...]
     diagnosis: str
     notes: tuple[str, ...]
+    made: Mapping[str, Any]
 
     @property
     def passed(self) -> bool:
         return not any(row.failed for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [asdict(row) | {"verdict": row.verdict} for row in self.rows]
+        said = {"passed": self.passed, "diagnosis": self.diagnosis, "notes": self.notes, "measures": rows}
+        return {**said, **self.made}
 
 
 def check(
@@ -54,7 +63,7 @@ def check(
     threads: int | None = None,
     batch: int = 512,
     gate_speed: bool = False,
-    stages: Stages = no_stages,
+    progress: Progress | None = None,
 ) -> Verdict:
     """Holds a model (by default the file that was recorded) against the baseline in `path`.
 
@@ -82,14 +91,19 @@ def check(
         *(len(ids) + len(answer.tokens) for ids, answer in zip(asked, baseline.answers, strict=True)),
     )
     setting, speed = Setting(isa.chosen(), batch), Speed(threads or default_threads())
-    with stages("in 8 bits") as progress, load(model_path, setting, room, threads=threads) as model:
+    steps = Steps(progress, 3)
+    steps.begin("in 8 bits")
+    with load(model_path, setting, room, threads=threads) as model:
         speed.sample(model)
-        result = compare_text(reference, model, progress)
+        result = compare(reference, model, steps.inside)
+        steps.begin("answers")
         followed = [follow(model, ids, answer) for ids, answer in zip(asked, baseline.answers, strict=True)]
         speed.sample(model)
     few = first_windows(reference, baseline.exact.windows)
-    with stages("in float32") as progress, load(model_path, setting, room, precision="f32", threads=threads) as model:
-        exact = compare_text(few, model, progress)
+    steps.begin("in float32")
+    with load(model_path, setting, room, precision="f32", threads=threads) as model:
+        exact = compare(few, model, steps.inside)
+    steps.end()
 
     rows = (
         judge_exact(TEXT, _differing(windows, reference), windows.size),
@@ -100,11 +114,11 @@ def check(
         ),
         *_judge_text(baseline, result),
         *_judge_answers(baseline, followed),
-        judge_mean(
+        judge_rounding(
             EXACT,
             [run.divergences for run in baseline.exact.runs],
             summarize(exact).divergences,
-            resolution=baseline.exact.rounding,
+            baseline.rounding,
         ),
         *_judge_speed(baseline.speed, speed, gate_speed),
     )
@@ -116,7 +130,43 @@ def check(
         notes.append(f"recorded on {baseline.cpu}, checked on {cpu_name()}: speeds compare roughly at most")
     if speed.threads != baseline.speed.threads:
         notes.append(f"recorded with {baseline.speed.threads} threads, checked with {speed.threads}")
-    return Verdict(rows, _diagnose(failed), tuple(notes))
+    method = reference.metadata.get("method")
+    made = {
+        "tool": f"lltool {__version__}",
+        "method": f"{len(windows)} {method}; {len(asked)} prompts, led along the recorded answers",
+        "baseline": str(path),
+        "baseline_tool": baseline.tool,
+        "model": str(model_path),
+        "model_sha256": facts.sha256,
+        "text": str(text_path),
+        "text_sha256": baseline.text.sha256,
+        "cpu": cpu_name(),
+        "instruction_set": setting.instruction_set,
+        "threads": speed.threads,
+        "batch": batch,
+    }
+    return Verdict(rows, _diagnose(failed), tuple(notes), made)
+
+
+def format_verdict(verdict: Verdict) -> str:
+    """The measures as a table, and below it what they say."""
+    titles = ("measure", "baseline", "now", "difference", "± error", "limit", "verdict")
+    cells = [
+        (
+            row.measure,
+            f"{row.baseline:.4g}",
+            f"{row.now:.4g}",
+            f"{row.difference:+.2g}" if row.difference else "0",
+            "" if row.error is None else f"{row.error:.2g}",
+            "" if row.limit is None else f"{row.limit:+.2g}" if row.limit else "0",
+            row.verdict,
+        )
+        for row in verdict.rows
+    ]
+    lines = [f"note: {note}" for note in verdict.notes]
+    return "\n".join(
+        [format_table(titles, cells), "", *lines, f"{'PASS' if verdict.passed else 'FAIL'}: {verdict.diagnosis}"]
+    )
 
 
 def _differing(windows: NDArray[np.int32], reference: Reference) -> int:
@@ -127,31 +177,31 @@ def _differing(windows: NDArray[np.int32], reference: Reference) -> int:
 
 
 def _judge_text(baseline: Baseline, result: DivergenceResult) -> list[Row]:
-    now, runs = summarize(result), [run.text for run in baseline.runs]
+    now, runs, rounding = summarize(result), [run.text for run in baseline.runs], baseline.rounding
+    losses, divergences = [run.losses for run in runs], [run.divergences for run in runs]
+    agreement = [run.agreement for run in runs]
     return [
-        judge_mean("perplexity", [run.losses for run in runs], now.losses, show=exp),
-        judge_mean("mean KL", [run.divergences for run in runs], now.divergences),
-        judge_tail("99.9 % KL", [run.high for run in runs], result.tokens),
+        # Half the square of a difference in log-probability is the divergence that it makes.
+        judge_mean("perplexity", losses, now.losses, show=exp, resolution=sqrt(2 * rounding)),
+        judge_mean("mean KL", divergences, now.divergences, resolution=rounding),
+        judge_tail("99.9 % KL", [run.tail for run in runs], result.tokens, resolution=rounding),
         judge_mean(
             "top-1 agreement, %",
-            [run.agreement for run in runs],
+            agreement,
             now.agreement,
             worse=-1,
             show=lambda share: 100 * share,
+            resolution=1 / len(result.tokens),  # a near tie
         ),
     ]
 
 
 def _judge_answers(baseline: Baseline, now: list[Followed]) -> list[Row]:
-    runs = [run.answers for run in baseline.runs]
+    runs, tokens = [run.answers for run in baseline.runs], [len(answer.tokens) for answer in baseline.answers]
+    divergences, flips = [[a.divergence for a in run] for run in runs], [sum(a.flips for a in run) for run in runs]
     return [
-        judge_mean(ANSWERS, [[a.divergence for a in run] for run in runs], [a.divergence for a in now]),
-        judge_count(
-            FLIPS,
-            [sum(a.flips for a in run) for run in runs],
-            sum(a.flips for a in now),
-            sum(len(answer.tokens) for answer in baseline.answers),
-        ),
+        judge_mean(ANSWERS, divergences, [a.divergence for a in now], resolution=baseline.rounding),
+        judge_count(FLIPS, flips, sum(a.flips for a in now), sum(tokens)),
     ]
 
 

@@ -7,21 +7,23 @@ recording machine has, each held against a *reference*: what the model says when
 distance from the reference is the noise floor, and a later run is judged by whether it is like them.
 
 **Means over tokens** (loss, divergence, agreement). The unit is a window of text, as tokens of a window share their
-past and so their errors. `d_w`, what the run now and the mean of the recorded runs differ by in window w, is paired:
-hard and easy windows cancel. Of W windows, `d` is the mean and `s = sd(d_w) / sqrt(W)` its standard error. The run is
-a regression when `d`, counted towards worse, is beyond the limit: the larger of
+past and so their errors; of the answers it is a prompt. The difference `d` between the run now and the mean of the
+recorded runs is taken window by window, so that hard and easy windows cancel. How far honest runs lie apart in the same
+window, their variance `v`, is known from the R recorded ones: the mean over W windows of a new one is off by
+`s = sqrt(v * (1 + 1 / R) / W)`. The run is a regression when `d`, counted towards worse, is beyond the limit `t * s`,
+with t the quantile of Student's distribution with `W * (R - 1)` degrees of freedom that an honest run passes by chance
+once in `1 / ALPHA` checks. The errors are those of honest runs only: a fault that hits some windows harder than others
+does not excuse itself by its own spread.
 
-- `t * s`, with t the quantile of Student's distribution with W - 1 degrees of freedom that an honest run passes by
-  chance once in `1 / ALPHA` checks, and
-- how far the recorded honest runs lie from their own mean, as what they differ by is no regression.
-
-**The 99.9 % divergence** asks for no shape of the tail. If this run is like the recorded ones, a token passes their
-99.9 % value with a chance of 0.1 %; the number that do is binomial, and so many as happen less than once in `1 /
-ALPHA` checks are too many. In other words: a regression is when the lower confidence bound of the quantile now, which
-is an order statistic, is above the quantile then.
+What float32 cannot tell apart (`rounding_of` in runs.py) is no regression either, however small the errors. In float32
+itself there is no such noise, and that bound alone is the limit: a divergence beyond it is another function.
 
 **Counts** (greedy flips) are held against the recorded runs' counts by Fisher's exact test: were all runs alike, the
 flips of all of them together would fall on this run as a hypergeometric draw does.
+
+**The 99.9 % divergence** asks for no shape of the tail. How many tokens of this run are above the recorded runs' 99.9 %
+value is a count like that of flips, and judged in the same way. In other words: a regression is when the lower
+confidence bound of the quantile now, which is an order statistic, is above the quantile then.
 
 **Exact things** (token ids of texts and prompts) may not differ at all.
 
@@ -31,11 +33,14 @@ error is the 95 % interval of the median of both sides, widened to the same chan
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import comb, exp, hypot, log, sqrt
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from lltool.eval.intervals import Z95
 
 # The chance that one measure of an honest run is called a regression; with ten measures one check of a thousand is.
 ALPHA = 1e-4
@@ -58,12 +63,15 @@ class Row:
     error: float | None
     limit: float | None
     worse: int = 1
-    unit: str = ""
 
     @property
     def failed(self) -> bool:
         """Also what is no number has failed."""
         return self.limit is not None and not self.worse * self.difference <= self.worse * self.limit
+
+    @property
+    def verdict(self) -> str:
+        return "REGRESSION" if self.failed else "reported" if self.limit is None else "ok"
 
 
 def student_quantile(freedom: int, alpha: float = ALPHA) -> float:
@@ -89,17 +97,16 @@ def judge_mean(
     worse: int = 1,
     resolution: float = 0.0,
     show: Callable[[float], float] = float,
-    unit: str = "",
 ) -> Row:
-    """The mean of `now` (W,) against the mean of the recorded runs (R, W), window by window.
+    """The mean of `now` (W,) against the mean of the recorded runs (R, W), two or more, window by window.
 
     A difference up to `resolution` is none. `show` turns a mean into what the row shows, as exp does for perplexity.
     """
     recorded, values = np.asarray(runs, np.float64), np.asarray(now, np.float64)
-    gaps: NDArray[np.float64] = values - recorded.mean(axis=0)
-    mean, error = float(gaps.mean()), float(gaps.std(ddof=1)) / sqrt(gaps.size)
-    spread = float(np.abs(recorded.mean(axis=1) - recorded.mean()).max())
-    margin = max(student_quantile(gaps.size - 1) * error, spread, resolution)
+    count, windows = recorded.shape
+    mean = float(values.mean() - recorded.mean())
+    error = sqrt(float(recorded.var(axis=0, ddof=1).mean()) * (1 + 1 / count) / windows)
+    margin = max(student_quantile(windows * (count - 1)) * error, resolution)
     base = float(recorded.mean())
     shown, slope = show(base), (show(base + 1e-6) - show(base - 1e-6)) / 2e-6
     return Row(
@@ -110,45 +117,47 @@ def judge_mean(
         error * slope,
         show(base + worse * margin) - shown,
         worse,
-        unit,
     )
 
 
-def judge_tail(measure: str, runs: Sequence[float], tokens: NDArray[np.float64], unit: str = "") -> Row:
-    """The 99.9 % value of `tokens` against the largest one of the recorded runs."""
-    base, now = max(runs), quantile(tokens)
-    ordered = np.sort(tokens)[::-1]
-    allowed = _allowed(tokens.size)
-    lower = float(ordered[min(allowed, tokens.size - 1)])  # at most `allowed` tokens may be above `base`
-    margin = max(0.0, now - lower)
-    return Row(measure, base, now, now - base, margin / Z, margin, unit=unit)
+def judge_rounding(measure: str, runs: ArrayLike, now: ArrayLike, rounding: float) -> Row:
+    """The mean of `now` (W,) against that of the recorded runs (R, W), which may differ by `rounding` only."""
+    base, found = float(np.mean(runs)), float(np.mean(now))
+    return Row(measure, base, found, found - base, None, rounding)
 
 
-def quantile(tokens: NDArray[np.float64]) -> float:
-    return float(np.quantile(tokens, 1 - TAIL))
+def judge_tail(
+    measure: str, runs: Sequence[Sequence[float]], tokens: NDArray[np.float64], *, resolution: float = 0.0
+) -> Row:
+    """The 99.9 % value of `tokens` against that of the recorded runs, whose `largest` tokens are given."""
+    then, now = sorted(chain(*runs), reverse=True), np.sort(tokens)[::-1]
+    above = int(len(runs) * tokens.size * TAIL)
+    base, found = then[above], float(now[int(tokens.size * TAIL)])
+    bound = float(now[min(_too_many(above, tokens.size, len(runs)), tokens.size) - 1])
+    margin = max(found - bound, resolution)
+    return Row(measure, base, found, found - base, margin / Z, margin)
 
 
-def _allowed(count: int) -> int:
-    """The most of `count` tokens that pass a 99.9 % value, but for a chance of ALPHA."""
-    chance, total = (1 - TAIL) ** count, 0.0
-    for passed in range(count):
-        total += chance
-        if 1 - total < ALPHA:
-            return passed
-        chance *= (count - passed) / (passed + 1) * TAIL / (1 - TAIL)
-    return count
+def largest(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What `judge_tail` needs of a recorded run."""
+    return np.sort(tokens)[::-1][: max(8, tokens.size // 100)]
 
 
-def judge_count(measure: str, runs: Sequence[int], now: int, size: int, unit: str = "") -> Row:
+def judge_count(measure: str, runs: Sequence[int], now: int, size: int) -> Row:
     """`now` of `size` against the counts of recorded runs of the same size."""
     recorded = sum(runs)
-    allowed = 0
-    while allowed < size and _chance_of(allowed + 1, recorded, size, len(runs)) >= ALPHA:
-        allowed += 1
     base = recorded / len(runs)
     # Poisson errors of both counts; an empty count is as uncertain as one of 1.
     error = sqrt(max(now, 1) + max(recorded, 1) / len(runs) ** 2)
-    return Row(measure, base, now, now - base, error, allowed - base, unit=unit)
+    return Row(measure, base, now, now - base, error, _too_many(recorded, size, len(runs)) - 1 - base)
+
+
+def _too_many(recorded: int, size: int, runs: int) -> int:
+    """The smallest count in a run that by chance happens less than ALPHA, with `recorded` in `runs` others."""
+    count = 1
+    while count <= size and _chance_of(count, recorded, size, runs) >= ALPHA:
+        count += 1
+    return count
 
 
 def _chance_of(count: int, recorded: int, size: int, runs: int) -> float:
@@ -163,13 +172,11 @@ def judge_exact(measure: str, differing: int, size: int) -> Row:
     return Row(measure, size, size - differing, -differing, None, 0, -1)
 
 
-def judge_speed(
-    measure: str, then: tuple[float, float], now: tuple[float, float], *, gated: bool, unit: str = ""
-) -> Row:
+def judge_speed(measure: str, then: tuple[float, float], now: tuple[float, float], *, gated: bool) -> Row:
     """Speeds in units of a probe, each with half its 95 % interval as a fraction; the row shows their ratio."""
-    error = hypot(then[1], now[1]) / 1.96
+    error = hypot(then[1], now[1]) / Z95
     ratio = now[0] / then[0]
-    return Row(measure, 1, ratio, ratio - 1, ratio * error, exp(-Z * error) - 1 if gated else None, -1, unit)
+    return Row(measure, 1, ratio, ratio - 1, ratio * error, exp(-Z * error) - 1 if gated else None, -1)
 
 
 def half_width(low: float | None, high: float | None) -> float:

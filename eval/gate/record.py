@@ -1,7 +1,5 @@
 """Recording a baseline: the reference in float32, honest runs that tell the noise, answers to fixed prompts, speed."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +8,11 @@ from lltool.engine.threads import default_threads
 from lltool.engine.tokenizer import read_tokenizer
 from lltool.eval.gate.baseline import FORMAT, VERSION, Baseline, Exact, Run, TextFacts, describe, write_baseline
 from lltool.eval.gate.prompts import PROMPTS, answer, encode_prompts, follow
-from lltool.eval.gate.runs import compare_text, cut_text, first_windows, honest_settings, load, rounding_of, summarize
+from lltool.eval.gate.runs import cut_text, first_windows, honest_settings, load, rounding_of, summarize
 from lltool.eval.gate.speed import Speed
 from lltool.eval.provenance import cpu_name
-from lltool.eval.reference_file import open_reference, write_reference
+from lltool.eval.reference_file import compare, open_reference, write_reference
+from lltool.eval.steps import Progress, Steps
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import open_gguf
@@ -21,13 +20,6 @@ from lltool.gguf.reader import open_gguf
 CONTEXT, WINDOWS, EXACT_WINDOWS, ANSWER_TOKENS = 256, 16, 4, 24
 TOP = 16  # tokens of each distribution that the reference keeps
 REFERENCE = ".npz"
-
-# Gives, for the name of a stage, a context with a function that is told windows done and windows in all.
-Stages = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-
-
-def no_stages(_: str) -> AbstractContextManager[Callable[[int, int], None]]:
-    return nullcontext(lambda done, total: None)
 
 
 def record(
@@ -39,7 +31,7 @@ def record(
     windows: int = WINDOWS,
     answer_tokens: int = ANSWER_TOKENS,
     threads: int | None = None,
-    stages: Stages = no_stages,
+    progress: Progress | None = None,
 ) -> Baseline:
     """Writes a baseline of a model on `windows` windows of a text, as JSON to `path` and its reference beside it.
 
@@ -58,30 +50,30 @@ def record(
     room = max(context, *(len(ids) + answer_tokens for _, ids in prompts))
     settings, speed = honest_settings(), Speed(threads or default_threads())
 
-    with (
-        stages("in float32") as progress,
-        load(model_path, settings[0], room, precision="f32", threads=threads, sequences=len(prompts)) as model,
-    ):
+    steps = Steps(progress, 4 + len(settings))
+    steps.begin("the reference, in float32")
+    with load(model_path, settings[0], room, precision="f32", threads=threads, sequences=len(prompts)) as model:
         sources = {"text": text.path, "text_sha256": text.sha256}
-        write_reference(reference_path, model, taken, top=TOP, sources=sources, progress=progress)
+        write_reference(reference_path, model, taken, top=TOP, sources=sources, progress=steps.inside)
+        steps.begin("answers, in float32")
         answers = answer(model, prompts, answer_tokens)
         rounding = rounding_of(model)
     reference = open_reference(reference_path)
 
     runs = []
     for setting in settings:
-        title = f"in 8 bits, {setting.instruction_set}"
-        with stages(title) as progress, load(model_path, setting, room, threads=threads) as model:
-            said = summarize(compare_text(reference, model, progress))
+        steps.begin(f"in 8 bits, {setting.instruction_set}")
+        with load(model_path, setting, room, threads=threads) as model:
+            said = summarize(compare(reference, model, steps.inside))
             runs.append(Run(setting, said, [follow(model, a.prompt, a) for a in answers]))
             if setting == settings[0]:
                 speed.sample(model)
     exact = []
     few = first_windows(reference, EXACT_WINDOWS)
     for setting in (settings[-1], replace(settings[0], batch=100)):
-        again = load(model_path, setting, room, precision="f32", threads=threads)
-        with stages("in float32 again") as progress, again as model:
-            exact.append(summarize(compare_text(few, model, progress)))
+        steps.begin(f"again in float32, {setting.instruction_set}, batch {setting.batch}")
+        with load(model_path, setting, room, precision="f32", threads=threads) as model:
+            exact.append(summarize(compare(few, model, steps.inside)))
     with load(model_path, settings[0], room, threads=threads) as model:
         speed.sample(model)
 
@@ -94,10 +86,12 @@ def record(
         text=text,
         reference=reference_path.name,
         reference_sha256=sha256_of([reference_path]),
+        rounding=rounding,
         runs=runs,
-        exact=Exact(len(few.windows), rounding, exact),
+        exact=Exact(len(few.windows), exact),
         answers=answers,
         speed=speed,
     )
     write_baseline(path, baseline)
+    steps.end()
     return baseline

@@ -1,6 +1,5 @@
 """One run of a model over what a baseline holds, and the settings that honest runs may differ in."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from lltool.engine.batch import Precision
 from lltool.engine.model import Model, load_model
 from lltool.engine.tokenizer import Tokenizer
 from lltool.eval.divergence import DivergenceResult
-from lltool.eval.gate.judge import quantile
+from lltool.eval.gate.judge import largest
 from lltool.eval.lockstep import scored_tokens
-from lltool.eval.reference_file import Reference, compare
+from lltool.eval.reference_file import Reference
 from lltool.eval.sensitivity import pick_windows
 from lltool.eval.text import read_text
 from lltool.gguf.errors import InputError
@@ -33,12 +32,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class TextRun:
-    """A run over the reference's windows: means of each window in nats, and the 99.9 % divergence of all tokens."""
+    """A run over the reference's windows: means of each window in nats, and the largest divergences."""
 
     losses: tuple[float, ...]
     divergences: tuple[float, ...]
     agreement: tuple[float, ...]
-    high: float
+    tail: tuple[float, ...]
 
 
 def honest_settings() -> list[Setting]:
@@ -83,21 +82,21 @@ def load(
     )
 
 
-def compare_text(reference: Reference, model: Model, progress: Callable[[int, int], None]) -> DivergenceResult:
-    """The model's run over the reference's windows; `progress` is told windows done and in all."""
-    return compare(reference, model, lambda done, total, _: progress(done, total))
-
-
 def summarize(result: DivergenceResult) -> TextRun:
     def by_window(values: NDArray[np.generic]) -> tuple[float, ...]:
-        return tuple(float(f"{mean:.8g}") for mean in values.reshape(len(result.windows), -1).mean(axis=1))
+        return _short(values.reshape(len(result.windows), -1).mean(axis=1))
 
     return TextRun(
         by_window(-result.log_probs),
         by_window(result.tokens),
         by_window(result.base_top == result.top),
-        quantile(result.tokens),
+        _short(largest(result.tokens)),
     )
+
+
+def _short(values: NDArray[np.floating]) -> tuple[float, ...]:
+    """As exact as needed, in few characters."""
+    return tuple(float(f"{value:.8g}") for value in values)
 
 
 def first_windows(reference: Reference, count: int) -> Reference:
