@@ -78,7 +78,8 @@ def recommend(
         planned = {f"{stem}-{type}.gguf": plan for type, plan in plans.items()}
         sizes = {name: file_bytes(plan) for name, plan in planned.items()}
         wanted = {name: plan for name, plan in planned.items() if sizes[name] + cache <= wishes.ram}
-        present = [path for path in (source, *others) if _size(path) + cache <= wishes.ram]
+        given = list(dict.fromkeys((source, *others)))
+        present = [path for path in given if _size(path) + cache <= wishes.ram]
         questions = replace(questions, context=context)
         steps.total = 1 + questions.steps(len(wanted) + len(present))
         steps.begin("quantize")
@@ -89,7 +90,7 @@ def recommend(
             ),
         )
     left_out = [(name, sizes[name]) for name in planned if name not in wanted]
-    left_out += [(str(path), _size(path)) for path in (source, *others) if path not in present]
+    left_out += [(str(path), _size(path)) for path in given if path not in present]
     records: list[tuple[str, Record]] = [("", _unmeasured(name, size, cache)) for name, size in left_out]
     files = [*present, *made.values()]
     if files:

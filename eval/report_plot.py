@@ -133,6 +133,7 @@ def _draw(axis: Any, plot: Plot, ink: str, faint: str, line: str) -> None:
         bar = axis.figure.colorbar(drawn, ax=axis)
         bar.set_label(plot.shade_label, color=ink)
         bar.ax.tick_params(colors=ink)
+        bar.outline.set_edgecolor(faint)
     _set_limits(axis, plot)
     bottom = axis.get_ylim()[0]
     for _, x in plot.at_zero:

@@ -122,7 +122,8 @@ def cache_bytes(config: ModelConfig, context: int) -> int:
 
 def _time(store: Store, files: Sequence[Path], questions: Questions, steps: Steps) -> Iterator[tuple[str, list[Row]]]:
     """Speeds of all files in turns; of files that do not fit in memory together, one after the other."""
-    together = sum(path.stat().st_size for path in files) < 0.8 * available_memory()
+    free = available_memory()
+    together = free is None or sum(path.stat().st_size for path in files) < 0.8 * free
     runs = workloads([questions.prompt], [questions.generation])
     threads = list(questions.threads or (default_threads(),))
     for group in [list(files)] if together else [[path] for path in files]:
@@ -143,13 +144,16 @@ def _time(store: Store, files: Sequence[Path], questions: Questions, steps: Step
         yield name, store.compute(name, recipe, timed)
 
 
-def available_memory() -> int:
-    """Bytes that a process can have before others are pushed out, where Linux says so; else no limit is known."""
-    meminfo = Path("/proc/meminfo")
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that a process can have before others are pushed out or its container ends it; None if nothing tells."""
+    limits = []
+    meminfo, container = root / "proc/meminfo", root / "sys/fs/cgroup/memory.max"
     for line in meminfo.read_text().splitlines() if meminfo.exists() else []:
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62
+            limits.append(int(line.split()[1]) << 10)
+    if container.exists() and (limit := container.read_text().strip()).isdigit():
+        limits.append(int(limit))
+    return min(limits, default=None)
 
 
 def _facts(file: GGUFFile) -> Record:

@@ -27,11 +27,15 @@ def main(argv: list[str]) -> int:
     from lltool.eval.report import format_main, write_report
     from lltool.eval.survey import Questions, available_memory
     from lltool.eval.text import SAMPLE_TEXT
+    from lltool.gguf.errors import InputError
     from lltool.quant.choose import Options
     from lltool.quant.guidance import read_guidance
     from lltool.quant.plan import Request
     from lltool.tools.progress import progress_bar
 
+    ram = arguments.ram or available_memory()
+    if ram is None:
+        raise InputError("this system does not say how much memory is free; say with --ram how much there is")
     folder = arguments.output or arguments.model.with_name(f"{arguments.model.stem}-quants")
     page = arguments.report or folder / "report.html"
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +43,7 @@ def main(argv: list[str]) -> int:
         found = recommend(
             arguments.model,
             folder,
-            Wishes(arguments.ram or available_memory(), arguments.context, arguments.prefer),
+            Wishes(ram, arguments.context, arguments.prefer),
             types=DEFAULT_TYPES if arguments.types is None else arguments.types,
             others=arguments.others,
             options=Options(pure=arguments.pure),
