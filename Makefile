@@ -1,7 +1,8 @@
 # make demo | bench | check | test: each sets up what it needs, once; make install: all of it. Wants Python 3.11 and g++.
 PYTHON ?= python3
-# A Python with llama-cpp-python, for `make bench` to compare with.
-PEER_PYTHON ?= $(BIN)/python
+# What `make bench` compares with, where it is installed: a Python with llama-cpp-python, the path of a llama-bench.
+LLAMA_CPP_PYTHON ?= $(shell $(PYTHON) -c "import llama_cpp, sys; print(sys.executable)" 2>/dev/null)
+LLAMA_BENCH ?= $(shell command -v llama-bench)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,9 @@ demo: $(VENV)/.installed
 	$(BIN)/lltool demo
 
 bench: demo
-	$(BIN)/lltool bench -m $(MODEL)-Q4_0.gguf,$(MODEL)-Q8_0.gguf -p 512 -n 64 --peer $(PEER_PYTHON)
+	$(BIN)/lltool bench -m $(MODEL)-Q4_0.gguf,$(MODEL)-Q8_0.gguf -p 512 -n 64 --plot .cache/demo/bench.png \
+	  $(if $(LLAMA_CPP_PYTHON),--peer llama-cpp-python:$(LLAMA_CPP_PYTHON)) \
+	  $(if $(LLAMA_BENCH),--peer llama-bench:$(LLAMA_BENCH))
 
 check: $(VENV)/.developed
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Peers: how each is named and called, the order of the runs, and what comes out in rows and in the table."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -315,3 +316,30 @@ def test_transformers_runs_a_checkpoint_made_of_the_file(real_model: Callable[[s
     assert engine.name.endswith(" float32")
     made = export_once(model, tmp_path)
     assert json.loads((made / "config.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.slow
+def test_an_installed_llama_bench_runs(real_model: Callable[[str], Path]) -> None:
+    path = shutil.which("llama-bench")
+    if path is None:
+        pytest.skip("needs llama-bench in PATH")
+    points = grid([real_model("smollm2-q4_1")], [Workload(8, 0), Workload(4, 2, 4)], threads=[1])
+    rows = measure_beside(points, [LlamaBench(Path(path))], Effort(2), warm=False)
+    assert [row["engine"].split(" ", 2)[::2] for row in rows[1:3]] == [
+        ["llama.cpp", "repack"],
+        ["llama.cpp", "no repack"],
+    ]
+    assert all(0.01 < row["ratio"] < 100 for row in rows if row["ratio"] is not None)
+    assert [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in rows] == [(8, 0, 0)] * 3 + [(4, 2, 4)] * 3
+    assert rows[1]["build_commit"] != rows[0]["build_commit"]
+
+
+@pytest.mark.slow
+def test_an_installed_llama_cpp_python_runs(real_model: Callable[[str], Path]) -> None:
+    peer = LlamaCppPython()
+    if peer.find_missing():
+        pytest.skip("needs llama-cpp-python")
+    points = grid([real_model("smollm2-q4_1")], [Workload(8, 0), Workload(4, 2, 4)], threads=[1])
+    rows = measure_beside(points, [peer], Effort(2), warm=False)
+    assert [row["engine"].split()[0] for row in rows] == ["lltool", "llama-cpp-python"] * 2
+    assert all(0.01 < row["ratio"] < 100 for row in rows[1::2])
