@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def describe_build() -> dict[str, Any]:
     }
 
 
-def identify_machine(machine: dict[str, Any]) -> str:
+def identify_machine(machine: Mapping[str, Any]) -> str:
     """The same for all runs on one machine, or on one just like it: speeds of others are not comparable."""
     memory = (machine.get("memory_bytes") or 0) / 2**30
     return f"{machine.get('cpu')}, {machine.get('cores')} cores, {memory:.0f} GiB, {machine.get('isa')}"

@@ -4,7 +4,7 @@
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def recall(path: Path, *, model: str = "", test: str = "", last: int | None = No
     return [row for row in rows if id(row) in kept]
 
 
-def find_drift(path: Path | None, machine: dict[str, Any]) -> float:
+def find_drift(path: Path | None, machine: Mapping[str, Any]) -> float:
     """How far speed wanders on this machine from run to run, by what one build measured again and again.
 
     Not by what was measured while others had the processor: that has a wide interval of its own.

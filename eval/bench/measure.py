@@ -8,8 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lltool.engine.model import load_model
 from lltool.eval.bench.energy import EnergyMeter
+from lltool.eval.bench.environment import describe_build, describe_machine
 from lltool.eval.bench.footprint import Footprint, measure_footprint
+from lltool.eval.bench.history import find_drift
 from lltool.eval.bench.plan import Point, Run, Settings, Workload, find_unmet, resolve
 from lltool.eval.bench.record import Interrupted, Measurement, to_row
 from lltool.eval.bench.runner import Runner
@@ -18,7 +21,6 @@ from lltool.eval.bench.watch import Watch, describe_conditions
 from lltool.gguf.describe import Description, describe
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
-from lltool.gguf.reader import open_gguf
 
 LOADED = 8  # settings that are loaded, and take turns, at once: each has a cache and buffers of its own
 
@@ -33,7 +35,7 @@ def measure(
     warm: bool = True,
     memory: bool = True,
     machine: Mapping[str, Any] | None = None,
-    drift: float = 0.0,
+    drift: float | None = None,
     executor: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
@@ -41,12 +43,14 @@ def measure(
     """A measurement a point, in their order. Points that come to the same are measured once.
 
     Takes LOADED settings at a time. `memory` and load times are found afterwards, in processes of their own. `machine`
-    and `drift` are of what it runs on. Raises InputError for what cannot be had, before anything is timed, and
-    Interrupted.
+    and `drift`, how far its speed wanders between runs, are found out or guessed where they are not given. Raises
+    InputError for what cannot be had, before anything is timed, and Interrupted.
     """
     asked = {point: (resolve(point.settings), point.workload) for point in points}
-    check_contexts(points)
-    session = _Session(effort or Effort(), warm, memory, progress, machine or {}, drift)
+    check_models(points)
+    machine = machine or describe_machine() | {"build": describe_build()}
+    drift = find_drift(None, machine) if drift is None else drift
+    session = _Session(effort or Effort(), warm, memory, progress, machine, drift)
     tests = {same: _Test(*same, Watch(same[0].threads)) for same in asked.values()}
     session.samples = {test: [] for test in tests.values()}
     settings = list(dict.fromkeys(ran for ran, _ in tests))
@@ -59,17 +63,16 @@ def measure(
     return session.conclude(asked, tests)
 
 
-def check_contexts(points: Sequence[Point]) -> None:
-    """Raises InputError for a test of more tokens than its model was made for."""
+def check_models(points: Sequence[Point]) -> None:
+    """Raises InputError for a model that does not load, or was not made for as many tokens as a test has."""
     for path in dict.fromkeys(point.settings.model for point in points):
         longest = max((p.workload for p in points if p.settings.model == path), key=lambda workload: workload.context)
-        with open_gguf(path) as file:
-            limit = file.metadata.get(f"{describe(file).architecture}.context_length")
-            if limit and longest.context > limit.data:
-                raise InputError(
-                    f"{path}: {longest} takes a context of {longest.context} tokens, "
-                    f"the model was made for {limit.data} at most"
-                )
+        with load_model(path, threads=1, context=1, batch=1) as model:
+            limit = model.config.context_length
+        if longest.context > limit:
+            raise InputError(
+                f"{path}: {longest} takes a context of {longest.context} tokens, the model was made for {limit} at most"
+            )
 
 
 @dataclass(eq=False)
