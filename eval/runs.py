@@ -8,6 +8,7 @@ from math import hypot
 from pathlib import Path, PurePath
 from typing import Any
 
+from lltool.eval.bench.environment import identify_machine
 from lltool.eval.bench.rows import Interval, complete_row, speed_of
 from lltool.eval.bench.tables import test_name
 from lltool.gguf.errors import InputError
@@ -204,7 +205,8 @@ def _read_bench(found: _Found, file: str, record: Record) -> None:
     entry.speeds[test_name(row), row["n_threads"]] = speed_of(row)
     for note in row["notes"]:
         found.remarks.setdefault((file, note.split(":")[0].lstrip("0123456789 ")), []).append(note)
-    found.runs.append(_run(record, file, "bench", row["cpu_info"] or ""))
+    machine = row["machine"]
+    found.runs.append(_run(record, file, "bench", identify_machine(machine) if machine else row["cpu_info"] or ""))
 
 
 def _read_quantize(found: _Found, file: str, record: Record) -> None:

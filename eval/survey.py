@@ -12,7 +12,7 @@ from lltool.engine.model import load_model
 from lltool.engine.threads import default_threads
 from lltool.eval.bench.footprint import measure_footprint
 from lltool.eval.bench.measure import measure
-from lltool.eval.bench.plan import Settings, Workload, grid, resolve, workloads
+from lltool.eval.bench.plan import Point, Settings, Workload, grid, resolve, workloads
 from lltool.eval.bench.record import Row, to_row
 from lltool.eval.bench.schedule import Effort
 from lltool.eval.comparison import to_record
@@ -46,7 +46,7 @@ class Questions:
 
     def steps(self, files: int) -> int:
         """How many a survey of so many files takes."""
-        return files * (len(self.texts) + (self.context is not None)) + 1
+        return files * (len(self.texts) + (self.context is not None)) + max(1, len(self.threads))
 
 
 def survey(
@@ -79,7 +79,6 @@ def survey(
             name = f"memory-{path.stem}.json"
             weigh = partial(_weigh, path, questions.context, threads)
             records.append((name, store.compute(name, recipe, weigh)))
-    steps.begin("speed")
     for name, rows in _time(store, files, questions, steps):
         records += [(name, row) for row in rows]
     return records
@@ -121,27 +120,29 @@ def cache_bytes(config: ModelConfig, context: int) -> int:
 
 
 def _time(store: Store, files: Sequence[Path], questions: Questions, steps: Steps) -> Iterator[tuple[str, list[Row]]]:
-    """Speeds of all files in turns; of files that do not fit in memory together, one after the other."""
+    """Speeds at each number of threads of all files in turns; one by one where they do not fit in memory together."""
     free = available_memory()
     together = free is None or sum(path.stat().st_size for path in files) < 0.8 * free
     runs = workloads([questions.prompt], [questions.generation])
-    threads = list(questions.threads or (default_threads(),))
-    for group in [list(files)] if together else [[path] for path in files]:
-        name = "speed.json" if together else f"speed-{group[0].stem}.json"
-        recipe = {
-            "models": [_stamp(path) for path in group],
-            "tests": [str(run) for run in runs],
-            "threads": threads,
-            "repetitions": questions.repetitions,
-            "cpu": cpu_name(),
-        }
+    for threads in questions.threads or (default_threads(),):
+        steps.begin(f"speed with {threads} threads")
+        for group in [list(files)] if together else [[path] for path in files]:
+            name = f"speed-{threads}{'' if together else f'-{group[0].stem}'}.json"
+            recipe = {
+                "models": [_stamp(path) for path in group],
+                "tests": [str(run) for run in runs],
+                "threads": threads,
+                "repetitions": questions.repetitions,
+                "cpu": cpu_name(),
+            }
+            points = grid(group, runs, threads=[threads])
+            yield name, store.compute(name, recipe, partial(_measure, points, questions.repetitions, steps))
 
-        def timed(group: Sequence[Path] = group) -> list[Row]:
-            points = grid(group, runs, threads=threads)
-            effort = Effort(repetitions=questions.repetitions)
-            return [to_row(found) for found in measure(points, effort, progress=steps.inside)]
 
-        yield name, store.compute(name, recipe, timed)
+def _measure(points: Sequence[Point], repetitions: int, steps: Steps) -> list[Row]:
+    """Rows whose intervals are for comparisons among them: how the machine wanders between runs is not in them."""
+    found = measure(points, Effort(repetitions), memory=False, drift=0.0, progress=steps.inside)
+    return [to_row(measurement) for measurement in found]
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
