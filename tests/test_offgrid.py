@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from lltool.engine.model import load_model
 from lltool.gguf.metadata import u32
