@@ -33,20 +33,19 @@ def main(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
     from lltool.eval.bench.record import Interrupted
 
-    points, peers = _plan(arguments), _find_peers(arguments)
+    points, peers, history = _plan(arguments), _find_peers(arguments), _open_history(arguments)
     _set_priority(arguments.prio)
     try:
-        with _progress(arguments) as progress:
-            rows = _measure(points, peers, arguments, progress)
+        rows = _measure(points, peers, history, arguments)
     except Interrupted as stop:
-        _report(stop.rows, arguments)
+        _report(stop.rows, history, arguments)
         raise
-    _report(rows, arguments)
+    _report(rows, history, arguments)
     return 0
 
 
 def _measure(
-    points: "Sequence[Point]", peers: "Sequence[Peer]", arguments: argparse.Namespace, progress: "Progress"
+    points: "Sequence[Point]", peers: "Sequence[Peer]", history: Path | None, arguments: argparse.Namespace
 ) -> "list[Row]":
     from lltool.eval.bench.environment import describe_build, describe_machine
     from lltool.eval.bench.history import find_drift
@@ -56,13 +55,13 @@ def _measure(
 
     effort = Effort(arguments.repetitions, arguments.until, seconds=arguments.max_time, delay=arguments.delay)
     machine = describe_machine() | {"build": describe_build()}
-    known: dict[str, Any] = {"machine": machine, "drift": find_drift(_history(arguments), machine)}
-    warm = not arguments.no_warmup
-    if peers:
-        from lltool.eval.bench.peers.pairing import measure_beside
+    known: dict[str, Any] = {"machine": machine, "drift": find_drift(history, machine), "warm": not arguments.no_warmup}
+    with _progress(arguments) as progress:
+        if peers:
+            from lltool.eval.bench.peers.pairing import measure_beside
 
-        return measure_beside(points, peers, effort, warm=warm, progress=progress, **known)
-    found = measure(points, effort, warm=warm, memory=not arguments.no_memory, progress=progress, **known)
+            return measure_beside(points, peers, effort, progress=progress, **known)
+        found = measure(points, effort, memory=not arguments.no_memory, progress=progress, **known)
     return [to_row(measurement) for measurement in found]
 
 
@@ -82,10 +81,21 @@ def _find_peers(arguments: argparse.Namespace) -> "list[Peer]":
     return peers
 
 
-def _history(arguments: argparse.Namespace) -> Path | None:
-    from lltool.eval.bench.history import default_database
+def _open_history(arguments: argparse.Namespace) -> Path | None:
+    """A file that can be written, as is better known before the measurement; one that nobody named may be missing."""
+    from lltool.eval.bench.history import default_database, keep
 
-    return None if arguments.no_history else arguments.db or default_database()
+    if arguments.no_history:
+        return None
+    path: Path = arguments.db or default_database()
+    try:
+        keep(path, ())
+    except (InputError, OSError) as error:
+        if arguments.db:
+            raise
+        _warn(f"results are not kept: {error}", arguments)
+        return None
+    return path
 
 
 def _plan(arguments: argparse.Namespace) -> "list[Point]":
@@ -114,7 +124,7 @@ def _warn(message: str, arguments: argparse.Namespace) -> None:
     print(f"lltool: warning: {message}", file=sys.stderr)
 
 
-def _report(rows: "Sequence[Row]", arguments: argparse.Namespace) -> None:
+def _report(rows: "Sequence[Row]", history: Path | None, arguments: argparse.Namespace) -> None:
     from lltool.eval.bench.history import keep
     from lltool.eval.bench.tables import format_rows
 
@@ -125,14 +135,14 @@ def _report(rows: "Sequence[Row]", arguments: argparse.Namespace) -> None:
 
         return format_ratios(rows)
 
-    print(show(arguments.output), flush=True)
-    if arguments.output_err:
-        print(show(arguments.output_err), file=sys.stderr)
-    if not rows:
-        return
-    if history := _history(arguments):
-        keep(history, rows)
-    if arguments.plot:
+    try:
+        print(show(arguments.output), flush=True)
+        if arguments.output_err:
+            print(show(arguments.output_err), file=sys.stderr)
+    finally:  # though nobody reads them any more
+        if history:
+            keep(history, rows)
+    if arguments.plot and rows:
         from lltool.eval.bench.plots import plot_rows
 
         print(plot_rows(rows, arguments.plot), file=sys.stderr)

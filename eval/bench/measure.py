@@ -137,6 +137,7 @@ class _Session:
         """Loads the models, takes the samples in turns, and lets go of the models."""
         with ExitStack() as stack:
             for ran in dict.fromkeys(test.ran for test in tests):
+                self._tell(f"{ran.model.name}, to load")
                 mine = [test for test in tests if test.ran == ran]
                 runner = Runner(ran, [test.workload for test in mine], executor=executor, seed=seed)
                 stack.callback(runner.close)

@@ -200,6 +200,24 @@ def test_results_are_kept_drawn_and_shown_again(
     assert len(list(home.rglob("*.sqlite"))) == 1
 
 
+def test_a_history_that_cannot_be_kept_is_told_first(
+    tiny: str, timed: None, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["bench", "-m", tiny, "-p", "8", "-n", "0", "-r", "1", "--no-memory", "--json"]
+    home.write_text("not a folder")
+    assert lltool(line) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) == 1
+    assert err.startswith("lltool: warning: results are not kept: ")
+    assert lltool([*line, "--strict"]) == 2
+    other = tmp_path / "other.sqlite"
+    other.write_text("not a database")
+    assert lltool([*line, "--db", str(other)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "other.sqlite: file is not a database" in err
+
+
 def test_an_interrupt_prints_and_keeps_what_is_done(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,8 +243,8 @@ def test_an_interrupt_prints_and_keeps_what_is_done(
 def test_progress_is_told_run_by_run(tiny: str, timed: None, capsys: pytest.CaptureFixture[str]) -> None:
     line = "-p 8 -n 0 -r 2 --no-warmup --no-memory --no-history --progress --until 50%"
     assert main(["-m", tiny, *line.split()]) == 0
-    lines = [f"lltool: run {number} of 2: tiny.gguf, pp8" for number in (1, 2)]
-    assert capsys.readouterr().err.splitlines()[:2] == lines
+    lines = [f"lltool: run {run} of 2: tiny.gguf, {what}" for run, what in ((1, "to load"), (1, "pp8"), (2, "pp8"))]
+    assert capsys.readouterr().err.splitlines()[:3] == lines
 
 
 def test_a_real_model_is_measured(real_model: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
