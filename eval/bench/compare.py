@@ -6,7 +6,7 @@ from math import exp, hypot, log
 from pathlib import Path
 from typing import Any, Literal
 
-from lltool.eval.bench.plots import add_legends, describe_rows, panel_of
+from lltool.eval.bench.plots import describe_rows, panel_of
 from lltool.eval.bench.record import Row
 from lltool.eval.bench.rows import family_of, format_speed, speed_of
 from lltool.eval.bench.statistics import summarize
@@ -104,7 +104,7 @@ def _view(row: Row) -> dict[str, Any]:
 
 def _name(row: Row, telling: Sequence[str]) -> str:
     parts = [f"{name} {row[name]}" for name in telling if name not in ("engine", "model", "precision")]
-    parts = [f"{row['n_threads']} threads" if part.startswith("n_threads") else part for part in parts]
+    parts = [part.replace("n_threads", "threads") for part in parts]
     heads = {"model": Path(row["model_filename"]).name, "engine": family_of(row)}
     heads["precision"] = row["settings"].get("precision", "")
     return ", ".join([*(heads[name] for name in heads if name in telling), test_name(row), *parts])
@@ -135,7 +135,8 @@ def format_comparison(found: Comparison, names: tuple[str, str]) -> str:
         rows.append((d.name, d.verdict, *speeds, f"{100 * d.change:+.1f} %{error}"))
     titles = ("test", "B is", "A t/s (95 %)", "B t/s (95 %)", "difference (95 %)")
     lines = [f"A: {names[0]}", f"B: {names[1]}", "", format_table(titles, rows, left=2)]
-    notes = [f"{name}: {a} in A, {b} in B" for name, (a, b) in found.between.items()]
+    between = ", ".join(f"{name} ({a}, {b})" for name, (a, b) in found.between.items())
+    notes = [f"A and B as a whole differ in {between}"] if between else []
     notes += [f"only in {side}: {name}" for side, only in (("A", found.only_a), ("B", found.only_b)) for name in only]
     notes += [f"{found.older} older rows of the same settings are left out"] if found.older else []
     if not all(d.is_paired for d in found.differences):
@@ -169,6 +170,8 @@ def describe(found: Comparison, limit: float | None) -> dict[str, Any]:
 
 def plot_comparison(found: Comparison, names: tuple[str, str], target: Path, limit: float | None = None) -> Path:
     """A bar a row, to the right where b is faster, with its error; a panel each for prefill and decode."""
+    from matplotlib.patches import Patch
+
     panels: dict[str, list[Difference]] = {}
     for difference in found.differences:
         panels.setdefault(panel_of(difference.a), []).append(difference)
@@ -176,25 +179,32 @@ def plot_comparison(found: Comparison, names: tuple[str, str], target: Path, lim
     height = 2.2 + 0.33 * max(map(len, panels.values()))
     with picture(target, 3.2 + 3.9 * len(panels), height) as figure:
         title = describe_rows([row for d in found.differences for row in (d.a, d.b)])
-        body = add_title(figure, title, f"A: {names[0]}\nB: {names[1]}\nerror bars: 95 % interval of the difference")
-        axes = body.subplots(1, len(panels), squeeze=False)[0]
+        bars = "error bars: 95 % interval of the difference" + ("" if limit is None else f"; dashed: -{limit:.1%}")
+        body = add_title(figure, title, f"A: {names[0]}\nB: {names[1]}\n{bars}")
+        axes = body.subplots(1, len(panels), squeeze=False, sharex=True)[0]
         for axis, (panel, differences) in zip(axes, panels.items(), strict=True):
-            for verdict, color in looks.items():
-                chosen = [(place, d) for place, d in enumerate(differences) if d.verdict == verdict]
-                # An empty set of bars keeps the legends of all panels alike.
-                axis.barh([p for p, _ in chosen], [100 * d.change for _, d in chosen], 0.7, color=color, label=verdict)
-            sides = [[100 * (d.change - d.low) for d in differences], [100 * (d.high - d.change) for d in differences]]
             changes = [100 * d.change for d in differences]
-            axis.errorbar(changes, range(len(changes)), xerr=sides, fmt="none", ecolor="#222222", capsize=3)
+            sides = [[100 * (d.change - d.low) for d in differences], [100 * (d.high - d.change) for d in differences]]
+            axis.barh(range(len(changes)), changes, 0.7, color=[looks[d.verdict] for d in differences])
+            axis.errorbar(
+                changes, range(len(changes)), xerr=sides, fmt="none", ecolor="#222222", capsize=3, elinewidth=1.2
+            )
             axis.axvline(0, color="#222222", linewidth=0.8)
             if limit is not None:
-                axis.axvline(-100 * limit, color=COLORS[1], linewidth=1, linestyle="--", label="limit")
+                axis.axvline(-100 * limit, color="#222222", linewidth=1, linestyle="--")
             axis.set_yticks(range(len(differences)), [d.name.replace(", ", "\n", 1) for d in differences])
             axis.invert_yaxis()
             axis.grid(axis="y", visible=False)
             axis.set_xlabel("how much faster B is than A (%)")
             axis.set_title(panel)
-        add_legends(body, axes)
+        seen = [verdict for verdict in looks if any(d.verdict == verdict for d in found.differences)]
+        handles = [Patch(color=looks[verdict]) for verdict in seen]
+        body.legend(
+            handles,
+            [f"B is {v}" if v in ("faster", "slower") else v for v in seen],
+            loc="outside lower center",
+            ncols=4,
+        )
     return target
 
 

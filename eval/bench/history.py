@@ -24,6 +24,13 @@ PATIENCE = 30.0  # seconds to wait for another process that writes
 _IDENTITY = ("build_commit", "model_filename", "n_threads", "n_prompt", "n_gen", "n_depth", "test_time", "avg_ns")
 
 
+# What the parts of a series' key are.
+SERIES = (
+    *("engine", "file", "test", "cpu_info", "gpu_info", "model_type"),
+    *("n_threads", "n_batch", "n_ubatch", "type_k", "type_v", "n_gpu_layers"),
+)
+
+
 def default_database() -> Path:
     return Path.home() / ".cache" / "lltool" / "bench.sqlite"
 
@@ -90,18 +97,7 @@ def find_drift(path: Path | None, machine: Mapping[str, Any]) -> float:
 
 def series_of(row: Row) -> tuple[Any, ...]:
     """What rows have in common that are the same measurement at different times: engine, model, test, main settings."""
-    names = (
-        "cpu_info",
-        "gpu_info",
-        "model_type",
-        "n_threads",
-        "n_batch",
-        "n_ubatch",
-        "type_k",
-        "type_v",
-        "n_gpu_layers",
-    )
-    return (family_of(row), Path(row["model_filename"]).name, test_name(row), *(row[name] for name in names))
+    return (family_of(row), Path(row["model_filename"]).name, test_name(row), *(row[name] for name in SERIES[3:]))
 
 
 def format_history(rows: Sequence[Row]) -> str:

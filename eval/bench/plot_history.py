@@ -5,8 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lltool.eval.bench.history import series_of
-from lltool.eval.bench.plots import SPEED, add_legends, describe_rows, error_bars, panel_of
+from lltool.eval.bench.history import SERIES, series_of
+from lltool.eval.bench.plots import SPEED, add_legends, describe_rows, error_bars, label_of, panel_of
 from lltool.eval.bench.record import Row
 from lltool.eval.bench.rows import speed_of
 from lltool.eval.figure import COLORS, LINES, MARKERS, add_title, picture
@@ -35,17 +35,19 @@ def plot_history(rows: Sequence[Row], target: Path) -> Path:
 def _draw(axis: Any, series: dict[tuple[Any, ...], list[Row]]) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    differing = [len(set(values)) > 1 or i == 2 for i, values in enumerate(zip(*series, strict=True))]
+    differing = [
+        len(set(values)) > 1 or name == "test" for name, values in zip(SERIES, zip(*series, strict=True), strict=True)
+    ]
     for number, (key, rows) in enumerate(series.items()):
         times = [datetime.fromisoformat(row["test_time"]) for row in rows]
         middle, below, above = error_bars([speed_of(row) for row in rows])
-        label = ", ".join(str(part) for part, is_shown in zip(key, differing, strict=True) if is_shown)
+        shown = {name: part for name, part, is_shown in zip(SERIES, key, differing, strict=True) if is_shown}
         axis.errorbar(
             times,
             middle,
             (below, above),
             capsize=3,
-            label=label,
+            label=label_of(shown),
             color=COLORS[number % len(COLORS)],
             marker=MARKERS[number % len(MARKERS)],
             linestyle=LINES[number // len(COLORS) % len(LINES)],

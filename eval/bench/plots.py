@@ -104,7 +104,7 @@ def describe_constants(rows: Sequence[Row], points: Sequence[Point], varying: se
     first = points[0].settings
     facts = [] if "engine" in varying else [first["engine"]]
     shown = [name for name in ("n_threads", "n_batch", "n_ubatch", "n_depth", "n_parallel") if name not in varying]
-    facts += [_label({name: first[name]}) for name in shown if first[name] not in (None, _USUAL.get(name))]
+    facts += [label_of({name: first[name]}) for name in shown if first[name] not in (None, _USUAL.get(name))]
     if first["type_k"] and not {"type_k", "type_v"} & varying:
         facts.append(f"cache {first['type_k']}" + f"/{first['type_v']}" * (first["type_k"] != first["type_v"]))
     runs = sorted({len(row["samples_ns"]) for row in rows if row.get("samples_ns")})
@@ -161,11 +161,11 @@ def _draw_over(part: Any, points: Sequence[Point], name: str) -> None:
                 middle,
                 (below, above),
                 capsize=3,
-                label=_label(dict(key)),
+                label=label_of(dict(key)),
                 transform=_beside(axis, 3 * (number - (len(lines) - 1) / 2)),
                 **_looks(list(lines))[key],
             )
-        axis.set_title(", ".join([panel, *([_label(held)] if held else [])]))
+        axis.set_title(", ".join([panel, *([label_of(held)] if held else [])]))
         length = {"prefill": "prompt ", "decode": "generated "}.get(panel, "") if name == "length" else ""
         axis.set_xlabel(f"{length}{PARAMETERS[name].axis}")
         axis.set_ylabel(SPEED)
@@ -263,10 +263,10 @@ def _draw_side_by_side(part: Any, points: Sequence[Point]) -> None:
         told = [name for name in _vary_in(found) if name != "engine"]
         for point in found:
             shown = {name: point.settings[name] for name in ("model", *told)}
-            groups.setdefault(_label(shown).replace(", ", "\n"), {})[point.settings["engine"]] = point
+            groups.setdefault(label_of(shown).replace(", ", "\n"), {})[point.settings["engine"]] = point
         speeds = {name: {engine: point.speed for engine, point in group.items()} for name, group in groups.items()}
         draw_bars(axis, speeds, series, {p.speed: p.note for p in found})
-        axis.set_title(panel if "length" in told else f"{panel}, {_label({'length': found[0].settings['length']})}")
+        axis.set_title(panel if "length" in told else f"{panel}, {label_of({'length': found[0].settings['length']})}")
     if len(series) > 1:
         add_legends(part, axes)
 
@@ -317,7 +317,7 @@ def _figures(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _label(settings: Mapping[str, Any]) -> str:
+def label_of(settings: Mapping[str, Any]) -> str:
     """As in `llama 135M Q4_0, 2 threads`."""
     parts = []
     for name, value in settings.items():
@@ -325,5 +325,5 @@ def _label(settings: Mapping[str, Any]) -> str:
             text = PARAMETERS[name].label.format(value)
             parts.append(text.removesuffix("s") if value == 1 else text)
         else:
-            parts.append(str(value) if name in ("engine", "model") else f"{name} {value}")
+            parts.append(f"{name} {value}" if name in NAMES[2:] else str(value))
     return ", ".join(parts)

@@ -66,17 +66,17 @@ def test_rows_are_matched_by_what_tells_them_apart() -> None:
     a = [made_row(p, 0, n_threads=t, n_batch=2048) for p in (128, 512) for t in (1, 2)]
     b = [made_row(p, 0, n_threads=t, n_batch=512) for p in (512, 256) for t in (2, 1, 4)]
     found = compare_rows(a, b)
-    assert [d.name for d in found.differences] == ["pp512, 1 threads", "pp512, 2 threads"]
+    assert [d.name for d in found.differences] == ["pp512, threads 1", "pp512, threads 2"]
     assert [(d.a["n_threads"], d.b["n_threads"], d.b["n_prompt"]) for d in found.differences] == [
         (1, 1, 512),
         (2, 2, 512),
     ]
-    assert found.only_a == ("pp128, 1 threads", "pp128, 2 threads")
-    assert found.only_b == tuple(f"pp{p}, {t} threads" for p, ts in ((512, (4,)), (256, (2, 1, 4))) for t in ts)
+    assert found.only_a == ("pp128, threads 1", "pp128, threads 2")
+    assert found.only_b == tuple(f"pp{p}, threads {t}" for p, ts in ((512, (4,)), (256, (2, 1, 4))) for t in ts)
     assert found.between == {"n_batch": (2048, 512)}
     text = format_comparison(found, ("a.json", "b.json"))
-    assert "- n_batch: 2048 in A, 512 in B" in text
-    assert "- only in A: pp128, 1 threads" in text
+    assert "- A and B as a whole differ in n_batch (2048, 512)" in text
+    assert "- only in A: pp128, threads 1" in text
 
 
 def test_what_is_one_thing_in_each_file_is_compared_and_named() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from lltool.eval.bench.history import default_database, find_drift, keep, recall
 from lltool.eval.bench.record import LLAMA_BENCH_COLUMNS
-from lltool.eval.bench.rows import complete_row
+from lltool.eval.bench.rows import complete_row, format_speed, speed_of
 from lltool.eval.bench.statistics import DRIFT_GUESS
 from lltool.eval.bench.tables import format_sql
 from lltool.gguf.errors import InputError
@@ -146,7 +146,8 @@ def test_command_lists_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*arguments, "--plot", str(tmp_path / "x.svg")]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[2:] == [
-        f"| 2026-01-02 03:0{minute}:00 | {what} |       2 | 100.0 (94.2 – 106.2) |" for minute in (1, 2)
+        f"| 2026-01-02 03:0{minute}:00 | {what} |       2 | {format_speed(speed_of(made_row(0, 64)))} |"
+        for minute in (1, 2)
     ]
     assert (tmp_path / "x.svg").exists()
     assert "x.svg" in err
