@@ -16,7 +16,7 @@ from statistics import fmean, median, stdev
 # do it, by simulation: normal, log-normal, exponential and bursty samples agree on this within 15 %.
 STRETCH = {2: 14.0, 3: 4.5, 4: 1.7, 5: 1.12}
 NORMAL_95, NORMAL_QUARTILE = 1.96, 0.6745  # standard deviations within which 95 % and 50 % are
-DRIFT_GUESS = {"bare": 0.01, "virtual": 0.03}  # between runs, as a fraction; see reports/LOG.md
+DRIFT_GUESS = {"bare": 0.015, "virtual": 0.04}  # between runs, as a fraction; see reports/LOG.md
 GUESS_WEIGHT = 3  # a guess counts as much as this many earlier runs
 
 

@@ -30,7 +30,7 @@ class Machine:
         """Seconds of each; `hot` is a count."""
         ticks = [0, round(busy * TICK), 0, 77, 5, 0, 0, round(stolen * TICK), round(busy * TICK), 0]
         self.write("proc/stat", "cpu  " + " ".join(map(str, ticks)) + "\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
-        self.write("proc/7/stat", f"7 (a ) b) R {'0 ' * 10}{round(own * TICK)} 0 0 0\n")
+        self.write("proc/7/stat", f"7 (a ) b c) R {'0 ' * 10}{round(own * TICK)} 0 0 0\n")
         for thread in (7, 8):
             self.write(f"proc/7/task/{thread}/schedstat", f"123 {round(waited * 5e8)} 9\n")
         self.write("sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count", f"{hot}\n")
@@ -127,5 +127,6 @@ def test_notes_are_short_and_say_who(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_drift_is_a_trend_beyond_chance() -> None:
     assert find_trend([100, 98, 96, 94, 92]) == pytest.approx(-8 / 96)
     assert find_trend([100, 101, 100, 102, 99, 100, 150]) == 0  # one outlier is no trend
+    assert find_trend([100, 120, 90, 130, 110, 140]) == 0  # by chance one time of four
     assert find_trend([1000, 1001, 1002, 1003, 1004, 1005]) == 0  # a trend that does not matter
     assert find_trend([100, 200, 300, 400]) == 0  # too few to tell
