@@ -61,6 +61,7 @@ class _Group:
     context: Ids
     endings: list[Ids]
     parts: list[list[EndingScores]]
+    waiting: list[int]  # numbers of endings that are not begun
     unfinished: int
 
     @staticmethod
@@ -68,8 +69,8 @@ class _Group:
         if not len(branches.context):
             raise InputError("an empty context: wanted at least one token, such as BOS, to predict from")
         endings = [np.asarray(ending, np.int32) for ending in branches.endings]
-        unfinished = sum(ending.size > 0 for ending in endings)
-        return _Group(np.asarray(branches.context, np.int32), endings, [[] for _ in endings], unfinished)
+        waiting = [number for number, ending in enumerate(endings) if ending.size]
+        return _Group(np.asarray(branches.context, np.int32), endings, [[] for _ in endings], waiting, len(waiting))
 
     @property
     def scores(self) -> list[EndingScores]:
@@ -81,22 +82,22 @@ class _Group:
             for parts in self.parts
         ]
 
-    def pages(self) -> int:
-        """Of the cache, that the group takes when nothing of it is there. The last ending goes on in its context's."""
+    def pages(self, numbers: List[int]) -> int:
+        """Of the cache, that these endings take when nothing is there. The last one goes on in its context's pages."""
         stem = len(self.context) - 1
-        totals = [_pages(stem + ending.size) for ending in self.endings if ending.size]
+        totals = [_pages(stem + self.endings[number].size) for number in numbers]
         return sum(total - stem // PAGE for total in totals[:-1]) + (totals[-1] if totals else 0)
 
 
 @dataclass(eq=False)
 class _Job:
-    """Tokens of a sequence to compute: of the ending of that number, or (None) of all but the context's last one.
+    """Tokens of a sequence to compute: an ending's, or all but the last one of a context, of which endings will fork.
 
-    Row i of `inputs` predicts targets[i]; rows from `first` on are wanted.
+    Row i of `inputs` predicts targets[i]; rows from `first` on are wanted, of a context none.
     """
 
     group: _Group
-    ending: int | None
+    numbers: list[int]  # of endings
     inputs: Ids
     targets: Ids
     first: int
@@ -106,11 +107,15 @@ class _Job:
     def left(self) -> int:
         return len(self.inputs) - self.sequence.length
 
+    @property
+    def is_context(self) -> bool:
+        return self.first == len(self.inputs)
+
     def pages_to_take(self) -> int:
         """At most, until the group is done with this sequence and those that fork from it."""
         held = self.sequence
-        if self.ending is None:
-            return self.group.pages() - held.length // PAGE
+        if self.is_context:
+            return self.group.pages(self.numbers) - held.length // PAGE
         last = held.length // PAGE
         is_shared = held.length % PAGE > 0 and held.pool.references[held.pages[last]] > 1
         return _pages(len(self.inputs)) - len(held.pages) + is_shared
@@ -171,19 +176,26 @@ class _Scorer:
         if not shared:
             self._forget()
         free = self._free_pages() - sum(job.pages_to_take() for job in self.jobs)
-        if group.pages() - shared > free and self.jobs:
-            return False
-        if group.pages() - shared > free:
+        numbers = group.waiting
+        if group.pages(numbers) - shared > free:
+            if self.jobs:
+                return False
             shared = 0
             self._forget()
-        self._check(group)
+            while len(numbers) > 1 and group.pages(numbers) > self._free_pages():
+                numbers = numbers[:-1]  # the others come in when these are done
+        self._check(group, numbers, group.pages(numbers) - shared)
         sequence = self.model.new_sequence()
         if self.kept and shared:
             sequence = self.kept[1].fork()
             sequence.truncate(shared * PAGE)
-        self.upcoming, self.newest = None, group
-        self.groups.append(group)
-        self.jobs += self._begin(group, sequence)
+        if group is not self.newest:
+            self.groups.append(group)
+        self.newest = group
+        group.waiting = group.waiting[len(numbers) :]
+        if not group.waiting:
+            self.upcoming = None
+        self.jobs += self._begin(group, numbers, sequence)
         return True
 
     def _is_computing(self, group: _Group | None) -> TypeGuard[_Group]:
@@ -192,23 +204,21 @@ class _Scorer:
             return False
         return any(job.group is group for job in self.jobs)
 
-    def _begin(self, group: _Group, sequence: Sequence) -> list[_Job]:
-        """The jobs that a group starts with: its context, or its ending where it has just one."""
-        numbers = [number for number, ending in enumerate(group.endings) if ending.size]
+    def _begin(self, group: _Group, numbers: list[int], sequence: Sequence) -> list[_Job]:
+        """The jobs that endings start with: their context, or the ending itself where it is just one."""
         if not numbers:
             sequence.free()
             return []
         if len(numbers) == 1:
             return [_ending(group, numbers[0], sequence)]
         context = group.context[:-1]
-        job = _Job(group, None, context, context, len(context), sequence)
+        job = _Job(group, numbers, context, context, len(context), sequence)
         return [job] if job.left else self._fork(job)
 
     def _fork(self, job: _Job) -> list[_Job]:
         """The endings of a context; the last one goes on in the context's own pages."""
-        numbers = [number for number, ending in enumerate(job.group.endings) if ending.size]
-        forks = [_ending(job.group, number, job.sequence.fork()) for number in numbers[:-1]]
-        return [*forks, _ending(job.group, numbers[-1], job.sequence)]
+        forks = [_ending(job.group, number, job.sequence.fork()) for number in job.numbers[:-1]]
+        return [*forks, _ending(job.group, job.numbers[-1], job.sequence)]
 
     def _compute(self, taken: list[tuple[_Job, int]]) -> None:
         pieces, targets, sizes = [], [], []
@@ -226,8 +236,8 @@ class _Scorer:
         scores = logits.score(wanted) if logits.rows else np.empty(0)
         ends = np.cumsum(sizes)
         for (job, _), start, stop in zip(taken, ends - sizes, ends, strict=True):
-            if job.ending is not None:
-                job.group.parts[job.ending].append(EndingScores(scores[start:stop], is_best[start:stop]))
+            if not job.is_context:
+                job.group.parts[job.numbers[0]].append(EndingScores(scores[start:stop], is_best[start:stop]))
         self.jobs = [following for job in self.jobs for following in ([job] if job.left else self._finish(job))]
 
     def _finish(self, job: _Job) -> list[_Job]:
@@ -238,7 +248,7 @@ class _Scorer:
             sequence = job.sequence.fork()
             sequence.truncate((len(context) - 1) // PAGE * PAGE)  # whole pages: keeping them copies none
             self.kept = context, sequence
-        if job.ending is None:
+        if job.is_context:
             return self._fork(job)
         job.sequence.free()
         job.group.unfinished -= 1
@@ -252,23 +262,23 @@ class _Scorer:
     def _free_pages(self) -> int:
         return len(self.model.new_sequence().pool.free)
 
-    def _check(self, group: _Group) -> None:
-        tokens = len(group.context) - 1 + max((ending.size for ending in group.endings), default=0)
+    def _check(self, group: _Group, numbers: list[int], pages: int) -> None:
+        tokens = len(group.context) - 1 + max((group.endings[number].size for number in numbers), default=0)
         if tokens > self.model.context:
             raise InputError(
                 f"{tokens} tokens do not fit the context of {self.model.context}; "
                 "load the model with a larger one or shorten the text"
             )
-        if group.pages() > self._free_pages():
+        if pages > self._free_pages():
             raise InputError(
-                f"a context of {len(group.context)} tokens with {len(group.endings)} endings takes {group.pages()} "
-                f"pages of {PAGE} tokens, the cache has {self._free_pages()}; load the model with more sequences"
+                f"{tokens} tokens take {pages} pages of the cache, {self._free_pages()} are free; "
+                "load the model with more sequences"
             )
 
 
 def _ending(group: _Group, number: int, sequence: Sequence) -> _Job:
     ids = np.concatenate([group.context, group.endings[number]])
-    return _Job(group, number, ids[:-1], ids[1:], len(group.context) - 1, sequence)
+    return _Job(group, [number], ids[:-1], ids[1:], len(group.context) - 1, sequence)
 
 
 def _pages(tokens: int) -> int:
