@@ -189,9 +189,11 @@ def test_ctrl_c_keeps_the_rounds_that_were_finished(
     assert peer.closed == ["fast", "slow"]
 
 
-def test_several_sequences_are_refused(tmp_path: Path) -> None:
+def test_what_peers_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--peer runs one sequence at a time; leave out -npl"):
         measure_beside(grid([tmp_path / "m.gguf"], [Workload(8, 0, 0, 2)], threads=[2]), [FakePeer([])])
+    with pytest.raises(InputError, match="--peer cannot be bound to processors with -C"):
+        measure_beside(grid([tmp_path / "m.gguf"], [Workload(8, 0)], cpu_mask=["0x1"]), [FakePeer([])])
 
 
 def test_llama_cpp_python_is_asked_for_the_same_shape(peer_python: str) -> None:
@@ -210,6 +212,7 @@ def test_llama_cpp_python_is_asked_for_the_same_shape(peer_python: str) -> None:
 def test_workers_that_fail_are_one_line(tmp_path: Path) -> None:
     for text, message in (
         ("print('hello')", "peer x: answered 'hello'"),
+        ("import sys; sys.stderr.write('x' * 200_000); sys.exit('no room')", "no room"),
         ("raise SystemExit(3)", "peer x: ended with exit code 3"),
         ("import missing_module", "peer x: ModuleNotFoundError: No module named 'missing_module'"),
         ('print(\'{"error": "no memory"}\')', "peer x: no memory"),

@@ -60,6 +60,8 @@ def measure_beside(
     """
     if any(point.workload.sequences > 1 for point in points):
         raise InputError("--peer runs one sequence at a time; leave out -npl")
+    if any(point.settings.cpu_mask != "0x0" for point in points):
+        raise InputError("--peer cannot be bound to processors with -C; run all of `lltool bench` under taskset")
     groups: dict[Settings, list[Point]] = {}
     for point in dict.fromkeys(points):
         groups.setdefault(resolve(point.settings), []).append(point)

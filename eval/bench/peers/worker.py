@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from lltool.eval.bench.plan import Workload
@@ -18,8 +19,9 @@ class Worker:
     def __init__(self, python: str, script: Path, arguments: Sequence[str], family: str, mode: str = "") -> None:
         command = [python, str(script), *arguments]
         self._family = family
+        self._talk = TemporaryFile("w+", errors="replace")  # a pipe that nobody reads would fill up
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._talk, text=True
         )
         version = self._answer()["version"]
         self.name = f"{family} {version} {mode}".rstrip()
@@ -40,6 +42,7 @@ class Worker:
     def close(self) -> None:
         self._process.terminate()
         self._process.communicate()
+        self._talk.close()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
@@ -50,14 +53,15 @@ class Worker:
             answer = {"error": f"answered {line.strip()[:80]!r}"}
         if "error" in answer:
             self._process.kill()
-            self._process.communicate()
+            self.close()
             raise InputError(f"peer {self._family}: {answer['error']}")
         return answer
 
     def _last_words(self) -> str:
-        assert self._process.stderr
-        lines = self._process.stderr.read().strip().splitlines()
-        return lines[-1] if lines else f"ended with exit code {self._process.wait()}"
+        code = self._process.wait()
+        self._talk.seek(0)
+        lines = self._talk.read().strip().splitlines()
+        return lines[-1] if lines else f"ended with exit code {code}"
 
 
 def ask_version(python: str, code: str) -> str | None:
