@@ -1,27 +1,16 @@
-"""What a user feels: time to the first token, between tokens, and in all. From the runs that give the speed."""
+"""What a user feels: time to the first token, between tokens, and in all. From the runs that give the speed.
+
+A run is a run wherever it was made: behind a server, the prompt's time is until the first token has come, and a token's
+until the next one has, with all that lies between.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Protocol
 
 import numpy as np
 
 from lltool.eval.bench.plan import Run, Workload
-
-
-class Subject(Protocol):
-    """Something that is measured: an engine in this process, in another one, or behind a server's address.
-
-    A server streams, so its `Run` has the time to the first token in `prompt_ns` and the gaps between tokens in
-    `token_ns`, which then hold all that lies between: sampling, text, network.
-    """
-
-    name: str
-
-    def run(self, workload: Workload) -> Run: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
