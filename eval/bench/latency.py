@@ -10,7 +10,7 @@ from statistics import median
 
 import numpy as np
 
-from lltool.eval.bench.plan import Run, Workload
+from lltool.eval.bench.plan import Run
 
 
 @dataclass(frozen=True)
