@@ -205,6 +205,7 @@ def test_llama_cpp_python_is_asked_for_the_same_shape(peer_python: str) -> None:
     assert all(engine.time(run, list(range(run.context))) > 0 for run in runs)
     with pytest.raises(InputError, match="peer llama-cpp-python: RuntimeError: llama_decode gave 1"):
         engine.time(Workload(7, 0), list(range(7)))
+    engine.close()  # as on the way out of an error
     with pytest.raises(InputError, match="runs with a cache of f16"):
         peer.load(resolve(Settings(Path("m.gguf"), type_k="f32", type_v="f32")), runs)
 

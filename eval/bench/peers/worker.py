@@ -19,7 +19,8 @@ class Worker:
     def __init__(self, python: str, script: Path, arguments: Sequence[str], family: str, mode: str = "") -> None:
         command = [python, str(script), *arguments]
         self._family = family
-        self._talk = TemporaryFile("w+", errors="replace")  # a pipe that nobody reads would fill up
+        # A pipe that nobody reads would fill up.
+        self._talk = TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._talk, text=True
         )
