@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -85,3 +85,19 @@ def test_plain_data_comes_back(tmp_path: Path) -> None:
     values = iter([{"a": [1, 2.5, "ä"]}])
     store = Store(tmp_path, {"source": 1})
     assert store.compute("v.json", {}, lambda: next(values)) == store.compute("v.json", {}, lambda: next(values))
+
+
+def test_what_is_missing_of_several_is_made_by_one_call(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path, {}), []
+
+    def make(missing: Mapping[str, Path]) -> None:
+        calls.append(sorted(missing))
+        for path in missing.values():
+            path.write_text(f"made {len(calls)}")
+
+    store.make_all({"a": {}, "b": {"n": 1}}, make)
+    paths = store.make_all({"a": {}, "b": {"n": 2}, "c": {}}, make)
+    assert calls == [["a", "b"], ["b", "c"]]
+    assert [path.read_text() for path in paths.values()] == ["made 1", "made 2", "made 2"]
+    store.make_all({"c": {}}, make)
+    assert len(calls) == 2
