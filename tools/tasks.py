@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 
+from lltool.gguf.errors import InputError
 from lltool.tools.arguments import command_parser, positive, print_json
 from lltool.tools.progress import progress_bar
 
@@ -13,6 +14,7 @@ EXAMPLES = """
 lltool tasks hellaswag -m model.gguf -f hellaswag_val_full.txt --tasks 400
 lltool tasks winogrande -m model.gguf -f winogrande-debiased-eval.csv
 lltool tasks multiple-choice -m model.gguf -f mmlu-validation.bin --tasks 750 --json
+lltool tasks lm-eval run --model lltool --model_args pretrained=model.gguf --tasks arc_easy
 """
 CHOICE = {
     "hellaswag": "endings of a text: six lines a task (context, number of the right ending, four endings)",
@@ -23,6 +25,8 @@ FLAGS = {f"--{task}": task for task in CHOICE}
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["lm-eval"]:  # whose own parser takes the rest
+        return _lm_eval(argv[1:])
     arguments = _parser().parse_args(argv)
     return _answer(arguments)
 
@@ -54,7 +58,20 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
         kind.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
         kind.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    kinds.add_parser(
+        "lm-eval", help="lm-evaluation-harness with its own options, knowing --model lltool", add_help=False
+    )
     return parser
+
+
+def _lm_eval(argv: list[str]) -> int:
+    try:
+        from lltool.eval.lm_eval import run
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise
+        raise InputError("lm-evaluation-harness is not installed; pip install 'lltool[lm-eval]'") from None
+    return run(argv)
 
 
 def _count(text: str) -> int:
