@@ -1,6 +1,8 @@
 """Perplexity against exact values of a toy model, and against llama-perplexity's figures on real ones."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,8 +16,10 @@ import pytest
 
 from lltool.engine.cache import PagePool, Sequence
 from lltool.engine.model import load_model
+from lltool.engine.tokenizer import Tokenizer
 from lltool.eval.perplexity import Method, MethodName, Scored, cut_windows, measure_tokens, perplexity, pool
 from lltool.gguf.errors import InputError
+from lltool.gguf.reader import open_gguf
 from tests.eval.derived_models import f16_copy, off_grid_twin
 from tests.tiny_checkpoints import make_checkpoint
 
@@ -206,6 +210,16 @@ def test_tokens_are_measured_in_utf8_and_words_belong_to_their_first_byte() -> N
     assert [part.tolist() for part in measure_tokens(toy, [])] == [[], []]
 
 
+@pytest.mark.parametrize("vocabulary", ["llama-spm", "llama-bpe", "gpt-2", "qwen2", "deepseek-llm"])
+def test_tokens_of_a_text_are_its_bytes_and_words(shared: Path, vocabulary: str) -> None:
+    text = (shared / "text/eval_en.txt").read_text()[:5000] + "  \tGrüße,\r\n\n你好 мир\u3000🦙 \x0b\x0c x  "
+    with open_gguf(shared / f"golden/vocab/ggml-vocab-{vocabulary}.gguf") as file:
+        tokenizer = Tokenizer.from_gguf(file.metadata)
+        sizes, words = measure_tokens(tokenizer, tokenizer.encode(text))
+    assert sizes.sum() == len(text.encode())
+    assert words.sum() == len(text.encode().split())
+
+
 def test_texts_are_pooled_token_by_token() -> None:
     ids = np.random.default_rng(3).integers(0, VOCAB, 200).tolist()
     model: Any = ToyModel(64)
@@ -351,3 +365,24 @@ def test_strided_values_equal_llama_perplexitys(shared: Path, model_file: Callab
         result = perplexity(model, text, context=512, method="strided", stride=256, chunks=4)
     # llama-perplexity -c 512 -b 512 --ppl-stride 256 --chunks 4 on the same weights and text
     assert result.running == pytest.approx([16.2282, 21.5285, 24.9742, 23.7934], rel=5e-4)
+
+
+_MEASURE_PEAK = """
+import resource, sys
+from lltool.engine.model import load_model
+from lltool.eval.perplexity import perplexity
+context = int(sys.argv[2])
+with load_model(sys.argv[1], context=context) as model:
+    perplexity(model, [100, 200] * context, context=context, chunks=1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_context_by_the_cache_only(real_model: Callable[[str], Path]) -> None:
+    peaks = []
+    for context in (512, 4096):
+        command = [sys.executable, "-c", _MEASURE_PEAK, str(real_model("smollm2-q4_1")), str(context)]
+        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    cache = (4096 - 512) * 30 * 2 * 192 * 2  # bytes: layers, keys and values, width, F16
+    assert peaks[1] - peaks[0] == pytest.approx(cache, abs=16 << 20)  # the logits scored would be 400 MB
