@@ -352,10 +352,10 @@ def test_perplexity_equals_llama_perplexity(
     if "F16" in name or "twin" in name:
         assert result.running == pytest.approx(running, rel=5e-4)
     else:
-        # Both sides round activations to 8 bits, not the same way; such rounding moves a single window by up to 1 %
-        # (llama.cpp's first of SmolLM2 Q4_1 is 0.9 % above exact arithmetic's), several less.
+        # Both sides round activations to 8 bits, not the same way. That moves a window of 256 scored tokens by 1 %, of
+        # Gemma by up to 4 % (exact arithmetic is as far from either), and n windows less.
         gap = np.abs(np.array(result.running) / running - 1)
-        assert (gap < 2e-3 + 1e-2 / np.sqrt(np.arange(1, len(gap) + 1))).all()
+        assert (gap < 2e-3 + 2e-2 / np.sqrt(np.arange(1, len(gap) + 1))).all()
 
 
 @pytest.mark.slow
