@@ -8,6 +8,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from lltool.gguf.errors import InputError
 from lltool.tools import divergence
 from lltool.tools.arguments import command_parser, output_file, paths, positive, print_json
 
@@ -27,6 +28,8 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if divergence.is_wanted(arguments):
         return divergence.run(arguments)
+    if not arguments.file:
+        raise InputError("-f: wanted a text or several")
 
     from lltool.engine.model import load_model
     from lltool.eval import perplexity_report
@@ -91,11 +94,11 @@ def _parser() -> argparse.ArgumentParser:
         "perplexity",
         "Measures perplexity on texts, as llama-perplexity does or by another method, or a model's divergence from "
         "another one.",
-        EXAMPLES,
+        EXAMPLES + divergence.EXAMPLES,
     )
     parser.add_argument("-m", "--model", type=Path, required=True, help="GGUF file")
     parser.add_argument(
-        "-f", "--file", type=paths, action="extend", required=True, metavar="TEXT", help="texts, UTF-8 (also F,F,...)"
+        "-f", "--file", type=paths, action="extend", default=[], metavar="TEXT", help="texts, UTF-8 (also F,F,...)"
     )
     parser.add_argument("-c", "--ctx-size", type=positive, default=512, help="tokens a window (default 512)")
     parser.add_argument("--chunks", type=positive, help="windows to take of each text (default: all)")
