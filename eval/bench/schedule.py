@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from lltool.eval.bench.plan import Run
 from lltool.eval.bench.statistics import summarize
-from lltool.eval.bench.watch import DISTURBED, Conditions
+from lltool.eval.bench.watch import Conditions
 
 P = TypeVar("P", bound=Hashable)
 
@@ -23,10 +23,6 @@ class Sample:
 
     run: Run
     conditions: Conditions
-
-    @property
-    def is_disturbed(self) -> bool:
-        return self.conditions.disturbance > DISTURBED
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def schedule(
 
 def choose(samples: Sequence[Sample], repetitions: int) -> list[Sample]:
     """Those that count: the undisturbed ones, or the `repetitions` least disturbed where there are not so many."""
-    clean = [sample for sample in samples if not sample.is_disturbed]
+    clean = [sample for sample in samples if not sample.conditions.is_disturbed]
     if len(clean) >= repetitions:
         return clean
     least = sorted(samples, key=lambda sample: sample.conditions.disturbance)[:repetitions]
@@ -88,7 +84,7 @@ def describe_effort(samples: Sequence[Sample], effort: Effort) -> list[str]:
     """Notes on runs that were made again, and on a scatter that did not become as narrow as was asked for."""
     found, kept = [], choose(samples, effort.repetitions)
     if len(kept) < len(samples):
-        disturbed = sum(sample.is_disturbed for sample in samples)
+        disturbed = sum(sample.conditions.is_disturbed for sample in samples)
         found.append(f"{disturbed} of {len(samples)} runs were disturbed; the {len(kept)} least disturbed count")
     if effort.until and (scatter := _scatter(kept)) > effort.until:
         found.append(f"±{scatter:.1%} after {len(samples)} runs, wanted ±{effort.until:.1%}: the limit was met")
@@ -99,7 +95,7 @@ def _wants_more(samples: Sequence[Sample], effort: Effort, *, has_time: bool) ->
     if len(samples) < effort.repetitions:
         return True
     kept = choose(samples, effort.repetitions)
-    is_good = not any(sample.is_disturbed for sample in kept) and (
+    is_good = not any(sample.conditions.is_disturbed for sample in kept) and (
         effort.until is None or _scatter(kept) <= effort.until
     )
     return not is_good and len(samples) < effort.cap and has_time

@@ -38,7 +38,7 @@ def summarize(samples: Sequence[float], *, drift: float = 0.0, disturbance: floa
     """Mean ± deviation (of a sample, n - 1) as llama-bench, and the median with a 95 % interval.
 
     `samples` are positive speeds in the order in which they were taken; `drift` is the relative standard deviation
-    between runs. `disturbance` is the fraction of the time that others had the processor: the interval reaches up to
+    between runs. `disturbance` is the fraction of the time that was lost to others at most: the interval reaches up to
     what the speed would have been without.
     """
     assert samples

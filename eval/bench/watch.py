@@ -13,7 +13,7 @@ from statistics import fmean, median
 from time import perf_counter
 
 BUSY = "busy "  # so begin the notes on others who had the processor
-DISTURBED = 0.05  # a run is disturbed when others had more than this fraction of its time
+DISTURBED = 0.05  # a run is disturbed when others had a core for more than this fraction of its time
 _NOTABLE_DRIFT = 0.05
 _NOTABLE_OTHERS = 0.1  # of all cores
 _NOTABLE_FREQUENCY = 0.1
@@ -23,16 +23,25 @@ _NOTABLE_FREQUENCY = 0.1
 class Conditions:
     """Of one run. Fractions are of its time; `others` is cores in use by other processes, `frequency` is in Hz."""
 
-    waited: float = 0.0  # our threads were ready and had no core, or a container's limit held them
+    waited: float = 0.0  # our threads were ready and had no core, each; or a container's limit held them
     stolen: float = 0.0  # the hypervisor ran somebody else
     others: float = 0.0
     throttled: int = 0  # times that the processor slowed down for heat or power
     frequency: float | None = None
+    threads: int = 1
+
+    @property
+    def is_disturbed(self) -> bool:
+        return self.waited + self.stolen > DISTURBED
 
     @property
     def disturbance(self) -> float:
-        """The fraction of the time that somebody else had the processor; never all of it."""
-        return min(self.waited + self.stolen, 0.95)
+        """The fraction of the time that is lost at most: never all of it.
+
+        Threads meet many times a token, so all may wait for one that has no core: they lose what any of them does.
+        """
+        taken = min(self.waited + self.stolen, 1.0)
+        return min(1 - (1 - taken) ** self.threads, 0.99)
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ class Watch:
             others=max(others / seconds, 0.0),
             throttled=max(after.throttled - before.throttled, 0),
             frequency=self._frequency(),
+            threads=self._threads,
         )
 
     def _read(self) -> _Counters:

@@ -54,7 +54,7 @@ def look(machine: Machine, seconds: float, **counters: float) -> Conditions:
 
 def test_an_idle_machine_is_quiet(machine: Machine) -> None:
     found = look(machine, 2, busy=4, own=4)
-    assert found == Conditions(frequency=3.1e9)
+    assert found == Conditions(frequency=3.1e9, threads=2)
     assert found.disturbance == 0
 
 
@@ -64,18 +64,26 @@ def test_counters_become_fractions(machine: Machine) -> None:
     assert found.stolen == pytest.approx(0.1)
     assert found.others == pytest.approx(1.0)
     assert found.throttled == 3
-    assert found.disturbance == pytest.approx(0.45)
+    assert found.is_disturbed
+
+
+def test_threads_lose_what_any_of_them_does() -> None:
+    assert Conditions(waited=0.2, stolen=0.1).disturbance == pytest.approx(0.3)
+    assert Conditions(waited=0.2, stolen=0.1, threads=2).disturbance == pytest.approx(1 - 0.7**2)
+    assert Conditions(waited=0.01, threads=16).disturbance == pytest.approx(0.1485, abs=1e-4)
+    assert not Conditions(waited=0.01, threads=16).is_disturbed  # a part of that is there on every machine
+    assert Conditions(waited=0.9, stolen=0.2, threads=2).disturbance == 0.99
 
 
 def test_counters_that_fall_are_not_negative(machine: Machine) -> None:
     machine.set(waited=5, busy=9, own=1)
-    assert look(machine, 1) == Conditions(frequency=3.1e9)  # a thread ended
+    assert look(machine, 1) == Conditions(frequency=3.1e9, threads=2)  # a thread ended
 
 
 def test_a_system_without_these_files_says_nothing(tmp_path: Path) -> None:
     watched = Watch(2, root=tmp_path / "nothing")
     watched.start()
-    assert watched.stop() == Conditions()
+    assert watched.stop() == Conditions(threads=2)
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux's scheduler statistics")
