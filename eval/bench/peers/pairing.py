@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from statistics import median
 from time import monotonic, sleep
 from typing import Any
 from uuid import uuid4
@@ -171,6 +172,7 @@ class _Bench:
                     notes=tuple(notes),
                     machine=self.machine,
                     drift=self.drift,
+                    disturbance=median(conditions.disturbance for conditions in test.conditions),
                 )
             )
             found["settings"] |= {"session": session}
