@@ -122,7 +122,7 @@ def judge_mean(
 
 def judge_rounding(measure: str, runs: ArrayLike, now: ArrayLike, rounding: float) -> Row:
     """The mean of `now` (W,) against that of the recorded runs (R, W), which may differ by `rounding` only."""
-    base, found = float(np.mean(runs)), float(np.mean(now))
+    base, found = (float(np.asarray(values, np.float64).mean()) for values in (runs, now))
     return Row(measure, base, found, found - base, None, rounding)
 
 
