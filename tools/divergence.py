@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def is_wanted(arguments: argparse.Namespace) -> bool:
-    files = (arguments.reference, arguments.write_reference, arguments.kl_divergence_base)
-    return arguments.kl_divergence or any(file is not None for file in files)
+    names = ("reference", "write_reference", "kl_divergence_base", "worst", "top_tokens")
+    return arguments.kl_divergence or any(getattr(arguments, name) is not None for name in names)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "perplexity",
         "Measures perplexity on texts, as llama-perplexity does or by another method, or a model's divergence from "
         "another one.",
-        EXAMPLES + divergence.EXAMPLES,
+        EXAMPLES.rstrip() + divergence.EXAMPLES,
     )
     parser.add_argument("-m", "--model", type=Path, required=True, help="GGUF file")
     parser.add_argument(

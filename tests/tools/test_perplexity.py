@@ -162,6 +162,8 @@ def test_losses_have_each_scored_token(
         (b"text", ["--losses", "losses.txt"], "'losses.txt' is not the name of a .csv or .npy file"),
         (b"text", ["--losses", "no/such/folder/losses.csv"], "folder/losses.csv' is not a file that can be written"),
         (b"text", ["-f", "a.txt,"], "'a.txt,' lacks the name of a file"),
+        (b"text", ["--worst", "3"], "--worst goes with --reference or --kl-divergence"),
+        (b"text", ["--top-tokens", "3"], "--top-tokens goes with --write-reference"),
         (None, [], "text.txt: No such file or directory"),
     ],
 )
