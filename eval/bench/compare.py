@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, hypot, log
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from lltool.eval.bench.plots import describe_rows, panel_of
@@ -76,6 +77,8 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> Comparison:
         pairs = sorted(zip(rows, side, strict=True), key=lambda pair: pair[0]["test_time"] or "")
         keyed.append({tuple(view[name] for name in (*WORKLOAD, *telling)): row for row, view in pairs})
     ours, theirs = keyed
+    sides = enumerate((a, b))
+    runs = {(side, row["test_time"], str(row["samples_ns"]), row["avg_ts"]) for side, rows in sides for row in rows}
     names = {key: _name(row, telling) for side in keyed for key, row in side.items()}
     if not ours.keys() & theirs.keys():
         raise InputError(
@@ -87,7 +90,7 @@ def compare_rows(a: Sequence[Row], b: Sequence[Row]) -> Comparison:
         tuple(names[key] for key in ours if key not in theirs),
         tuple(names[key] for key in theirs if key not in ours),
         between,
-        len(a) + len(b) - len(ours) - len(theirs),
+        max(0, len(runs) - len(ours) - len(theirs)),
     )
 
 
@@ -189,6 +192,7 @@ def plot_comparison(found: Comparison, names: tuple[str, str], target: Path, lim
             axis.errorbar(
                 changes, range(len(changes)), xerr=sides, fmt="none", ecolor="#222222", capsize=3, elinewidth=1.2
             )
+            axis.set_xlim(*_reach(found.differences))
             axis.axvline(0, color="#222222", linewidth=0.8)
             if limit is not None:
                 axis.axvline(-100 * limit, color="#222222", linewidth=1, linestyle="--")
@@ -206,6 +210,14 @@ def plot_comparison(found: Comparison, names: tuple[str, str], target: Path, lim
             ncols=4,
         )
     return target
+
+
+def _reach(differences: Sequence[Difference]) -> tuple[float, float]:
+    """From where to where a picture goes, in percent: intervals that are far wider than the others run out of it."""
+    usual = median(max(-d.low, d.high) for d in differences)
+    most = 120 * max(usual, *(abs(d.change) for d in differences), 0.01)
+    low, high = 105 * min(d.low for d in differences), 105 * max(d.high for d in differences)
+    return max(min(low, -1.0), -most), min(max(high, 1.0), most)
 
 
 def _one(values: set[Any]) -> Any:

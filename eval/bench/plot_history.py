@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from lltool.eval.bench.history import SERIES, series_of
-from lltool.eval.bench.plots import SPEED, add_legends, describe_rows, error_bars, label_of, panel_of
+from lltool.eval.bench.plots import (
+    SPEED,
+    add_legends,
+    describe_errors,
+    describe_rows,
+    error_bars,
+    label_of,
+    panel_of,
+    top_of,
+)
 from lltool.eval.bench.record import Row
 from lltool.eval.bench.rows import speed_of
 from lltool.eval.figure import COLORS, LINES, MARKERS, add_title, picture
@@ -22,8 +31,7 @@ def plot_history(rows: Sequence[Row], target: Path) -> Path:
     for row in rows:
         panels.setdefault(panel_of(row), {}).setdefault(series_of(row), []).append(row)
     with picture(target, 3.2 + 3.9 * len(panels), 5.0) as figure:
-        kinds = list(dict.fromkeys(speed_of(row).kind for row in rows))
-        body = add_title(figure, describe_rows(rows), f"error bars: {' or '.join(kinds)}")
+        body = add_title(figure, describe_rows(rows), describe_errors([speed_of(row) for row in rows]))
         axes = body.subplots(1, len(panels), squeeze=False)[0]
         for axis, (panel, series) in zip(axes, panels.items(), strict=True):
             _draw(axis, series)
@@ -47,6 +55,7 @@ def _draw(axis: Any, series: dict[tuple[Any, ...], list[Row]]) -> None:
             middle,
             (below, above),
             capsize=3,
+            elinewidth=1.1,
             label=label_of(shown),
             color=COLORS[number % len(COLORS)],
             marker=MARKERS[number % len(MARKERS)],
@@ -57,4 +66,4 @@ def _draw(axis: Any, series: dict[tuple[Any, ...], list[Row]]) -> None:
     axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     axis.set_xlabel("time (UTC)")
     axis.set_ylabel(SPEED)
-    axis.set_ylim(0, 1.08 * max(speed_of(row).high for rows in series.values() for row in rows))
+    axis.set_ylim(0, 1.08 * top_of([speed_of(row) for rows in series.values() for row in rows]))

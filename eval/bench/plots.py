@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,10 @@ def points_of(rows: Sequence[Row]) -> list[Point]:
         settings = {name: row.get(name) for name in (*PARAMETERS, *NAMES)}
         model = Path(row["model_filename"]).stem if by_file else row["model_type"]
         settings |= {"length": row["n_prompt"] + row["n_gen"], "model": model}
-        points.append(
-            Point(panel_of(row), settings, speed_of(row), f"  {row['ratio']:.2f}×" if row.get("ratio") else "")
-        )
+        note = f"  {row['ratio']:.2f}×" if row.get("ratio") else ""
+        point = Point(panel_of(row), settings, speed_of(row), note)
+        if point not in points:  # asked for in two ways that come to the same
+            points.append(point)
     return points
 
 
@@ -111,11 +113,21 @@ def describe_constants(rows: Sequence[Row], points: Sequence[Point], varying: se
     facts += [f"{'–'.join(str(n) for n in dict.fromkeys((runs[0], runs[-1])))} runs each"] if runs else []
     days = sorted({str(row["test_time"])[:10] for row in rows if row.get("test_time")})
     facts += [" to ".join(dict.fromkeys((days[0], days[-1])))] if days else []
-    kinds = list(dict.fromkeys(point.speed.kind for point in points))
+    errors = describe_errors([point.speed for point in points])
     ratio = (
         "; ×: how many times as fast lltool is, the median of neighbouring runs" if any(p.note for p in points) else ""
     )
-    return " · ".join(facts) + f"\nerror bars: {' or '.join(kinds)}{ratio}"
+    return " · ".join(facts) + f"\n{errors}{ratio}"
+
+
+def describe_errors(speeds: Sequence[Interval]) -> str:
+    """What error bars are."""
+    return f"error bars: {' or '.join(dict.fromkeys(speed.kind for speed in speeds))}"
+
+
+def top_of(speeds: Sequence[Interval]) -> float:
+    """As far as a picture goes: an interval that is far wider than the speeds must not make them small."""
+    return min(max(speed.high for speed in speeds), 2 * max(speed.middle for speed in speeds))
 
 
 def _by_panel(points: Sequence[Point]) -> dict[str, list[Point]]:
@@ -161,6 +173,7 @@ def _draw_over(part: Any, points: Sequence[Point], name: str) -> None:
                 middle,
                 (below, above),
                 capsize=3,
+                elinewidth=1.1,
                 label=label_of(dict(key)),
                 transform=_beside(axis, 3 * (number - (len(lines) - 1) / 2)),
                 **_looks(list(lines))[key],
@@ -169,7 +182,7 @@ def _draw_over(part: Any, points: Sequence[Point], name: str) -> None:
         length = {"prefill": "prompt ", "decode": "generated "}.get(panel, "") if name == "length" else ""
         axis.set_xlabel(f"{length}{PARAMETERS[name].axis}")
         axis.set_ylabel(SPEED)
-        axis.set_ylim(0, 1.08 * max(point.speed.high for point in kept))
+        axis.set_ylim(0, 1.08 * top_of([point.speed for point in kept]))
     add_legends(part, axes)
 
 
@@ -282,34 +295,31 @@ def draw_bars(
     notes: Mapping[Interval, str] | None = None,
 ) -> None:
     """Lying bars with their values and notes: groups from above to below, in each a bar for each of `series`."""
+    top = top_of([speed for group in groups.values() for speed in group.values()])
     height = 0.8 / len(series)
     for number, name in enumerate(series):
         bars = [(i, group[name]) for i, group in enumerate(groups.values()) if name in group]
         places = [i + (number - (len(series) - 1) / 2) * height for i, _ in bars]
-        middle, below, above = error_bars([speed for _, speed in bars])
+        middle, below, above = error_bars([speed for _, speed in bars], top)
         color = COLORS[number % len(COLORS)]
         axis.barh(places, middle, 0.92 * height, color=color, label=name)
         axis.errorbar(middle, places, xerr=(below, above), fmt="none", ecolor="#222222", capsize=2.5, elinewidth=1)
         for place, (_, speed) in zip(places, bars, strict=True):
             text = _figures(speed.middle) + (notes or {}).get(speed, "")
-            axis.annotate(text, (speed.high, place), (4, 0), textcoords="offset points", va="center")
+            axis.annotate(text, (min(speed.high, top), place), (4, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(groups)), list(groups))
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.set_xlim(
-        0,
-        (1.35 if any((notes or {}).values()) else 1.18)
-        * max(speed.high for group in groups.values() for speed in group.values()),
-    )
+    axis.set_xlim(0, (1.35 if any((notes or {}).values()) else 1.18) * top)
     axis.set_xlabel(SPEED)
 
 
-def error_bars(speeds: Sequence[Interval]) -> tuple[list[float], list[float], list[float]]:
-    """Middles, and how far error bars go below and above them."""
+def error_bars(speeds: Sequence[Interval], top: float = inf) -> tuple[list[float], list[float], list[float]]:
+    """Middles, and how far error bars go below and above them, to `top` at most."""
     return (
         [speed.middle for speed in speeds],
         [speed.middle - speed.low for speed in speeds],
-        [speed.high - speed.middle for speed in speeds],
+        [min(speed.high, top) - speed.middle for speed in speeds],
     )
 
 

@@ -98,6 +98,7 @@ def test_of_rows_with_the_same_settings_the_latest_counts() -> None:
     days = [made_row(speeds=(s, s + 1, s + 2), test_time=f"2026-01-0{d}") for s, d in ((50.0, 3), (70.0, 1), (60.0, 2))]
     found = compare_rows(days, [made_row()])
     assert (len(found.differences), found.differences[0].a["median_ts"], found.older) == (1, 51.0, 2)
+    assert compare_rows([made_row()] * 2, [made_row()]).older == 0  # one run, asked for in two ways
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl", "csv", "sqlite"])

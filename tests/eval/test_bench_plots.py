@@ -98,6 +98,22 @@ def test_a_single_row_is_a_bar_without_error(tmp_path: Path, figures: list[Any])
     assert "error bars: none, of a single run" in figures[0].subfigs[0].get_suptitle()
 
 
+def test_wide_intervals_do_not_make_the_speeds_small(tmp_path: Path, figures: list[Any]) -> None:
+    rows = [made_row(n_threads=t, speeds=(60.0, 140.0)) for t in (1, 2)]
+    assert rows[0]["high_ts"] > 1000
+    plot_rows(rows, tmp_path / "out.png")
+    assert figures[0].axes[0].get_ylim() == (0, pytest.approx(1.08 * 200))
+    plot_rows(rows[:1], tmp_path / "out.png")
+    assert figures[1].axes[0].get_xlim() == (0, pytest.approx(1.18 * 200))
+    assert figures[1].axes[0].texts[0].xy == (200, 0)
+
+
+def test_what_was_asked_for_in_two_ways_is_drawn_once(tmp_path: Path, figures: list[Any]) -> None:
+    rows = [made_row(settings={"asked": {"n_gpu_layers": n}}) for n in (0, 99)]
+    plot_rows(rows, tmp_path / "out.png")
+    assert len(figures[0].axes[0].patches) == 1
+
+
 def test_labels_do_not_collide(tmp_path: Path, figures: list[Any]) -> None:
     engines = [f"engine number {i} with a long name" for i in range(5)]
     rows = [
