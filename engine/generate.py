@@ -100,6 +100,11 @@ class Dialogue:
     def is_full(self) -> bool:
         return len(self.ids) >= self.model.context
 
+    def free(self) -> None:
+        """Gives the cache's pages back; the dialogue is empty then and can be used again."""
+        self._sequence.free()
+        self.ids.clear()
+
 
 @dataclass
 class Generation(Iterator[Token]):

@@ -5,15 +5,22 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from lltool.gguf.errors import InputError
 from lltool.tools.arguments import command_parser, positive, print_json
 from lltool.tools.progress import progress_bar
 
+if TYPE_CHECKING:
+    from lltool.engine.model import Model
+
+    _Kinds = argparse._SubParsersAction[argparse.ArgumentParser]  # what add_subparsers gives has no public name
+
 EXAMPLES = """
 lltool tasks hellaswag -m model.gguf -f hellaswag_val_full.txt --tasks 400
 lltool tasks winogrande -m model.gguf -f winogrande-debiased-eval.csv
 lltool tasks multiple-choice -m model.gguf -f mmlu-validation.bin --tasks 750 --json
+lltool tasks generation -m model.gguf -f prompts.jsonl --samples 8 --bert-score models/roberta-large
 lltool tasks lm-eval run --model lltool --model_args pretrained=model.gguf --tasks arc_easy
 """
 CHOICE = {
@@ -28,7 +35,7 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["lm-eval"]:  # whose own parser takes the rest
         return _lm_eval(argv[1:])
     arguments = _parser().parse_args(argv)
-    return _answer(arguments)
+    return _generate(arguments) if arguments.task == "generation" else _answer(arguments)
 
 
 def from_perplexity(argv: Sequence[str]) -> list[str] | None:
@@ -46,29 +53,45 @@ def _parser() -> argparse.ArgumentParser:
     )
     kinds = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for task, help in CHOICE.items():
-        kind = kinds.add_parser(task, help=help, description=f"Asks a model for {help}.", allow_abbrev=False)
-        kind.add_argument("-m", "--model", type=Path, required=True, help="GGUF file")
+        kind = _add(kinds, task, f"Asks a model for {help}.", help)
         kind.add_argument("-f", "--file", "-bf", "--binary-file", type=Path, required=True, help="task file")
         count = "400" if task == "hellaswag" else "0"
         kind.add_argument(
             "--tasks", f"--{task}-tasks", type=_count, help=f"tasks to take, 0 for all (default {count})", metavar="N"
         )
-        kind.add_argument("-c", "--ctx-size", type=positive, help="longest text, in tokens (default: up to 4096)")
-        kind.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens at once (default 512)")
-        kind.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
-        kind.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
-        kind.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    help = "how texts of a model vary (distinct-n, self-BLEU) and how near they are to references (chrF, BERTScore)"
+    kind = _add(kinds, "generation", f"Measures {help}.", help)
+    kind.add_argument(
+        "-f", "--file", type=Path, required=True, help="JSON lines of prompt or messages, and reference or references"
+    )
+    kind.add_argument("--samples", type=positive, default=4, help="texts a prompt (default 4)")
+    kind.add_argument("-n", "--n-predict", type=positive, default=64, help="tokens a text, at most (default 64)")
+    kind.add_argument("--temp", type=float, default=0.8, help="temperature (default 0.8)")
+    kind.add_argument("-s", "--seed", type=int, default=0, help="seed (default 0)")
+    kind.add_argument("--bert-score", type=Path, metavar="DIR", help="a BERT model on disk: measure BERTScore with it")
     kinds.add_parser(
         "lm-eval", help="lm-evaluation-harness with its own options, knowing --model lltool", add_help=False
     )
     return parser
 
 
+def _add(kinds: "_Kinds", task: str, description: str, help: str) -> argparse.ArgumentParser:
+    """A task's parser with what all have."""
+    kind = kinds.add_parser(task, help=help, description=description, allow_abbrev=False)
+    kind.add_argument("-m", "--model", type=Path, required=True, help="GGUF file")
+    kind.add_argument("-c", "--ctx-size", type=positive, help="longest text, in tokens (default: up to 4096)")
+    kind.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens at once (default 512)")
+    kind.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
+    kind.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
+    kind.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    return kind
+
+
 def _lm_eval(argv: list[str]) -> int:
     try:
         from lltool.eval.lm_eval import run
     except ModuleNotFoundError as error:
-        if error.name != "lm_eval":
+        if (error.name or "").partition(".")[0] != "lm_eval":
             raise
         raise InputError("lm-evaluation-harness is not installed; pip install 'lltool[lm-eval]'") from None
     return run(argv)
@@ -78,22 +101,27 @@ def _count(text: str) -> int:
     return 0 if text == "0" else positive(text)
 
 
-def _answer(arguments: argparse.Namespace) -> int:
+def _load(arguments: argparse.Namespace) -> "Model":
     from lltool.engine.model import load_model
+
+    return load_model(
+        arguments.model,
+        context=arguments.ctx_size,
+        sequences=2,
+        batch=arguments.batch_size,
+        threads=arguments.threads,
+        precision=arguments.precision,
+    )
+
+
+def _answer(arguments: argparse.Namespace) -> int:
     from lltool.eval.tasks.choice import TASKS, Answer, answer_task
     from lltool.eval.tasks.report import HEADERS, format_row, format_summary, to_record
 
     task, path, answers = arguments.task, arguments.file, list[Answer]()
     questions = TASKS[task].read(path)  # before the model is loaded
     with (
-        load_model(
-            arguments.model,
-            context=arguments.ctx_size,
-            sequences=2,
-            batch=arguments.batch_size,
-            threads=arguments.threads,
-            precision=arguments.precision,
-        ) as model,
+        _load(arguments) as model,
         progress_bar("task") if arguments.json else nullcontext() as bar,
     ):
 
@@ -113,4 +141,28 @@ def _answer(arguments: argparse.Namespace) -> int:
             print_json(to_record(model, task, path, answers, seconds))
         else:
             print(f"\n{format_summary(task, answers)}")
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from lltool.eval.tasks.generation import (
+        Sampling,
+        find_scorers,
+        format_measures,
+        generate_samples,
+        measure_samples,
+        read_prompts,
+        to_record,
+    )
+
+    prompts = read_prompts(arguments.file)
+    sampling = Sampling(arguments.samples, arguments.n_predict, arguments.temp, arguments.seed)
+    scorers = find_scorers(prompts, arguments.bert_score)  # what is missing is better known before all the work
+    with _load(arguments) as model, progress_bar("text") as show:
+        samples = generate_samples(model, prompts, sampling, progress=show)
+        measures = measure_samples(samples, [prompt.references for prompt in prompts], scorers)
+        if arguments.json:
+            print_json(to_record(model, arguments.file, sampling, samples, measures))
+        else:
+            print(format_measures(measures))
     return 0

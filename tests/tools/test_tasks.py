@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,43 @@ def test_final_line_of_winogrande(model: str, tmp_path: Path, capsys: pytest.Cap
     error = {0: 0.0, 1: 50.0, 2: 0.0}[sum(right)]
     assert final == f"Final Winogrande score(2 tasks): {50 * sum(right):.4f} +/- {error:.4f}"
     assert interval.startswith("95% interval (Wilson): ")
+
+
+def test_generation(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sacrebleu")
+    path = write(tmp_path, '{"prompt": "ab", "reference": "c d"}\n{"prompt": "x", "reference": "y"}\n')
+    arguments = ["tasks", "generation", "-m", model, "-f", path, "--samples", "2", "-n", "9", "--temp", "1"]
+    assert main(arguments) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    assert main([*arguments, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [len(texts) for texts in record["texts"]] == [2, 2]
+    assert [row[0].strip() for row in rows[2:]] == list(record["measures"])
+    for row in rows[2:]:
+        measure = record["measures"][row[0].strip()]
+        assert (row[1].strip(), row[2].strip()) == (f"{measure['mean']:.4f}", f"{measure['standard_error']:.4f}")
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "message"),
+    [
+        ("lm_eval", ["lm-eval", "run"], "pip install 'lltool[lm-eval]'"),
+        ("sacrebleu", ["generation", "-m", "M", "-f", "{tasks}"], "pip install 'lltool[generation]'"),
+    ],
+)
+def test_a_library_that_is_not_installed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    missing: str,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "lltool.eval.lm_eval", raising=False)
+    path = write(tmp_path, '{"prompt": "ab"}')
+    assert main(["tasks", *(argument.format(tasks=path) for argument in arguments)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_flags_of_llama_perplexity() -> None:
