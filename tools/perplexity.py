@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from lltool.gguf.errors import InputError
-from lltool.tools import divergence
+from lltool.tools import divergence, tasks
 from lltool.tools.arguments import command_parser, output_file, paths, positive, print_json
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ lltool perplexity -m model.gguf -f text.txt --losses losses.csv
 
 
 def main(argv: list[str]) -> int:
+    if task := tasks.from_perplexity(argv):
+        return tasks.main(task)
     arguments = _parser().parse_args(argv)
     if divergence.is_wanted(arguments):
         return divergence.run(arguments)

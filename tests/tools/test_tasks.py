@@ -45,7 +45,8 @@ def test_record_and_lines_agree(model: str, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_final_line_of_winogrande(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tasks", "winogrande", "-m", model, "-bf", write(tmp_path, WINOGRANDE)]) == 0
+    """With llama-perplexity's own arguments."""
+    assert main(["perplexity", "-m", model, "-bf", write(tmp_path, WINOGRANDE), "--winogrande"]) == 0
     first, second, _, final, interval = capsys.readouterr().out.splitlines()
     right = [line.split()[4] == line.split()[5] for line in (first, second)]
     assert second.startswith(f"2\t{50 * sum(right):.4f}\t")
