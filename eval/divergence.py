@@ -89,12 +89,33 @@ def divergence(
 
     Raises InputError when the text, called `name`, is shorter than two windows, and for models of two vocabularies.
     """
-    check_vocabularies(base, model)
+    return divergences(base, [model], text, context=context, chunks=chunks, name=name, progress=progress)[0]
+
+
+def divergences(
+    base: Model,
+    models: Sequence[Model],
+    text: str | Sequence[int],
+    *,
+    context: int = 512,
+    chunks: int | None = None,
+    name: str = "text",
+    progress: Progress | None = None,
+) -> list[DivergenceResult]:
+    """That of several models, for which the base reads the text once; `progress` is told of the last of them."""
+    for model in models:
+        check_vocabularies(base, model)
     ids = Method(context=context).encode(base.tokenizer, text) if isinstance(text, str) else text
     windows = cut_windows(ids, context, bos_of(base), name)[:chunks]
-    return compare_windows(
-        (base, model), windows, lambda step: step.logits[1].compare(step.logits[0], step.targets), progress
-    )
+    others = [_empty_result(windows) for _ in models[:-1]]
+
+    def compare(step: Step) -> NDArray[np.float64]:
+        expected, *found = step.logits
+        for model, logits, result in zip(models, found, others, strict=False):
+            result.table[step.places] = _check_finite(logits.compare(expected, step.targets), model, step)
+        return found[-1].compare(expected, step.targets)
+
+    return [*others, compare_windows((base, *models), windows, compare, progress)]
 
 
 def compare_windows(
@@ -107,18 +128,24 @@ def compare_windows(
 
     Raises InputError where a divergence is not a number.
     """
-    table = np.empty((len(windows) * scored_tokens(windows.shape[1]), len(Compared)))
-    result = DivergenceResult(windows, table)
+    result = _empty_result(windows)
     for step in step_windows(models, windows):
-        rows = compare(step)
-        if not np.isfinite(rows).all():
-            raise InputError(
-                f"{models[-1].file.path}: not a number among the logits of chunk {step.windows}; is the file damaged?"
-            )
-        table[step.places] = rows
+        result.table[step.places] = _check_finite(compare(step), models[-1], step)
         if progress and step.ends:
             progress(step.windows, len(windows), result.first(step.windows))
     return result
+
+
+def _empty_result(windows: NDArray[np.int32]) -> DivergenceResult:
+    return DivergenceResult(windows, np.empty((len(windows) * scored_tokens(windows.shape[1]), len(Compared))))
+
+
+def _check_finite(rows: NDArray[np.float64], model: Model, step: Step) -> NDArray[np.float64]:
+    if not np.isfinite(rows).all():
+        raise InputError(
+            f"{model.file.path}: not a number among the logits of chunk {step.windows}; is the file damaged?"
+        )
+    return rows
 
 
 def check_vocabularies(base: Model, model: Model) -> None:

@@ -13,11 +13,14 @@ class Steps:
 
     progress: Progress | None
     total: int
-    begun: int = 0
+    done: int = 0
+    size: int = 0  # of the step that has begun
     title: str = ""
 
-    def begin(self, title: str) -> None:
-        self.begun += 1
+    def begin(self, title: str, size: int = 1) -> None:
+        """The step counts as `size` of the total; what has begun before is done."""
+        self.done += self.size
+        self.size = size
         self.title = title
         self._tell(title)
 
@@ -25,9 +28,8 @@ class Steps:
         self._tell(f"{self.title}, {done} of {total}")
 
     def end(self) -> None:
-        self.begun += 1
-        self._tell("done")
+        self.begin("done", 0)
 
     def _tell(self, title: str) -> None:
         if self.progress:
-            self.progress(self.begun - 1, self.total, title)
+            self.progress(self.done, self.total, title)

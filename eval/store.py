@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,18 @@ class Store:
 
     def compute(self, name: str, recipe: Recipe, compute: Callable[[], Any]) -> Any:
         """Like `make` for plain JSON data, kept in the file `name`."""
-        path = self.make(name, recipe, lambda target: write_whole(target, json.dumps(compute(), indent=1)))
-        return json.loads(path.read_text())
+        return self.compute_all({name: recipe}, lambda _: {name: compute()})[name]
+
+    def compute_all(
+        self, recipes: Mapping[str, Recipe], compute: Callable[[Sequence[str]], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Like `make_all` for plain JSON data; `compute` gets the names of what is missing and gives it by name."""
+
+        def make(missing: Mapping[str, Path]) -> None:
+            for name, value in compute(list(missing)).items():
+                write_whole(missing[name], json.dumps(value, indent=1))
+
+        return {name: json.loads(path.read_text()) for name, path in self.make_all(recipes, make).items()}
 
 
 def _stamps(target: Path) -> dict[str, list[int]]:

@@ -1,10 +1,12 @@
 """Measures several files of one model alike: quality on texts, speed in turns, memory. What was measured is kept."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from lltool.engine.batch import PAGE
 from lltool.engine.config import ModelConfig
@@ -16,7 +18,7 @@ from lltool.eval.bench.plan import Point, Settings, Workload, grid, resolve, wor
 from lltool.eval.bench.record import Row, to_row
 from lltool.eval.bench.schedule import Effort
 from lltool.eval.comparison import to_record
-from lltool.eval.divergence import divergence
+from lltool.eval.divergence import divergences
 from lltool.eval.perplexity import perplexity
 from lltool.eval.perplexity_report import to_records
 from lltool.eval.provenance import cpu_name
@@ -59,44 +61,78 @@ def survey(
     """
     steps = steps or Steps(None, questions.steps(len(files)))
     records: list[tuple[str, Record]] = []
-    for path in files:
-        for text in questions.texts:
-            steps.begin(f"{path.name} on {text.name}")
-            recipe = {
-                "model": _stamp(path),
-                "reference": _stamp(reference) if reference else None,
-                "text": sha256_of([text]),
-                "window": questions.window,
-                "chunks": questions.chunks,
-            }
-            name = f"quality-{path.stem}-{text.stem}.json"
-            judge = partial(_judge, path, reference, text, questions, steps)
-            records.append((name, store.compute(name, recipe, judge)))
-        if questions.context is not None:
+    for text in questions.texts:
+        records.extend(_judge(store, files, reference, text, questions, steps))
+    if questions.context is not None:
+        for path in files:
             steps.begin(f"memory of {path.name}")
             threads = max(questions.threads or (default_threads(),))
             recipe = {"model": _stamp(path), "context": questions.context, "threads": threads}
-            name = f"memory-{path.stem}.json"
             weigh = partial(_weigh, path, questions.context, threads)
+            name = f"memory-{path.stem}.json"
             records.append((name, store.compute(name, recipe, weigh)))
     for name, rows in _time(store, files, questions, steps):
         records += [(name, row) for row in rows]
     return records
 
 
-def _judge(path: Path, reference: Path | None, text: Path, questions: Questions, steps: Steps) -> Record:
-    """Perplexity of the reference itself and where there is none, else divergence with all that belongs to it."""
-    content, window, chunks = read_text(text), questions.window, questions.chunks
-    with load_model(path, context=window) as model:
-        if reference is None or reference == path:
+def _judge(
+    store: Store, files: Sequence[Path], reference: Path | None, text: Path, questions: Questions, steps: Steps
+) -> Iterator[tuple[str, Record]]:
+    """Divergence with all that belongs to it, also the reference's perplexity; where there is none, perplexity."""
+    others = [path for path in files if path != reference]
+    if reference is None or not others:
+        groups = [[path] for path in files]
+        judge: Callable[[Sequence[Path]], list[Record]] = partial(_predict, text, questions, steps)
+    else:
+        groups = _fitting(others, reference)
+        judge = partial(_compare, reference, text, questions, steps)
+    besides = len(files) - sum(map(len, groups))  # the reference, which is measured with the first group
+    for group in groups:
+        steps.begin(f"{', '.join(path.name for path in group)} on {text.name}", len(group) + besides)
+        besides = 0
+        paths = {f"quality-{path.stem}-{text.stem}.json": path for path in group}
+        recipe = {
+            "reference": _stamp(reference) if reference else None,
+            "text": sha256_of([text]),
+            "window": questions.window,
+            "chunks": questions.chunks,
+        }
+        recipes = {name: {**recipe, "model": _stamp(path)} for name, path in paths.items()}
+
+        def measured(names: Sequence[str], paths: Mapping[str, Path] = paths) -> Mapping[str, Record]:
+            return dict(zip(names, judge([paths[name] for name in names]), strict=True))
+
+        yield from store.compute_all(recipes, measured).items()
+
+
+def _predict(text: Path, questions: Questions, steps: Steps, paths: Sequence[Path]) -> list[Record]:
+    """Records of perplexity."""
+    records: list[Record] = []
+    for path in paths:
+        with load_model(path, context=questions.window) as model:
             start = perf_counter()
-            found = perplexity(model, content, context=window, chunks=chunks, name=text.name, progress=steps.inside)
-            return to_records({text: found}, model, [perf_counter() - start])[0]
-        with load_model(reference, context=window) as base:
-            pair = divergence(
-                base, model, content, context=window, chunks=chunks, name=text.name, progress=steps.inside
-            )
-            return to_record(pair, base, model, text)
+            found = perplexity(model, read_text(text), **_windows(text, questions, steps))
+            records += to_records({text: found}, model, [perf_counter() - start])
+    return records
+
+
+def _compare(reference: Path, text: Path, questions: Questions, steps: Steps, paths: Sequence[Path]) -> list[Record]:
+    """Records of divergence; all models read the text in step, so that the reference does it once."""
+    with ExitStack() as stack:
+        base, *models = (stack.enter_context(load_model(p, context=questions.window)) for p in (reference, *paths))
+        found = divergences(base, models, read_text(text), **_windows(text, questions, steps))
+        return [to_record(result, base, model, text) for result, model in zip(found, models, strict=True)]
+
+
+def _windows(text: Path, questions: Questions, steps: Steps) -> dict[str, Any]:
+    return {"context": questions.window, "chunks": questions.chunks, "name": str(text), "progress": steps.inside}
+
+
+def _fitting(paths: Sequence[Path], *always: Path) -> list[list[Path]]:
+    """All files together where memory holds them, and `always` too; else one by one."""
+    free, needed = available_memory(), sum(path.stat().st_size for path in (*paths, *always))
+    return [list(paths)] if free is None or needed < 0.8 * free else [[path] for path in paths]
 
 
 def _weigh(path: Path, context: int, threads: int) -> Record:
@@ -121,13 +157,12 @@ def cache_bytes(config: ModelConfig, context: int) -> int:
 
 def _time(store: Store, files: Sequence[Path], questions: Questions, steps: Steps) -> Iterator[tuple[str, list[Row]]]:
     """Speeds at each number of threads of all files in turns; one by one where they do not fit in memory together."""
-    free = available_memory()
-    together = free is None or sum(path.stat().st_size for path in files) < 0.8 * free
+    groups = _fitting(files)
     runs = workloads([questions.prompt], [questions.generation])
     for threads in questions.threads or (default_threads(),):
         steps.begin(f"speed with {threads} threads")
-        for group in [list(files)] if together else [[path] for path in files]:
-            name = f"speed-{threads}{'' if together else f'-{group[0].stem}'}.json"
+        for group in groups:
+            name = f"speed-{threads}{f'-{group[0].stem}' if len(groups) > 1 else ''}.json"
             recipe = {
                 "models": [_stamp(path) for path in group],
                 "tests": [str(run) for run in runs],

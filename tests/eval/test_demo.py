@@ -47,7 +47,7 @@ def test_demo_goes_the_whole_way_once(
 
     for name in ("export", "convert", "write_plans", "Generation", "draw_png"):
         monkeypatch.setattr(demo, name, refuse)
-    for name in ("measure", "perplexity", "divergence"):
+    for name in ("measure", "perplexity", "divergences"):
         monkeypatch.setattr(survey, name, refuse)
     capsys.readouterr()
     assert main(["--cache", str(tmp_path)]) == 0

@@ -71,7 +71,7 @@ def test_a_second_run_makes_nothing(source: Path, monkeypatch: pytest.MonkeyPatc
         raise AssertionError("a second run makes nothing")
 
     monkeypatch.setattr(recommend_module, "write_plans", refuse)
-    for name in ("perplexity", "divergence", "measure", "measure_footprint"):
+    for name in ("perplexity", "divergences", "measure", "measure_footprint"):
         monkeypatch.setattr(survey_module, name, refuse)
     assert ask(source).choice == first.choice
     with pytest.raises(AssertionError):
@@ -139,7 +139,7 @@ def test_what_cannot_be_had_is_said_before_the_work(source: Path, monkeypatch: p
     with pytest.raises(InputError, match="of no use without importance"):
         ask(source, types=("IQ2_XXS",))
     with pytest.raises(InputError, match="is Q8_0 already"):
-        ask(source.with_name("out") / "tiny-Q8_0.gguf", types=("Q4_0",))
+        ask(source.with_name("out") / "tiny-Q8_0.gguf", types=("Q4_0",), questions=questions(source))
 
 
 def test_the_command(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
