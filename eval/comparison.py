@@ -1,7 +1,5 @@
 """A model held against a base on a text, whatever the base is: a model, or one of the files that stand in for it."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from lltool.engine.model import Model, load_model
+from lltool.eval import perplexity_report
 from lltool.eval.divergence import DivergenceResult, Progress, divergence
 from lltool.eval.divergence_summary import summarize
 from lltool.eval.logits_file import MAGIC, LogitsFile, compare_with_file, open_logits_file, windows_of
 from lltool.eval.markdown import format_table
 from lltool.eval.perplexity import Method, bos_of, cut_windows
-from lltool.eval.perplexity_report import describe_run
 from lltool.eval.reference_file import Reference, check_reference, compare, open_reference
 from lltool.eval.worst import Base, Position
 from lltool.gguf.digest import sha256_of
@@ -81,11 +79,11 @@ def to_record(
     context = result.windows.shape[1]
     paths = base.file.paths if isinstance(base, Model) else [base.path]
     return {
-        **describe_run(model),
+        **perplexity_report.describe_run(model),
         "reference": str(paths[0]),
         "reference_kind": _KINDS[type(base)],
         "reference_sha256": sha256_of(paths),
-        "text": None if text is None else str(text),
+        "text": str(text or _text_of(base)),
         "text_sha256": None if text is None else sha256_of([text]),
         "method": str(Method(context=context)),
         "context": context,
@@ -120,6 +118,17 @@ def to_record(
 _COLUMNS = ("text", "scored", "PPL(Q)", "PPL(base)", "ratio", "±", "KLD", "±", "99.9 % KLD", "RMS Δp", "same top", "±")
 
 
+def _text_of(base: Base) -> str | Path:
+    """The text that a file was made of, as far as it tells."""
+    match base:
+        case Model():
+            return base.file.path
+        case Reference():
+            return str(base.metadata.get("text", base.path))
+        case LogitsFile():
+            return base.path
+
+
 def format_texts(results: Mapping[str, DivergenceResult]) -> str:
     """A Markdown table, a line a text; of several, also all their scored tokens together."""
     rows = [_cells(name, result) for name, result in results.items()]
@@ -130,12 +139,7 @@ def format_texts(results: Mapping[str, DivergenceResult]) -> str:
 
 def format_csv(records: Sequence[Mapping[str, Any]]) -> str:
     """A header and a line a record; what is nested gets names like divergence_mean."""
-    flat = [_flatten(record) for record in records]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue().rstrip("\n")
+    return perplexity_report.format_csv([_flatten(record) for record in records])
 
 
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -126,10 +126,6 @@ def compare_with_file(file: LogitsFile, model: Model, progress: Progress | None 
     Tokens with ln P of at most -16 are left out, so the sum is not over all of P: it can be a little below the
     divergence, even below 0. Raises InputError for a model of another vocabulary.
     """
-    if file.vocabulary != model.config.vocab:
-        raise InputError(
-            f"{file.path}: of a vocabulary of {file.vocabulary} tokens, but {model.file.path} has {model.config.vocab}"
-        )
     windows = windows_of(file, model)
 
     def compare_step(step: Step) -> NDArray[np.float64]:
@@ -146,7 +142,14 @@ def compare_with_file(file: LogitsFile, model: Model, progress: Progress | None 
 
 
 def windows_of(file: LogitsFile, model: Model) -> NDArray[np.int32]:
-    """The file's chunks as the model reads them, each beginning with BOS where the vocabulary wants it."""
+    """The file's chunks as the model reads them, each beginning with BOS where the vocabulary wants it.
+
+    Raises InputError for a model with a vocabulary of another size; the file tells no more of it.
+    """
+    if file.vocabulary != model.config.vocab:
+        raise InputError(
+            f"{file.path}: of a vocabulary of {file.vocabulary} tokens, but {model.file.path} has {model.config.vocab}"
+        )
     windows = file.tokens.astype(np.int32)
     if (bos := bos_of(model)) is not None:
         windows[:, 0] = bos

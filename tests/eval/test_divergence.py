@@ -79,6 +79,9 @@ def test_divergence_equals_llama_perplexitys(
 def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     sound, broken = (write_text_model(tmp_path / f"{n}.gguf", broken=n) for n in ("", "z"))
     text = random_text(150, without="z") + "z" + random_text(150, seed=1, without="z")
-    with load_model(sound, context=50) as base, load_model(broken, context=50) as model:
-        with pytest.raises(InputError, match=r"z\.gguf: not a number among the logits of chunk 1; is the file damaged"):
-            divergence(base, model, text, context=50)
+    with (
+        load_model(sound, context=50) as base,
+        load_model(broken, context=50) as model,
+        pytest.raises(InputError, match=r"z\.gguf: not a number among the logits of chunk 1; is the file damaged"),
+    ):
+        divergence(base, model, text, context=50)

@@ -138,6 +138,16 @@ def test_files_cut_off_or_foreign(models: tuple[Model, Model], path: Path, tmp_p
         open_logits_file(tmp_path / "none")
 
 
+def test_a_file_of_another_vocabulary(models: tuple[Model, Model], path: Path) -> None:
+    data = path.read_bytes()
+    rows = np.frombuffer(data, "<u2", -1, 820).reshape(-1, 4 + VOCAB)
+    narrow = np.ascontiguousarray(rows[:, :-2]).tobytes()
+    tokens = np.minimum(np.frombuffer(data, "<i4", 200, 20), VOCAB - 3)
+    path.write_bytes(data[:12] + struct.pack("<2i", VOCAB - 2, 5) + tokens.tobytes() + narrow)
+    with pytest.raises(InputError, match=r"logits: of a vocabulary of 94 tokens, but .*1\.gguf has 96"):
+        compare_with_file(open_logits_file(path), models[1])
+
+
 def test_a_run_that_breaks_off_leaves_nothing(models: tuple[Model, Model], tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
