@@ -14,6 +14,7 @@ from lltool.eval.bench.compare import compare_rows, format_comparison
 from lltool.eval.bench.read import read_rows
 from lltool.eval.bench.record import LLAMA_BENCH_COLUMNS
 from lltool.eval.bench.rows import Row, complete_row, speed_of
+from lltool.eval.bench.statistics import estimate_drift
 from lltool.eval.bench.tables import FORMATS
 from lltool.gguf.errors import InputError
 from lltool.tools.bench_compare import main
@@ -37,6 +38,18 @@ def test_difference_and_its_error_come_from_both_intervals() -> None:
     assert same.verdict == "no difference seen"
     (one,) = compare_rows([a], [made_row(speeds=(50.0,))]).differences
     assert (one.verdict, one.change, one.low) == ("a single run", -0.5, -0.5)
+
+
+def test_without_samples_the_deviation_is_the_error_and_without_that_there_is_none() -> None:
+    columns = {name: made_row()[name] for name in LLAMA_BENCH_COLUMNS} | {"avg_ts": 100.0, "stddev_ts": 2.0}
+    speed = speed_of(complete_row(columns, ""))
+    drift = estimate_drift((), is_virtual=True)
+    assert speed.kind.startswith("mean ± 2 standard deviations")
+    assert (speed.middle, speed.high / 100, 100 / speed.low) == (
+        100,
+        *[pytest.approx(exp(1.96 * hypot(0.02, drift)))] * 2,
+    )
+    assert not speed_of(complete_row(columns | {"stddev_ts": 0.0}, "")).is_known
 
 
 def test_rows_that_ran_in_turns_are_compared_in_pairs() -> None:

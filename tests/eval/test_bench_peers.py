@@ -1,5 +1,7 @@
 """Peers: how each is named and called, the order of the runs, and what comes out in rows and in the table."""
 
+import csv
+import io
 import json
 import shutil
 import sys
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from lltool import __version__
+from lltool.eval.bench.history import recall
 from lltool.eval.bench.peers import pairing
 from lltool.eval.bench.peers.llama_bench import LlamaBench
 from lltool.eval.bench.peers.pairing import Interrupted, format_ratios, measure_beside
@@ -21,6 +24,7 @@ from lltool.eval.bench.plan import Run, Settings, Workload, grid, resolve
 from lltool.eval.bench.runner import Runner
 from lltool.eval.bench.schedule import Effort
 from lltool.gguf.errors import InputError
+from lltool.tools.bench import main
 
 FAKE_LLAMA_CPP = '''
 """Stands in for llama-cpp-python: checks how it is called."""
@@ -305,6 +309,49 @@ def test_llama_bench_without_a_path_is_looked_for(tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match="there is none in PATH; name it: llama-bench:PATH"):
         parse_peer("llama-bench")
     assert fake_bench(tmp_path) == parse_peer("llama-bench")
+
+
+@pytest.mark.usefixtures("calls")
+def test_command_puts_peers_in_every_form(
+    real_model: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = f"llama-bench:{fake_bench(tmp_path).path}"
+    plain = [*("-m", str(real_model("smollm2-q4_1"))), *("-p", "8", "-n", "0", "-r", "2", "-t", "2")]
+    arguments = [*plain, "--peer", peer, "--db", str(tmp_path / "h.sqlite")]
+    assert main(arguments) == 0
+    assert "llama.cpp abcd123 no repack" in capsys.readouterr().out
+    assert main([*arguments, "-o", "csv", "--plot", str(tmp_path / "x.png")]) == 0
+    found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["engine"].split()[0], row["ratio"]) for row in found] == [
+        ("lltool", ""),
+        ("llama.cpp", "2.0"),
+        ("llama.cpp", "4.0"),
+    ]
+    assert (tmp_path / "x.png").exists()
+    assert [row["ratio"] for row in recall(tmp_path / "h.sqlite")] == [None, 2, 4] * 2
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_peer_that_is_not_installed_is_said(
+    real_model: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*("-m", str(real_model("smollm2-q4_1"))), *("-p", "8", "-n", "0", "-r", "2", "--no-memory")]
+    arguments += [
+        "--no-history",
+        "--peer",
+        f"llama-bench:{tmp_path}/llama-bench",
+        "--peer",
+        "llama-cpp-python:/bin/false",
+    ]
+    assert main([*arguments, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) == 1
+    assert "cannot be run (No such file or directory); build llama-bench of llama.cpp, and name its path" in err
+    assert "/bin/false has no llama-cpp-python; `pip install llama-cpp-python` there" in err
+    with pytest.raises(InputError, match="cannot be run"):
+        main([*arguments, "--strict"])
+    with pytest.raises(InputError, match="--peer vllm: not a peer"):
+        main([*arguments, "--peer", "vllm"])
 
 
 @pytest.mark.slow
