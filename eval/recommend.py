@@ -98,7 +98,7 @@ def recommend(
     steps.end()
     runs = gather(records)
     speeds = decode_speeds(runs.entries)
-    choice = choose([_candidate(entry, speeds) for entry in runs.entries], wishes.ram, wishes.preference)
+    choice = choose([_candidate(entry, speeds, source) for entry in runs.entries], wishes.ram, wishes.preference)
     chosen = next(entry for entry in runs.entries if entry.name == choice.candidate.name)
     return Recommendation(runs, choice, Path(chosen.path), wishes.ram, context)
 
@@ -153,9 +153,10 @@ def _unmeasured(name: str, size: int, cache: int) -> Record:
     return {"model": name, "model_bytes": size, "cache_bytes": cache, "overhead_bytes": 0}
 
 
-def _candidate(entry: Entry, speeds: Mapping[str, Interval]) -> Candidate:
+def _candidate(entry: Entry, speeds: Mapping[str, Interval], source: Path) -> Candidate:
     assert entry.memory is not None
-    loss, speed = entry.divergence, speeds.get(entry.name)
+    loss = (0.0, 0.0) if entry.path == str(source) else entry.divergence
+    speed = speeds.get(entry.name)
     if loss is None or speed is None:
         return Candidate(entry.name, entry.memory)
     return Candidate(entry.name, entry.memory, *loss, speed.middle, speed.low, speed.high)

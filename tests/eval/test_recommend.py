@@ -116,6 +116,8 @@ def test_what_does_not_fit_is_neither_made_nor_chosen(source: Path, monkeypatch:
 
 
 def test_files_that_are_there_are_taken(source: Path) -> None:
+    alone = ask(source, types=())
+    assert "the only one that fits" in alone.choice.reason
     ask(source)
     other = (source.with_name("out") / "tiny-Q4_0.gguf").rename(source.with_name("tiny-mine.gguf"))
     found = ask(source, types=(), others=[other])
