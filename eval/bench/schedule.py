@@ -41,7 +41,8 @@ class Effort:
 
     @property
     def cap(self) -> int:
-        return max(self.repetitions, self.most) if self.until else 2 * self.repetitions
+        """Runs of a point at most, where `until` decides."""
+        return max(self.repetitions, self.most)
 
 
 def schedule(
@@ -72,12 +73,13 @@ def schedule(
 
 
 def choose(samples: Sequence[Sample], repetitions: int) -> list[Sample]:
-    """Those that count: the undisturbed ones, or the `repetitions` least disturbed where there are not so many."""
+    """Those that count: the undisturbed ones, or where these are fewer than `repetitions` the less disturbed half."""
     clean = [sample for sample in samples if not sample.conditions.is_disturbed]
     if len(clean) >= repetitions:
         return clean
-    least = sorted(samples, key=lambda sample: sample.conditions.disturbance)[:repetitions]
-    return [sample for sample in samples if any(sample is chosen for chosen in least)]
+    half = max(repetitions, len(samples) // 2)
+    least = sorted(range(len(samples)), key=lambda index: samples[index].conditions.disturbance)[:half]
+    return [samples[index] for index in sorted(least)]
 
 
 def describe_effort(samples: Sequence[Sample], effort: Effort) -> list[str]:
@@ -95,10 +97,9 @@ def _wants_more(samples: Sequence[Sample], effort: Effort, *, has_time: bool) ->
     if len(samples) < effort.repetitions:
         return True
     kept = choose(samples, effort.repetitions)
-    is_good = not any(sample.conditions.is_disturbed for sample in kept) and (
-        effort.until is None or _scatter(kept) <= effort.until
-    )
-    return not is_good and len(samples) < effort.cap and has_time
+    if any(sample.conditions.is_disturbed for sample in kept) and len(samples) < 2 * effort.repetitions:
+        return has_time
+    return effort.until is not None and _scatter(kept) > effort.until and len(samples) < effort.cap and has_time
 
 
 def _scatter(samples: Sequence[Sample]) -> float:

@@ -63,6 +63,8 @@ def test_disturbed_runs_are_made_again_up_to_twice_as_many() -> None:
     always = Bench("a", Effort(repetitions=3))
     assert always.run({"a": busy}) == "aaaaaa"
     assert [s.run.nanoseconds for s in choose(always.samples["a"], 3)] == [2, 4, 6]  # in the order of time
+    assert [s.run.nanoseconds for s in choose(busy, 1)] == [2, 4, 6]
+    assert [s.run.nanoseconds for s in choose(busy, 4)] == [1, 2, 4, 6]
 
 
 def test_until_repeats_only_what_is_not_narrow_yet() -> None:
@@ -81,6 +83,11 @@ def test_until_has_limits_and_says_so(effort: Effort, runs: int) -> None:
     assert len(bench.samples["a"]) == runs
     (note,) = describe_effort(bench.samples["a"], effort)
     assert note.endswith(f"after {runs} runs, wanted ±2.0%: the limit was met")
+
+
+def test_until_ends_on_a_machine_that_is_always_busy() -> None:
+    bench = Bench("a", Effort(repetitions=6, until=0.02))
+    assert len(bench.run({"a": [sample(1000 + i % 3, waited=0.5) for i in range(100)]})) == 12
 
 
 def test_repetitions_are_made_however_long_they_take() -> None:
