@@ -71,7 +71,8 @@ def recall(path: Path, *, model: str = "", test: str = "", last: int | None = No
     rows = [
         row
         for row in rows
-        if model.lower() in f"{row['model_type']}\n{row['model_filename']}".lower() and test in ("", test_name(row))
+        if model.lower() in f"{row['model_type']}\n{row['model_filename']}".lower()
+        and test.replace(" ", "") in ("", test_name(row).replace(" ", ""))
     ]
     if last is None:
         return rows

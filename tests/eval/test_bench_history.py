@@ -50,6 +50,8 @@ def test_rows_are_chosen_by_model_test_and_age(tmp_path: Path) -> None:
     assert len(recall(path, model="m-q4_0.gguf")) == 6
     assert [row["test_time"] for row in recall(path, last=2)] == [time for time in times(2, 3) for _ in range(2)]
     assert recall(path, test="pp1") == []
+    keep(path, [made_row(0, 64, n_depth=4096)])
+    assert len(recall(path, test="tg64@d4096")) == len(recall(path, test="tg64 @ d4096")) == 1
 
 
 def test_rows_of_llama_bench_stand_beside_ours(tmp_path: Path) -> None:

@@ -91,7 +91,6 @@ class FakePeer:
     """Takes twice as long in one of its modes, three times in the other; `calls` is shared with our own engine."""
 
     calls: list[str]
-    name: str = "other"
     closed: list[str] = field(default_factory=list)
 
     def find_missing(self) -> str | None:
@@ -247,6 +246,7 @@ def test_llama_bench_of_other_builds(tmp_path: Path) -> None:
     """ik_llama.cpp's has -rtr and no -d; one that knows no repacking has one mode."""
     engines = fake_bench(tmp_path, "-p, --n-prompt\n  -rtr, --run-time-repack <0|1>").load(SETTINGS, [Workload(8, 0)])
     assert [engine.time(Workload(8, 0), ()) for engine in engines] == [2000, 4000]
+    assert [engine.name for engine in engines] == [f"ik_llama.cpp abcd123 {mode}" for mode in ("repack", "no repack")]
     (engine,) = fake_bench(tmp_path, "-p, --n-prompt").load(SETTINGS, [Workload(8, 0)])
     assert (engine.time(Workload(8, 0), ()), engine.name) == (4000, "llama.cpp abcd123")
     with pytest.raises(InputError, match="this llama-bench has no -d"):

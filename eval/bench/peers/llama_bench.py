@@ -29,7 +29,6 @@ class LlamaBench:
     """The program at `path`."""
 
     path: Path
-    name: str = "llama-bench"
 
     def find_missing(self) -> str | None:
         try:
@@ -43,7 +42,8 @@ class LlamaBench:
             raise InputError(f"{self.path}: this llama-bench has no -d; leave out -d, or the peer")
         plain: dict[str, tuple[str, ...]] = {"": ()}
         modes = next((modes for flag, modes in REPACKING.items() if flag in words), plain)
-        return [LoadedBench(self.path, settings, mode, arguments) for mode, arguments in modes.items()]
+        family = "ik_llama.cpp" if "-rtr" in words else "llama.cpp"
+        return [LoadedBench(self.path, settings, family, mode, arguments) for mode, arguments in modes.items()]
 
     def _help(self) -> str:
         found = subprocess.run([self.path, "--help"], capture_output=True, text=True, check=False)
@@ -56,6 +56,7 @@ class LoadedBench:
 
     path: Path
     settings: Settings
+    family: str
     mode: str
     arguments: tuple[str, ...]
     name: str = ""
@@ -67,7 +68,7 @@ class LoadedBench:
         commit, samples = row.get("build_commit", "of an unnamed build"), row.get("samples_ns")
         if not (isinstance(samples, list) and len(samples) == 1 and isinstance(samples[0], int) and samples[0] > 0):
             raise InputError(f"{self.path}: its JSON has samples_ns {samples!r}, wanted one whole number")
-        self.name = f"llama.cpp {commit} {self.mode}".rstrip()
+        self.name = f"{self.family} {commit} {self.mode}".rstrip()
         self.columns = {name: row[name] for name in _TAKEN if name in row and name not in _KEPT}
         return samples[0]
 

@@ -93,7 +93,7 @@ class _Bench:
     drift: float
     seed: int
     tests: list[_Test] = field(default_factory=list)
-    engines: list[tuple[Peer, Engine]] = field(default_factory=list)
+    engines: list[tuple[int, Engine]] = field(default_factory=list)  # each with the number of its peer
     facts: tuple[Any, str] | None = None
 
     def run(self, peers: Sequence[Peer], warm: bool, tell: Progress) -> None:
@@ -102,10 +102,10 @@ class _Bench:
         with ExitStack() as stack:
             runner = Runner(self.ran, runs, seed=self.seed)
             stack.callback(runner.close)
-            for peer in peers:
+            for number, peer in enumerate(peers):
                 for engine in peer.load(self.ran, runs):
                     stack.callback(engine.close)
-                    self.engines.append((peer, engine))
+                    self.engines.append((number, engine))
             file = runner.model.file
             self.facts = describe(file), sha256_of(file.paths)
             self.tests = [_Test(workload) for workload in runs]
@@ -179,20 +179,19 @@ class _Bench:
             return found
 
         rows = [row(test.ours, notes)]
-        for index, (peer, engine) in enumerate(self.engines):
+        for index, (_, engine) in enumerate(self.engines):
             times = [theirs[index] for theirs in test.theirs]
             found = row([Run(ns, 0) for ns in times], ()) | dict.fromkeys(_UNKNOWN) | dict(engine.columns)
             ratio = summarize(_ratios(test, index))
             found |= {"engine": engine.name, "samples_prompt_ns": None}
             found |= {"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
-            found["settings"] = {"session": session, "peer": peer.name}
+            found["settings"] = {"session": session}
             rows.append(found)
-        for name in dict.fromkeys(peer.name for peer, _ in self.engines):
-            modes = [found for found in rows[1:] if found["settings"]["peer"] == name]
-            if len(modes) > 1:
-                best = max(modes, key=lambda found: float(found["median_ts"]))
-                for found in modes:
-                    found["settings"]["is_best_mode"] = found is best
+        for number in {number for number, _ in self.engines}:
+            modes = [row for row, (other, _) in zip(rows[1:], self.engines, strict=True) if other == number]
+            best = max(modes, key=lambda row: float(row["median_ts"]))
+            for mode in modes if len(modes) > 1 else ():
+                mode["settings"]["is_best_mode"] = mode is best
         return rows
 
 

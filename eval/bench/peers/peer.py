@@ -22,9 +22,6 @@ class Engine(Protocol):
 class Peer(Protocol):
     """A kind of engine, as the user names it."""
 
-    @property
-    def name(self) -> str: ...
-
     def find_missing(self) -> str | None:
         """What must be installed first, or None."""
         ...

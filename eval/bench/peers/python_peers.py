@@ -24,7 +24,6 @@ class LlamaCppPython:
     """llama-cpp-python of the Python `python`."""
 
     python: str = sys.executable
-    name: str = "llama-cpp-python"
 
     def find_missing(self) -> str | None:
         if ask_version(self.python, "import llama_cpp; print(llama_cpp.__version__)") is None:
@@ -33,10 +32,12 @@ class LlamaCppPython:
 
     def load(self, settings: Settings, runs: Sequence[Workload]) -> list[Engine]:
         if settings.type_k != "f16":
-            raise InputError(f"-ctk {settings.type_k}: the peer {self.name} runs with a cache of f16; leave out -ctk")
+            raise InputError(
+                f"-ctk {settings.type_k}: the peer llama-cpp-python runs with a cache of f16; leave out -ctk"
+            )
         sizes = [settings.threads, max(run.context for run in runs), settings.batch, settings.ubatch]
         arguments = [str(settings.model), *map(str, sizes)]
-        return [Worker(self.python, _HERE / "worker_llama_cpp.py", arguments, self.name)]
+        return [Worker(self.python, _HERE / "worker_llama_cpp.py", arguments, "llama-cpp-python")]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,6 @@ class Transformers:
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     folder: Path | None = None
     cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "lltool" / "checkpoints")
-    name: str = "transformers"
 
     def find_missing(self) -> str | None:
         code = "from importlib.metadata import version as v; print(v('torch'), v('transformers'))"
@@ -61,7 +61,7 @@ class Transformers:
             engines = []
             for dtype in self.dtypes:
                 arguments = [str(folder), str(settings.threads), dtype]
-                engine = Worker(self.python, _HERE / "worker_transformers.py", arguments, self.name, dtype)
+                engine = Worker(self.python, _HERE / "worker_transformers.py", arguments, "transformers", dtype)
                 stack.callback(engine.close)
                 engine.columns = {**engine.columns, "type_k": _short(dtype), "type_v": _short(dtype)}
                 engines.append(engine)
