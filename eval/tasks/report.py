@@ -6,8 +6,6 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lltool.engine.model import Model
 from lltool.eval.intervals import wilson
 from lltool.eval.perplexity_report import describe_run
@@ -19,7 +17,7 @@ HEADERS = {"hellaswag": "task\tacc_norm\t95% confidence interval", "multiple-cho
 
 @dataclass(frozen=True)
 class Summary:
-    """The share of right answers, its standard error and 95 % interval, and what guessing would give."""
+    """The share of right answers, its standard error and 95 % interval, and that of right ones among all choices."""
 
     tasks: int
     right: int
@@ -33,7 +31,7 @@ class Summary:
     def of(answers: Sequence[Answer]) -> "Summary":
         tasks, right = len(answers), sum(answer.is_right for answer in answers)
         share = right / tasks
-        chance = float(np.mean([len(answer.right) / len(answer.scores) for answer in answers]))
+        chance = sum(len(answer.right) for answer in answers) / sum(len(answer.scores) for answer in answers)
         return Summary(tasks, right, share, _error(share, tasks), *wilson(right, tasks), chance)
 
 

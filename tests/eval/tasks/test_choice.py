@@ -11,7 +11,7 @@ import pytest
 from lltool.engine.model import Model, load_model
 from lltool.eval.tasks.choice import TASKS, Answer, answer_task
 from lltool.eval.tasks.formats import Question
-from lltool.eval.tasks.report import format_row
+from lltool.eval.tasks.report import format_row, format_summary
 from lltool.gguf.errors import InputError
 from tests.eval.tasks.multiple_choice_file import QUESTIONS, write_multiple_choice
 from tests.eval.tiny_text_model import write_text_model
@@ -46,6 +46,9 @@ def test_lines_are_those_of_llama_perplexity(
     with load_model(real_model("smollm2-q4_1"), context=256, sequences=8) as model:
         answers = answer_task(model, TASKS[task], TASKS[task].read(path), tasks=tasks)
     assert rows(task, answers) == llama_lines(task, tasks)
+    if (task, tasks) == ("multiple-choice", 0):
+        final, chance, _ = format_summary(task, answers).splitlines()
+        assert (final, chance) == ("Final result: 75.0000 +/- 9.0289", "Random chance: 26.9663 +/- 9.2536")
 
 
 @pytest.mark.slow
