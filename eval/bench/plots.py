@@ -36,7 +36,11 @@ PARAMETERS = {
 }
 _USUAL = {"n_parallel": 1, "n_depth": 0}  # not worth a word
 MAIN = ("engine", "model", "length", "n_threads")  # what engines can always be told to be alike in
-NAMES = ("engine", "model", "type_k", "type_v", "flash_attn")  # what else tells rows apart
+# What else tells rows apart.
+NAMES = (
+    *("engine", "model", "type_k", "type_v", "flash_attn", "precision", "load_mode", "repack", "split_mode"),
+    *("n_cpu_moe", "no_kv_offload", "cpu_mask"),
+)
 
 
 Key = tuple[tuple[str, Any], ...]  # the columns and values that tell a line from the others
@@ -63,6 +67,7 @@ def points_of(rows: Sequence[Row]) -> list[Point]:
         settings = {name: row.get(name) for name in (*PARAMETERS, *NAMES)}
         model = Path(row["model_filename"]).stem if by_file else row["model_type"]
         settings |= {"length": row["n_prompt"] + row["n_gen"], "model": model}
+        settings["precision"] = row["settings"].get("precision")
         note = f"  {row['ratio']:.2f}×" if row.get("ratio") else ""
         point = Point(panel_of(row), settings, speed_of(row), note)
         if point not in points:  # asked for in two ways that come to the same
@@ -277,8 +282,7 @@ def _draw_side_by_side(part: Any, points: Sequence[Point]) -> None:
         for point in found:
             shown = {name: point.settings[name] for name in ("model", *told)}
             groups.setdefault(label_of(shown).replace(", ", "\n"), {})[point.settings["engine"]] = point
-        speeds = {name: {engine: point.speed for engine, point in group.items()} for name, group in groups.items()}
-        draw_bars(axis, speeds, series, {p.speed: p.note for p in found})
+        _draw_bars(axis, groups, series)
         axis.set_title(panel if "length" in told else f"{panel}, {label_of({'length': found[0].settings['length']})}")
     if len(series) > 1:
         add_legends(part, axes)
@@ -288,29 +292,25 @@ def _most_bars(points: Sequence[Point]) -> int:
     return max(len(found) for found in _by_panel(points).values())
 
 
-def draw_bars(
-    axis: Any,
-    groups: Mapping[str, Mapping[str, Interval]],
-    series: Sequence[str],
-    notes: Mapping[Interval, str] | None = None,
-) -> None:
+def _draw_bars(axis: Any, groups: Mapping[str, Mapping[str, Point]], series: Sequence[str]) -> None:
     """Lying bars with their values and notes: groups from above to below, in each a bar for each of `series`."""
-    top = top_of([speed for group in groups.values() for speed in group.values()])
+    points = [point for group in groups.values() for point in group.values()]
+    top = top_of([point.speed for point in points])
     height = 0.8 / len(series)
     for number, name in enumerate(series):
         bars = [(i, group[name]) for i, group in enumerate(groups.values()) if name in group]
         places = [i + (number - (len(series) - 1) / 2) * height for i, _ in bars]
-        middle, below, above = error_bars([speed for _, speed in bars], top)
+        middle, below, above = error_bars([point.speed for _, point in bars], top)
         color = COLORS[number % len(COLORS)]
         axis.barh(places, middle, 0.92 * height, color=color, label=name)
         axis.errorbar(middle, places, xerr=(below, above), fmt="none", ecolor="#222222", capsize=2.5, elinewidth=1)
-        for place, (_, speed) in zip(places, bars, strict=True):
-            text = _figures(speed.middle) + (notes or {}).get(speed, "")
-            axis.annotate(text, (min(speed.high, top), place), (4, 0), textcoords="offset points", va="center")
+        for place, (_, point) in zip(places, bars, strict=True):
+            text, end = _figures(point.speed.middle) + point.note, min(point.speed.high, top)
+            axis.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(groups)), list(groups))
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.set_xlim(0, (1.35 if any((notes or {}).values()) else 1.18) * top)
+    axis.set_xlim(0, (1.35 if any(point.note for point in points) else 1.18) * top)
     axis.set_xlabel(SPEED)
 
 

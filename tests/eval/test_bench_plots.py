@@ -114,6 +114,14 @@ def test_what_was_asked_for_in_two_ways_is_drawn_once(tmp_path: Path, figures: l
     assert len(figures[0].axes[0].patches) == 1
 
 
+def test_other_settings_are_bars_of_their_own(tmp_path: Path, figures: list[Any]) -> None:
+    rows = [made_row(load_mode=mode, settings={"precision": p}) for mode in ("mmap", "none") for p in ("int8", "f32")]
+    plot_rows(rows, tmp_path / "out.png")
+    assert [label.get_text() for label in figures[0].axes[0].get_yticklabels()] == [
+        f"llama 135M Q4_0\nprecision {p}\nload_mode {mode}" for mode in ("mmap", "none") for p in ("int8", "f32")
+    ]
+
+
 def test_labels_do_not_collide(tmp_path: Path, figures: list[Any]) -> None:
     engines = [f"engine number {i} with a long name" for i in range(5)]
     rows = [
