@@ -48,7 +48,8 @@ def test_lines_are_those_of_llama_perplexity(
     assert rows(task, answers) == llama_lines(task, tasks)
     if (task, tasks) == ("multiple-choice", 0):
         final, chance, _ = format_summary(task, answers).splitlines()
-        assert (final, chance) == ("Final result: 75.0000 +/- 9.0289", "Random chance: 26.9663 +/- 9.2536")
+        assert final == "Final result: 75.0000 +/- 9.0289"
+        assert chance.startswith("Random chance: 26.9663 +/- 9.253")  # the last digit is float32's there
 
 
 @pytest.mark.slow
