@@ -1,4 +1,4 @@
-# make demo | bench | check | test: each sets up what it needs, once; make install: all of it. Wants Python 3.11 and g++.
+# make demo | bench | check | test | gate: each sets up what it needs, once; make install: all. Wants Python 3.11 and g++.
 PYTHON ?= python3
 # What `make bench` compares with, where it is installed: a Python with llama-cpp-python, the path of a llama-bench.
 LLAMA_CPP_PYTHON ?= $(shell $(PYTHON) -c "import llama_cpp, sys; print(sys.executable)" 2>/dev/null)
@@ -8,9 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 NATIVE := $(shell find quant/csrc engine/csrc -type f 2>/dev/null)
+GATED := .cache/models/smollm2-q4_1.gguf
 MODEL := .cache/demo/SmolLM2-135M-Instruct
 
-.PHONY: install demo bench check test clean
+.PHONY: install demo bench check test gate clean
 install: $(VENV)/.developed
 
 demo: $(VENV)/.installed
@@ -28,6 +29,14 @@ check: $(VENV)/.developed
 
 test: $(VENV)/.developed
 	$(BIN)/python -m pytest -q
+
+# After a change that is meant: lltool gate record -m $(GATED) -f eval/data/britannica_1911.txt -o the baseline
+gate: $(GATED)
+	$(BIN)/lltool gate check reports/baselines/smollm2-q4_1.json
+
+$(GATED): | $(VENV)/.installed
+	$(BIN)/python -c "from pathlib import Path; from lltool.gguf import sample_models; \
+	  sample_models.fetch_sample('smollm2-q4_1', Path('.cache/models'))"
 
 $(BIN)/pip:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \

@@ -17,7 +17,7 @@ from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import open_gguf
 
-CONTEXT, WINDOWS, EXACT_WINDOWS, ANSWER_TOKENS = 256, 16, 4, 24
+CONTEXT, WINDOWS, EXACT_WINDOWS, ANSWER_TOKENS = 256, 16, 2, 24
 TOP = 16  # tokens of each distribution that the reference keeps
 REFERENCE = ".npz"
 

@@ -1,6 +1,6 @@
 """Speed in units of the machine: tokens a second, over what a probe that is none of our code gets done beside them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import median
@@ -34,12 +34,12 @@ class Speed:
         sequence = model.new_sequence()
         tokens = np.arange(min(PREFILL, model.batch, model.context - DECODE)) % min(1000, model.config.vocab)
         try:
-            for _ in range(count):
+            for copying in _time_copies(self.threads, count):
                 sequence.truncate(0)
                 self.prefill.append(len(tokens) / _time(lambda: model.evaluate(sequence, tokens)))
                 self.computed.append(2 * _SIDE**3 / _time_product())
                 self.decode.append(DECODE / _time(lambda: [model.evaluate(sequence, [1]) for _ in range(DECODE)]))
-                self.copied.append(_COPIED / _time_copy(self.threads))
+                self.copied.append(_COPIED / copying)
         finally:
             sequence.free()
 
@@ -64,12 +64,13 @@ def _time(work: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def _time_copy(threads: int) -> float:
-    """Seconds that so many threads take to copy the bytes, the median of three."""
+def _time_copies(threads: int, count: int) -> Iterator[float]:
+    """Seconds that so many threads take to copy the bytes, again and again, each the median of three."""
     source = np.ones((threads, _COPIED // 8 // threads))
     target = np.empty_like(source)
     with ThreadPoolExecutor(threads) as pool:
-        return median(_time(lambda: list(pool.map(np.copyto, target, source))) for _ in range(3))
+        for _ in range(count):
+            yield median(_time(lambda: list(pool.map(np.copyto, target, source))) for _ in range(3))
 
 
 def _time_product() -> float:

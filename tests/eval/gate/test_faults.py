@@ -37,7 +37,7 @@ def model(real_model: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="module")
 def baseline(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gate") / "base.json"
-    record(model, SAMPLE_TEXT, path, context=128, windows=12, answer_tokens=12)
+    record(model, SAMPLE_TEXT, path, context=64, windows=12, answer_tokens=8)
     return path
 
 
