@@ -190,6 +190,7 @@ class _Session:
             started=test.started,
             runs=tuple(runs),
             load_ms=measured.load_ms if measured else test.load_ms,
+            first_token_ms=measured.first_token_ms if measured else None,
             peak_rss_bytes=measured.peak if measured else None,
             energy_j=median(energy) if energy else None,
             notes=tuple(notes),

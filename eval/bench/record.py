@@ -75,6 +75,7 @@ OWN_COLUMNS = {
     "token_ms_p95": "REAL",
     "token_ms_p99": "REAL",
     "load_ms": "REAL",
+    "first_token_ms": "REAL",
     "peak_rss_bytes": "INTEGER",
     "energy_j": "REAL",
     "samples_ns": "JSON",
@@ -107,6 +108,7 @@ class Measurement:
     runs: tuple[Run, ...]
     engine: str = f"lltool {__version__}"
     load_ms: float | None = None
+    first_token_ms: float | None = None  # from the start of loading
     peak_rss_bytes: int | None = None
     energy_j: float | None = None
     notes: tuple[str, ...] = ()
@@ -163,6 +165,7 @@ def to_row(m: Measurement) -> Row:
         "token_ms_p95": latency.token_p95,
         "token_ms_p99": latency.token_p99,
         "load_ms": m.load_ms,
+        "first_token_ms": m.first_token_ms,
         "peak_rss_bytes": m.peak_rss_bytes,
         "energy_j": m.energy_j,
         "samples_ns": m.nanoseconds,

@@ -30,7 +30,16 @@ from lltool.gguf.errors import InputError
 
 Progress = Callable[[int, int, str], None]
 # What only our own clock, which is inside, can tell.
-_UNKNOWN = ("ttft_ms", "token_ms_p50", "token_ms_p95", "token_ms_p99", "load_ms", "peak_rss_bytes", "energy_j")
+_UNKNOWN = (
+    "ttft_ms",
+    "token_ms_p50",
+    "token_ms_p95",
+    "token_ms_p99",
+    "load_ms",
+    "first_token_ms",
+    "peak_rss_bytes",
+    "energy_j",
+)
 
 
 @dataclass
