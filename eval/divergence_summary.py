@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from lltool.eval.divergence import DivergenceResult
 
-FEWEST = 100  # scored tokens; llama-perplexity does not make statistics of fewer
 RUNNING_HEADER = (
     "chunk             PPL               ln(PPL(Q)/PPL(base))          KL Divergence              Δp RMS            "
     "Same top p"

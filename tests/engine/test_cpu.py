@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from lltool.engine import _native
 from lltool.engine.batch import PAGE, Batch, CacheType, Precision
-from lltool.engine.compare import compare_rows
 from lltool.engine.cpu import CpuExecutor
 from lltool.engine.program import NOT_MULTIPLIED, Buffer, Program, Tracer, Weight
 from lltool.engine.reference import ReferenceExecutor
@@ -244,32 +243,6 @@ def compare(made: Program, batch: Batch, isa: str, tolerance: float) -> None:
     cpu = CpuExecutor(made, 4, max_batch=64, threads=2, precision="f32", cache_type="f32", instruction_set=isa)
     expected, found = run_all(ReferenceExecutor(made, 4, dtype=np.float64), batch), run_all(cpu, batch)
     assert np.max(np.abs(found - expected)) < tolerance * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("vocabulary", [1, 7, 64, 1023, 1024, 3105])
-def test_rows_are_compared_as_numpy_does(vocabulary: int, isa: str) -> None:
-    """Rows apart, close, equal, of one large logit, and of equal ones; lengths that fill no vector and no block."""
-    rng = np.random.default_rng(vocabulary)
-    rows = rng.standard_normal((VOCAB, vocabulary), np.float32) * 5
-    base = rng.standard_normal((VOCAB, vocabulary), np.float32) * 5 + 20
-    base[:10] = rows[:10] + rng.standard_normal((10, vocabulary), np.float32) * 0.01
-    base[10:13], rows[13:16], base[15:17] = rows[10:13], 3.0, 4.0
-    rows[20:30, -1] = base[25:35, 0] = 60.0
-    made = program([f32_weight("embed", rows)], vocabulary, lambda g, x: x)
-    cpu = CpuExecutor(made, 1, max_batch=64, threads=2, instruction_set=isa)
-    batch = one_sequence(VOCAB)
-    cpu.run(batch)
-    targets = rng.integers(0, vocabulary, 32).astype(np.int32)
-    some = slice(5, 37)
-    found = cpu.compare(5, base[some], targets)
-    expected = compare_rows(base[some].astype(np.float64), rows[batch.tokens[some]].astype(np.float64), targets)
-    # float32 sums of terms of up to 60 with weights that sum to 1; e^x is exact to 2 ulp
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
-    with pytest.raises(ValueError, match="shapes do not agree"):
-        cpu.compare(5, base, targets)
-    with pytest.raises(ValueError, match="no such token"):
-        cpu.compare(5, base[some], targets + vocabulary)
 
 
 def test_blocks_of_logits_scores_and_copied_pages() -> None:
