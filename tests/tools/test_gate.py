@@ -79,6 +79,8 @@ def test_speed_is_gated_on_request(
     assert main(["gate", "check", str(folder / "fast.json"), "-t", "1"]) == 0
     assert main(["gate", "check", str(folder / "fast.json"), "-t", "1", "--speed"]) == 1
     assert "FAIL: slower, next to what the machine does" in capsys.readouterr().out
+    assert main(["gate", "check", str(folder / "fast.json"), "-t", "2", "--speed"]) == 0
+    assert "note: recorded with 1 threads, checked with 2: speeds do not compare" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
