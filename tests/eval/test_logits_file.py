@@ -16,6 +16,7 @@ from lltool.eval.divergence_summary import summarize
 from lltool.eval.logits_file import _encode, compare_with_file, open_logits_file, write_logits_file
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import boolean, u32
+from lltool.tools.cli import main
 from tests.engine.tiny_gguf import VOCAB
 from tests.eval.tiny_text_model import random_text, write_text_model
 
@@ -164,7 +165,8 @@ def test_llama_perplexity_reads_ours_and_we_read_its(
     tool = shutil.which("llama-perplexity")
     if not tool:
         pytest.skip("needs llama-perplexity on the path")
-    base, other = (real_model(name) for name in ("smollm2-q4_1", "smollm2-q4_0"))
+    base, other = real_model("smollm2-q4_1"), tmp_path / "other.gguf"
+    assert main(["quantize", "--allow-requantize", "--pure", str(base), str(other), "Q4_0"]) == 0
     text, chunks, context = shared / "text/eval_en.txt", 4, 128
 
     def run(*arguments: str | Path) -> str:
