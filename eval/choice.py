@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 
 from lltool.gguf.errors import InputError
 
@@ -10,12 +9,15 @@ from lltool.gguf.errors import InputError
 # no file that fits loses as little, the one that loses least is taken.
 TOLERANCES = {"quality": 0.0, "balance": 0.05, "speed": 0.2}
 
+# Of the fastest's speed: files this close count as equally fast. They are timed in turns, so noise is common to them.
+AS_FAST = 0.95
+
 
 @dataclass(frozen=True)
 class Candidate:
     """A file with the memory, in bytes, that it takes in use. What does not fit has no loss and no speed.
 
-    `loss` is mean divergence in nats a token; speeds are generated tokens a second, the median and its interval.
+    `loss` is mean divergence in nats a token, `speed` generated tokens a second.
     """
 
     name: str
@@ -23,8 +25,6 @@ class Candidate:
     loss: float | None = None
     loss_error: float = 0.0
     speed: float | None = None
-    speed_low: float = 0.0
-    speed_high: float = inf
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def choose(candidates: Sequence[Candidate], limit: int, preference: str = "balan
     allowed = max(TOLERANCES[preference], least_loss)
     good = [c for c in measured if (c.loss or 0.0) <= allowed]
     fastest = max(good, key=lambda candidate: candidate.speed or 0.0)
-    # Files that may be as fast as the fastest: of them the one that loses least, then the smallest.
-    as_fast = [c for c in good if c.speed_high >= fastest.speed_low]
+    # Of those that are as fast as the fastest the one that loses least, then the smallest.
+    as_fast = [c for c in good if (c.speed or 0.0) >= AS_FAST * (fastest.speed or 0.0)]
     chosen = min(as_fast, key=lambda candidate: (candidate.loss, candidate.memory))
     return Choice(chosen, _explain(chosen, fastest, len(measured), len(good), limit, allowed, preference))
 
@@ -60,7 +60,7 @@ def _explain(
 ) -> str:
     assert chosen.speed is not None
     facts = f"takes {format_bytes(chosen.memory)} of {format_bytes(limit)} and makes {chosen.speed:.1f} tokens a second"
-    loss = f"{chosen.loss:.4f} ± {chosen.loss_error:.4f} nats a token"
+    loss = f"{chosen.loss:.4f} ± {chosen.loss_error:.4f} nats a token" if chosen.loss else "nothing"
     many = f"of {fitting} that fit" if fitting > 1 else "the only one that fits"
     if allowed > TOLERANCES[preference] or not TOLERANCES[preference]:
         wish = "" if preference == "quality" else f" (none loses as little as {TOLERANCES[preference]} nats)"

@@ -159,7 +159,7 @@ def _candidate(entry: Entry, speeds: Mapping[str, Interval], source: Path) -> Ca
     speed = speeds.get(entry.name)
     if loss is None or speed is None:
         return Candidate(entry.name, entry.memory)
-    return Candidate(entry.name, entry.memory, *loss, speed.middle, speed.low, speed.high)
+    return Candidate(entry.name, entry.memory, *loss, speed.middle)
 
 
 def _size(path: Path) -> int:

@@ -25,14 +25,16 @@ TEMPLATE = Path(__file__).resolve().parent / "data" / "report.html.j2"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first column is of names, the others of numbers."""
+    """Cells as text; the first column is of names, the others of numbers if it has some."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    has_numbers: bool = True
 
     def markdown(self) -> str:
-        return format_table(self.columns, [[cell.replace("|", "/") for cell in row] for row in self.rows])
+        rows = [[cell.replace("|", "/") for cell in row] for row in self.rows]
+        return format_table(self.columns, rows, left=1 if self.has_numbers else len(self.columns))
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def runs_table(runs: Runs) -> Table:
         (f"{run.file} ({run.kind})", run.tool, run.machine or "–", run.when or "–", run.command or "–", run.details)
         for run in runs.runs
     )
-    return Table("What was run", columns, rows)
+    return Table("What was run", columns, rows, has_numbers=False)
 
 
 def format_csv(entries: Sequence[Entry]) -> str:
