@@ -13,7 +13,7 @@ from lltool import __version__
 from lltool.engine.threads import default_threads
 from lltool.engine.tokenizer import read_tokenizer
 from lltool.eval.divergence import DivergenceResult
-from lltool.eval.gate.baseline import Baseline, check_is_of, describe, read_baseline
+from lltool.eval.gate.baseline import Baseline, ModelFacts, check_is_of, describe, read_baseline
 from lltool.eval.gate.judge import Row, judge_count, judge_exact, judge_mean, judge_rounding, judge_speed, judge_tail
 from lltool.eval.gate.prompts import Followed, encode_prompts, follow
 from lltool.eval.gate.runs import Setting, cut_text, first_windows, load, summarize
@@ -71,13 +71,7 @@ def check(
     """
     baseline, reference = read_baseline(path)
     model_path, text_path = model_path or Path(baseline.model.path), text_path or Path(baseline.text.path)
-    if not text_path.exists():
-        raise InputError(f"{text_path}: the text of {path} is not there; say with -f where it is")
-    if (found := sha256_of([text_path])) != baseline.text.sha256:
-        raise InputError(
-            f"{text_path}: sha256 {found[:12]}, but {path} was recorded on a text of {baseline.text.sha256[:12]}; "
-            f"take that text ({baseline.text.path}) or record anew"
-        )
+    _check_text(path, baseline, text_path)
     with open_gguf(model_path) as file:
         tokenizer = read_tokenizer(file)
         facts = describe(file, tokenizer)
@@ -123,15 +117,7 @@ def check(
         *_judge_speed(baseline.speed, speed, gate_speed and speed.threads == baseline.speed.threads),
     )
     failed = {row.measure for row in rows if row.failed}
-    notes = []
-    if facts.sha256 != baseline.model.sha256:
-        notes.append(f"{model_path} is not the file that was recorded: what is measured is its change too")
-    if cpu_name() != baseline.cpu:
-        notes.append(f"recorded on {baseline.cpu}, checked on {cpu_name()}: speeds compare roughly at most")
-    if speed.threads != baseline.speed.threads:
-        notes.append(
-            f"recorded with {baseline.speed.threads} threads, checked with {speed.threads}: speeds do not compare"
-        )
+    notes = _notes(baseline, facts, speed.threads)
     method = reference.metadata.get("method")
     made = {
         "tool": f"lltool {__version__}",
@@ -147,7 +133,28 @@ def check(
         "threads": speed.threads,
         "batch": batch,
     }
-    return Verdict(rows, _diagnose(failed), tuple(notes), made)
+    return Verdict(rows, _diagnose(failed), notes, made)
+
+
+def _check_text(path: Path, baseline: Baseline, text_path: Path) -> None:
+    if not text_path.exists():
+        raise InputError(f"{text_path}: the text of {path} is not there; say with -f where it is")
+    if (found := sha256_of([text_path])) != baseline.text.sha256:
+        raise InputError(
+            f"{text_path}: sha256 {found[:12]}, but {path} was recorded on a text of {baseline.text.sha256[:12]}; "
+            f"take that text ({baseline.text.path}) or record anew"
+        )
+
+
+def _notes(baseline: Baseline, facts: ModelFacts, threads: int) -> tuple[str, ...]:
+    notes = []
+    if facts.sha256 != baseline.model.sha256:
+        notes.append(f"{facts.path} is not the file that was recorded: what is measured is its change too")
+    if cpu_name() != baseline.cpu:
+        notes.append(f"recorded on {baseline.cpu}, checked on {cpu_name()}: speeds compare roughly at most")
+    if threads != baseline.speed.threads:
+        notes.append(f"recorded with {baseline.speed.threads} threads, checked with {threads}: speeds do not compare")
+    return tuple(notes)
 
 
 def format_verdict(verdict: Verdict) -> str:
