@@ -1,8 +1,9 @@
 """`lltool report`: results in a folder as one page with tables and plots."""
 
+import sys
 from pathlib import Path
 
-from lltool.tools.arguments import command_parser
+from lltool.tools.arguments import command_parser, printable
 
 EXAMPLES = """
 lltool perplexity -m model-Q4_0.gguf --reference model-F16.gguf -f text.txt --json > results/q4_0.json
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     print(format_main(runs.entries))
     print()
     for note in runs.notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}", file=sys.stderr)
     for path in written:
         print(path)
     return 0
