@@ -16,6 +16,7 @@ from lltool.engine.program import (
     Linear,
     Norm,
     Observe,
+    Op,
     Program,
     Rope,
     Scale,
@@ -65,8 +66,10 @@ class CpuExecutor:
             int8=precision == "int8",
             half_cache=cache_type == "f16",
         )
+        self._steps: list[int] = []  # the native operation that a program's operation is part of
         for op in program.ops:
             self._add(op)
+            self._steps.append(self._native.operations() - 1)
         self._native.finish()
 
     def run(self, batch: Batch) -> None:
@@ -95,6 +98,14 @@ class CpuExecutor:
             taken.update(dict.fromkeys(op.weights, seen))
         return taken
 
+    def take_times(self) -> list[tuple[tuple[Op, ...], float]]:
+        """Seconds since the last call of the operations that run together; the first call only starts the clock."""
+        together: dict[int, list[Op]] = {}
+        for op, step in zip(self._program.ops, self._steps, strict=True):
+            together.setdefault(step, []).append(op)
+        times = self._native.take_times()
+        return [(tuple(ops), times[step] * 1e-9) for step, ops in together.items()]
+
     def copy_page(self, source: int, target: int) -> None:
         self._native.copy_page(source, target)
 
@@ -110,7 +121,7 @@ class CpuExecutor:
         weight = self._program.weights[name]
         return np.ascontiguousarray(decode(weight.data, weight.type).reshape(-1))
 
-    def _add(self, op: object) -> None:
+    def _add(self, op: Op) -> None:
         native, place = self._native, self._place
         match op:
             case Embed(out, weight, scale):

@@ -243,21 +243,20 @@ class Model:
 
 def make_batch(pieces: List[tuple[Sequence, Tokens, Wanted]]) -> Batch:
     """The batch that appends each piece's tokens behind its sequence, whose pages are reserved already."""
-    counts = [len(tokens) for _, tokens, _ in pieces]
-    ends = np.cumsum(counts)
+    count = sum(len(tokens) for _, tokens, _ in pieces)
+    tokens, positions, sequences = (np.empty(count, np.int32) for _ in range(3))
     tables = np.zeros((len(pieces), max(len(sequence.pages) for sequence, _, _ in pieces)), np.int32)
-    positions, outputs = [], []
-    for row, (sequence, tokens, wanted) in enumerate(pieces):
+    outputs = []
+    start = 0
+    for row, (sequence, ids, wanted) in enumerate(pieces):
+        stop = start + len(ids)
+        tokens[start:stop] = ids
+        positions[start:stop] = np.arange(sequence.length, sequence.length + len(ids))
+        sequences[start:stop] = row
         tables[row, : len(sequence.pages)] = sequence.pages
-        positions.append(np.arange(sequence.length, sequence.length + len(tokens)))
-        outputs.append(ends[row] - len(tokens) + _rows(wanted, len(tokens)))
-    return Batch(
-        tokens=np.concatenate([np.asarray(tokens, np.int32) for _, tokens, _ in pieces]),
-        positions=np.concatenate(positions).astype(np.int32),
-        sequences=np.repeat(np.arange(len(pieces), dtype=np.int32), counts),
-        tables=tables,
-        outputs=np.concatenate(outputs).astype(np.int32),
-    )
+        outputs.append(start + _rows(wanted, len(ids)))
+        start = stop
+    return Batch(tokens, positions, sequences, tables, np.concatenate(outputs, dtype=np.int32))
 
 
 def _rows(wanted: Wanted, count: int) -> NDArray[np.integer]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import product
 from math import sqrt
 from pathlib import Path
 
@@ -135,13 +136,13 @@ def quantize_to_target(
         evidence = Evidence(key, probes)
         with stages("probes") as progress:
             measure(model, guidance, ids[:split], evidence, tokens=tokens, progress=progress)
-        rival, budget = _rival(model.file, target, request)
+        rival, budget = _rival(model.file, target, evidence, request)
         plan, mix = plan_mix(model.file, evidence, budget, guided, compensated)
         if compensated:
             windows = pick_windows(ids[:split], -(-compensated // WINDOW), WINDOW, bos_of(model))
             plan = compensate(plan, LinearInputs(model.program, windows, model.threads), threads)
         plain = path.with_name(f".{path.stem}.plain{path.suffix}")
-        plans, paths = ([plan], [path]) if rival is None else ([plan, rival], [path, plain])
+        plans, paths = ([plan], [path]) if rival is None else ([plan, rival[1]], [path, plain])
         try:
             with stages("B") as progress:
                 write_plans(plans, paths, threads=threads, progress=progress)
@@ -157,8 +158,8 @@ def quantize_to_target(
     recipe_path = path.with_suffix(".recipe.toml") if kept else None
     if recipe_path:
         recipe_path.write_text(format_recipe(plan.recipe), encoding="utf-8")
-    kept_plan = plan if kept or rival is None else rival
-    return Outcome(path, recipe_path, kept_plan, mix, budget, rival.recipe.name if rival else None, verdict, kept)
+    kept_plan = plan if kept or rival is None else rival[1]
+    return Outcome(path, recipe_path, kept_plan, mix, budget, rival[0] if rival else None, verdict, kept)
 
 
 def add_output(guidance: Guidance, source: str | Path, windows: NDArray[np.int32], threads: int | None) -> Guidance:
@@ -237,24 +238,29 @@ def judge(
     return Verdict(results[0], results[1], float(gains.mean()), float(gains.std() / sqrt(max(1, gains.size - 1))))
 
 
-def _rival(file: GGUFFile, target: Target, request: Request) -> tuple[Plan | None, int]:
-    """The largest plain recipe that is no larger than the target, and the target in bytes."""
+def _rival(file: GGUFFile, target: Target, evidence: Evidence, request: Request) -> tuple[tuple[str, Plan] | None, int]:
+    """The plain recipe, or pure type, of least predicted divergence in the bytes of the target, and these bytes."""
     if target.recipe:
         plan = plan_quantization(file, target.recipe, DEFAULTS, request)
-        return plan, file_bytes(plan)
-    plans = []
-    for recipe in RECIPES.values():
+        return (target.recipe.name, plan), file_bytes(plan)
+    plans: list[tuple[str, Plan]] = []
+    for recipe, pure in product(RECIPES.values(), (False, True)):
         try:
-            plans.append(plan_quantization(file, recipe, DEFAULTS, request))
+            plan = plan_quantization(file, recipe, replace(DEFAULTS, pure=pure), request)
         except InputError:  # a recipe that this model or its importance does not allow is no rival
             continue
+        plans.append((f"--pure {recipe.name}" if pure else recipe.name, plan))
     if not plans:
         raise InputError(f"{file.path}: no recipe can be made of it")
     if target.bytes is not None:
         budget = target.bytes
     else:
         assert target.bits is not None
-        header = min(file_bytes(plan) - plan.bytes for plan in plans)
-        budget = int(plans[0].weights * target.bits / 8) + header
-    fitting = [plan for plan in plans if file_bytes(plan) <= budget]
-    return max(fitting, key=lambda plan: plan.bytes, default=None), budget
+        header = min(file_bytes(plan) - plan.bytes for _, plan in plans)
+        budget = int(plans[0][1].weights * target.bits / 8) + header
+
+    def predicted(rival: tuple[str, Plan]) -> float:
+        choices = [c for c in rival[1].choices if c.tensor.name in evidence.divergences]
+        return sum(evidence.predict(c.tensor.name, c.type) for c in choices)
+
+    return min((rival for rival in plans if file_bytes(rival[1]) <= budget), key=predicted, default=None), budget

@@ -62,6 +62,12 @@ class Evidence:
             if kept.get("key") == json.loads(json.dumps(self.key)):
                 self.divergences, self.errors = kept["divergences"], kept["errors"]
 
+    def predict(self, tensor: str, type: GGMLType) -> float:
+        """The divergence that the tensor in this type causes; none for a type that holds it as it is."""
+        errors = self.errors[tensor]
+        probed = max(errors[PROBE.name], np.finfo(float).tiny)
+        return self.divergences[tensor] * errors.get(type.name, 0.0) / probed
+
     def save(self) -> None:
         if self.path is not None:
             table = {"key": self.key, "divergences": self.divergences, "errors": self.errors}
@@ -167,19 +173,16 @@ def find_mix(tensors: Iterable[Tensor], evidence: Evidence, budget: int) -> Mix:
     tensors = list(tensors)
     choices = []
     for tensor in tensors:
-        errors = evidence.errors[tensor.name]
-        scale = evidence.divergences[tensor.name] / max(errors[PROBE.name], np.finfo(float).tiny)
-        names = [*errors] + ([tensor.type.name] if tensor.type in PLAIN else [])
-        choices.append(
-            [(GGMLType[name], _bytes_of(tensor, GGMLType[name]), scale * errors.get(name, 0.0)) for name in names]
-        )
+        names = [*evidence.errors[tensor.name]] + ([tensor.type.name] if tensor.type in PLAIN else [])
+        types = [GGMLType[name] for name in names]
+        choices.append([(type, _bytes_of(tensor, type), evidence.predict(tensor.name, type)) for type in types])
     picked = allocate([[Candidate(size, cost) for _, size, cost in options] for options in choices], budget)
     if picked is None:
         least = sum(min(size for _, size, _ in options) for options in choices)
         raise InputError(f"{budget} bytes for the matrices, but in the smallest types they take {least}; ask for more")
     best = [options[index] for options, index in zip(choices, picked, strict=True)]
-    types = {tensor.name: type for tensor, (type, _, _) in zip(tensors, best, strict=True)}
-    return Mix(types, sum(size for _, size, _ in best), sum(cost for _, _, cost in best))
+    found = {tensor.name: type for tensor, (type, _, _) in zip(tensors, best, strict=True)}
+    return Mix(found, sum(size for _, size, _ in best), sum(cost for _, _, cost in best))
 
 
 def _importance(guidance: Guidance | None, tensor: Tensor) -> Floats | None:

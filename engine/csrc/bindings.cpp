@@ -121,7 +121,8 @@ static void add_attention(Session& s, Place q, Place k, Place v, Place out, int 
   op->q = buffer(q), op->out = buffer(out);
   op->layer = layer, op->heads = heads, op->kv_heads = kv_heads, op->head_dim = head_dim;
   op->scale = scale, op->window = window, op->softcap = softcap;
-  s.executor.add_cache_layer(layer, kv_heads, head_dim);
+  op->tiling = s.executor.add_tiling(heads / kv_heads, window);
+  s.executor.add_cache_layer(layer, heads, kv_heads, head_dim);
   s.executor.add_row(std::make_unique<StoreOp>(buffer(k), buffer(v), layer));
   s.executor.add(std::move(op));
 }
@@ -180,6 +181,11 @@ NB_MODULE(_native, m) {
         require(observer < s.observers.size() && out.size() == s.observers[observer]->width(), "take_sums: shapes do not agree");
         const auto lock = s.claim();
         return s.observers[observer]->take(out.data());
+      })
+      .def("operations", [](Session& s) { return s.executor.operations(); })
+      .def("take_times", [](Session& s) {
+        const auto lock = s.claim();
+        return s.executor.take_times();
       })
       .def("finish", [](Session& s) { s.executor.finish(); })
       .def("run", &Session::run)

@@ -1,9 +1,12 @@
 #include "executor.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "isa.h"
 
@@ -48,7 +51,7 @@ int Executor::add_rope_table(std::vector<float> frequencies, float magnitude) {
   return int(ropes.size()) - 1;
 }
 
-void Executor::add_cache_layer(int layer, int kv_heads, int head_dim) {
+void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim) {
   if (cache.size() <= size_t(layer)) cache.resize(size_t(layer) + 1);
   CacheLayer& c = cache[size_t(layer)];
   if (c.kv_heads) throw std::invalid_argument("layer " + std::to_string(layer) + " has two attentions");
@@ -58,7 +61,35 @@ void Executor::add_cache_layer(int layer, int kv_heads, int head_dim) {
   const size_t bytes = size_t(settings.pages * c.page_elements) * (settings.half_cache ? 2 : 4);
   c.k = Memory<uint8_t>(bytes);
   c.v = Memory<uint8_t>(bytes);
-  attention_floats_ = std::max(attention_floats_, attention_scratch((head_dim + 15) / 16 * 16));
+  attention_floats_ = std::max(attention_floats_, attention_scratch(head_dim));
+  const size_t parts = size_t(settings.pages / part_pages) + 2, tokens = size_t(std::min(settings.max_batch, few_tokens));
+  partial_floats_ = std::max(partial_floats_, parts * tokens * size_t(heads) * attention_partial(head_dim));
+}
+
+int Executor::add_tiling(int group, int window) {
+  const int tokens = std::max(1, std::min(16, attention_rows / group));
+  for (size_t i = 0; i < tilings.size(); ++i)
+    if (tilings[i].tokens == tokens && tilings[i].window == window) return int(i);
+  tilings.push_back({tokens, window, {}});
+  return int(tilings.size()) - 1;
+}
+
+void Executor::cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) const {
+  tiling.pieces.clear();
+  const int part = batch_.tokens <= few_tokens ? part_pages : std::numeric_limits<int>::max();
+  for (const Segment& s : segments) {
+    for (int first = 0; first < s.tokens; first += tiling.tokens) {
+      Piece p{s.row + first, std::min(tiling.tokens, s.tokens - first), s.position + first, s.sequence, 0, 1, 0, 0};
+      const int start = tiling.window && p.position >= tiling.window ? (p.position - tiling.window + 1) / page_tokens : 0;
+      const int end = (p.position + p.tokens - 1) / page_tokens + 1;
+      p.parts = (end - start - 1) / part + 1;
+      for (; p.part < p.parts; ++p.part) {
+        p.first_page = start + p.part * part;
+        p.end_page = p.part + 1 == p.parts ? end : p.first_page + part;
+        tiling.pieces.push_back(p);
+      }
+    }
+  }
 }
 
 void Executor::reserve_columns(int64_t K) { columns_ = std::max(columns_, padded(K)); }
@@ -79,7 +110,7 @@ void Executor::finish() {
   scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);
   attention_ = Memory<float>(attention_floats_ * threads);
-  segments.reserve(size_t(settings.max_batch));
+  partials_ = Memory<float>(partial_floats_);
   pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()));
 }
 
@@ -102,27 +133,47 @@ void Executor::fill_ropes(Pool::Worker& worker, const Batch& batch) {
   });
 }
 
+void Executor::run_ops(size_t begin, size_t end, const Run& run) {
+  using Clock = std::chrono::steady_clock;
+  const bool timed = !times_.empty() && run.worker.index == 0;
+  Clock::time_point start{};
+  if (timed) start = Clock::now();
+  for (size_t i = begin; i < end; ++i) {
+    ops_[i]->run(run);
+    if (!timed) continue;
+    const Clock::time_point now = Clock::now();
+    times_[i] += std::chrono::duration_cast<std::chrono::nanoseconds>(now - start).count();
+    start = now;
+  }
+}
+
+std::vector<int64_t> Executor::take_times() {
+  times_.resize(ops_.size());
+  return std::exchange(times_, std::vector<int64_t>(ops_.size()));
+}
+
 void Executor::run(const Batch& batch) {
   batch_ = batch;
-  segments.clear();
+  segments_.clear();
   for (int64_t t = 0; t < batch.tokens; ++t) {
-    if (!segments.empty()) {
-      Segment& s = segments.back();
+    if (!segments_.empty()) {
+      Segment& s = segments_.back();
       if (s.sequence == batch.sequences[t] && s.position + s.tokens == batch.positions[t]) {
         ++s.tokens;
         continue;
       }
     }
-    segments.push_back({t, 1, batch.positions[t], batch.sequences[t]});
+    segments_.push_back({t, 1, batch.positions[t], batch.sequences[t]});
   }
+  for (Tiling& tiling : tilings) cut_pieces(segments_, tiling);
   const bool with_head = batch.outputs > 0 && batch.outputs <= settings.head_rows;
   pool_->run([&](Pool::Worker& worker) {
     fill_ropes(worker, batch);
     const Run body{*this, batch, batch.tokens, 0, worker};
-    for (size_t i = 0; i < head_; ++i) ops_[i]->run(body);
+    run_ops(0, head_, body);
     if (!with_head) return;
     const Run head{*this, batch, batch.outputs, 0, worker};
-    for (size_t i = head_; i < ops_.size(); ++i) ops_[i]->run(head);
+    run_ops(head_, ops_.size(), head);
   });
   head_start_ = 0;
   head_stop_ = with_head ? batch.outputs : 0;
@@ -134,7 +185,7 @@ const float* Executor::logits(int64_t start, int64_t stop) {
   if (start < head_start_ || stop > head_stop_) {
     pool_->run([&](Pool::Worker& worker) {
       const Run head{*this, batch_, stop - start, start, worker};
-      for (size_t i = head_; i < ops_.size(); ++i) ops_[i]->run(head);
+      run_ops(head_, ops_.size(), head);
     });
     head_start_ = start;
     head_stop_ = stop;

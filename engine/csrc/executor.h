@@ -54,6 +54,17 @@ struct Segment {
   int tokens, position, sequence;
 };
 
+// Keys that some tokens of a segment see, as one task of attention a key/value head: of `parts` tasks for these tokens the
+// one with number `part`, and pages [first_page, end_page) of the sequence.
+struct Piece {
+  int64_t row;
+  int tokens, position, sequence, part, parts, first_page, end_page;
+};
+
+// Batches of up to so many tokens share out the keys of one token as well, in parts of so many pages: a head that reads a
+// long text alone would keep the other threads waiting. Parts do not depend on the number of threads.
+constexpr int few_tokens = 8, part_pages = 4;
+
 class Executor;
 
 constexpr int compared_columns = 7;
@@ -96,7 +107,8 @@ public:
   void add_row(std::unique_ptr<RowOp> op); // joins the neighbour before it
   void begin_head();
   int add_rope_table(std::vector<float> frequencies, float magnitude);
-  void add_cache_layer(int layer, int kv_heads, int head_dim);
+  void add_cache_layer(int layer, int heads, int kv_heads, int head_dim);
+  int add_tiling(int group, int window);
   void reserve_columns(int64_t K); // a linear reads K columns of its input
   void finish();                   // takes all memory
 
@@ -107,6 +119,12 @@ public:
   // the order of engine/compare.py.
   void compare(int64_t start, int64_t stop, const float* base, const int32_t* targets, double* out);
   void copy_page(int64_t source, int64_t target);
+
+  // Operations in the order of their running; row operations that run together count as one.
+  size_t operations() const { return ops_.size(); }
+  // Nanoseconds that each took since the last call, up to the moment all threads were done. The first call gives zeros: from
+  // then on the clock is read.
+  std::vector<int64_t> take_times();
 
   struct RopeTable {
     std::vector<float> frequencies;
@@ -119,35 +137,45 @@ public:
     Memory<uint8_t> k, v;      // pages of (kv_heads, head_dim, 64) and (kv_heads, 64, head_dim)
   };
 
+  // How attentions with so many tokens a task, and with that window, share out the running batch.
+  struct Tiling {
+    int tokens, window;
+    std::vector<Piece> pieces;
+  };
+
   float* at(Buffer b) const { return b.offset < 0 ? logits_.data() : arena_.data() + b.offset * settings.max_batch; }
   uint8_t* scratch(int thread) const { return scratch_.data() + size_t(thread) * scratch_bytes_; }
+  float* partials() const { return partials_.data(); }
   float* attention_space(int thread) const { return attention_.data() + size_t(thread) * attention_floats_; }
 
   const Settings settings;
   const EngineKernels& kernels;
   std::vector<RopeTable> ropes;
   std::vector<CacheLayer> cache;
-  std::vector<Segment> segments; // of the running batch
+  std::vector<Tiling> tilings;
   Quantized quantized{};         // activations of the running linear, shared by the threads
   float* packed = nullptr;
   Quantized own_quantized(int thread) const; // one token, a thread's own
 
 private:
-  void run_head(int64_t start, int64_t stop);
+  void run_ops(size_t begin, size_t end, const Run& run);
+  void cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) const;
   void check_targets(int64_t count, const int32_t* targets) const;
   void fill_ropes(Pool::Worker& worker, const Batch& batch);
 
   std::vector<std::unique_ptr<Op>> ops_;
+  std::vector<int64_t> times_; // empty: nobody asked
   size_t head_ = 0;
   RowOps* open_ = nullptr; // the group that the next row operation joins
   std::unique_ptr<Pool> pool_;
-  Memory<float> arena_, logits_, attention_, packed_;
+  Memory<float> arena_, logits_, attention_, partials_, packed_;
   Memory<uint8_t> scratch_, own_;
   Memory<int8_t> q_;
   Memory<float> q_scale_;
   Memory<int32_t> q_sum_;
   int64_t columns_ = 64;
-  size_t scratch_bytes_ = 0, attention_floats_ = 0;
+  std::vector<Segment> segments_; // of the running batch
+  size_t scratch_bytes_ = 0, attention_floats_ = 0, partial_floats_ = 0;
   Batch batch_{};
   int64_t head_start_ = 0, head_stop_ = 0;
 };

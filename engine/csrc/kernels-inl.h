@@ -64,8 +64,8 @@ double log_sum_exp(const float* x, int64_t n) {
 
 namespace lltool {
 const EngineKernels LLTOOL_TABLE = {
-    lanes,      panel,         can_multiply, can_decode, decode_row, quantize_row, quantize_panel, pack_panel, matvec,
-    matvec_f32, matmul,        matmul_f32,   rms_norm,   gated,      softcap,      log_sum_exp,    compare,    attention,
-    store_half,   add_squares,
+    lanes,      panel,         can_multiply, can_decode, decode_row,      quantize_row, quantize_panel, pack_panel, matvec,
+    matvec_f32, matmul,        matmul_f32,   rms_norm,   gated,           softcap,      log_sum_exp,    compare,    attention,
+    merge_attention, store_half, add_squares,
 };
 }

@@ -40,11 +40,13 @@ struct AttentionTask {
   int head_dim;
   float scale, softcap;
   int window;
-  const int32_t* pages; // page ids of the sequence
+  int first_page, end_page; // which of the sequence's pages
+  const int32_t* pages;     // their ids, from the sequence's first
   const void *k_pages, *v_pages; // this layer's and kv head's first page
   int64_t page_stride;           // elements between pages of one kv head
   bool half;                     // pages hold f16, else f32
   float* scratch;                // attention_scratch(...) floats
+  float* partial; // null, or where sums over a part of the keys go instead of `out`: attention_partial(...) floats a row
 };
 
 // The largest of a row of logits: where it stands first, and ln(sum(e^(x - value))).
@@ -91,6 +93,8 @@ struct EngineKernels {
   Comparison (*compare)(const float* x, const float* y, int64_t n);
 
   void (*attention)(const AttentionTask& task);
+  // out of the task, from `count` partial results of it that lie `stride` floats apart.
+  void (*merge_attention)(const AttentionTask& task, const float* parts, int count, int64_t stride);
   void (*store_half)(const float* x, int64_t n, uint16_t* out, int64_t stride);
 
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
@@ -104,10 +108,14 @@ constexpr int tile_rows = 64; // rows a matmul task unpacks at once
 // Scratch bytes a thread needs for weights of at most K columns (padded). matmul_f32 has the most: 32 rows and one as floats.
 // matmul has a tile and a row of codes with their scales, K (64 + 1) 3/2; matvec 15 tokens of 7/2 K and a row.
 constexpr size_t matmul_scratch(int64_t K) { return size_t(K) * 4 * 33 + 4096; }
-// Floats for attention: pages as float (K transposed, V), scores, outputs, running maxima and sums.
 constexpr int attention_rows = 128; // query rows (tokens x heads of a group) a task may have
+constexpr int attention_width(int head_dim) { return (head_dim + 15) / 16 * 16; }
+// Outputs, running maximum and sum of a row.
+constexpr size_t attention_partial(int head_dim) { return size_t(attention_width(head_dim)) + 2; }
+// Floats for attention: a page as floats (K transposed, V); queries, scores and results of the rows.
 constexpr size_t attention_scratch(int head_dim) {
-  return 2 * size_t(page_tokens) * size_t(head_dim) + size_t(attention_rows) * (page_tokens + 2 * size_t(head_dim) + 4) + 64;
+  return 2 * size_t(page_tokens) * size_t(attention_width(head_dim)) +
+         size_t(attention_rows) * (size_t(head_dim) + page_tokens + attention_partial(head_dim)) + 64;
 }
 
 extern const EngineKernels engine_scalar, engine_avx2, engine_avx512;

@@ -138,6 +138,14 @@ template <class Dot> inline void multiply_rows(int64_t begin, int64_t end, float
   for (; r < end; ++r) out[r] = sum_of(dot(r));
 }
 
+// Touches the pages that the row a page further on begins: no hardware prefetcher crosses into a page, and where memory is
+// virtual twice over, the first word of one is waited for as long as the rest of it.
+inline void touch_ahead(const uint8_t* row, int64_t bytes) {
+  constexpr uintptr_t page = 4096;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(row) + page;
+  for (uintptr_t p = (from | (page - 1)) + 1; p <= from + uintptr_t(bytes); p += page) __builtin_prefetch(reinterpret_cast<const void*>(p));
+}
+
 template <class F>
 void matvec_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
   const int64_t K = w.columns, Kp = padded(K), groups = Kp / F::group, steps = Kp / step;
@@ -147,7 +155,11 @@ void matvec_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int
   const Row unpacked{reinterpret_cast<uint8_t*>(scales + 2 * groups), scales, scales + groups};
   for (int64_t g = K / F::group; g < groups; ++g) unpacked.scale[g] = unpacked.min[g] = 0;
 
-  const auto row = [&](int64_t r) { return w.data + r * w.row_bytes; };
+  const auto row = [&](int64_t r) {
+    const uint8_t* p = w.data + r * w.row_bytes;
+    touch_ahead(p, w.row_bytes);
+    return p;
+  };
   if constexpr (is_in_registers<F>) {
     if (tokens == 1 && K >= step) {
       multiply_rows(begin, end, out, [&](int64_t r) { return dot_row<F>(PackedRow<F>{row(r)}, token, K); });

@@ -83,15 +83,10 @@ void LinearOp::run(const Run& run) const {
   Executor& e = run.executor;
   const int64_t T = run.rows;
   const bool panels = T >= panels_from;
-  Quantized few = e.quantized;
-  if (T == 1) { // cheaper done by every thread than waited for
-    if (int8) {
-      few = e.own_quantized(run.worker.index);
-      e.kernels.quantize_row(e.at(x), x.width, few);
-    }
-  } else {
-    prepare(run, panels);
-  }
+  const bool alone = T == 1; // one row is rounded sooner by every thread than waited for
+  Quantized few = alone ? e.own_quantized(run.worker.index) : e.quantized;
+  bool prepared = !alone || !int8;
+  if (!alone) prepare(run, panels);
   int64_t rows = 0;
   for (const Part& part : parts) rows += part.weight.rows;
   // Chunks small enough to even out the threads, large enough to be worth fetching; a matmul unpacks whole tiles.
@@ -101,6 +96,8 @@ void LinearOp::run(const Run& run) const {
   int64_t chunks = 0;
   for (const Part& part : parts) chunks += (part.weight.rows + chunk - 1) / chunk;
   run.worker.parallel(chunks, [&](int64_t c) {
+    if (!prepared) e.kernels.quantize_row(e.at(x), x.width, few);
+    prepared = true;
     for (const Part& part : parts) {
       const int64_t n = (part.weight.rows + chunk - 1) / chunk;
       if (c < n) {
@@ -149,37 +146,51 @@ void StoreOp::row(const Run& run, int64_t t) const {
   }
 }
 
-void AttentionOp::run(const Run& run) const {
+AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head) const {
   Executor& e = run.executor;
   const Executor::CacheLayer& c = e.cache[size_t(layer)];
-  const int group = heads / kv_heads, tile = std::max(1, std::min(16, attention_rows / group));
-  int64_t tiles = 0;
-  for (const Segment& s : e.segments) tiles += (s.tokens + tile - 1) / tile;
-  run.worker.parallel(tiles * kv_heads, [&](int64_t i) {
-    const int64_t h = i % kv_heads;
-    int64_t index = i / kv_heads;
-    const Segment* s = e.segments.data();
-    for (; index >= (s->tokens + tile - 1) / tile; ++s) index -= (s->tokens + tile - 1) / tile;
-    const int first = int(index) * tile, element = e.settings.half_cache ? 2 : 4;
-    const int64_t row = s->row + first;
-    AttentionTask task{};
-    task.q = e.at(q) + row * q.width + h * group * head_dim;
-    task.out = e.at(out) + row * out.width + h * group * head_dim;
-    task.row_stride = q.width;
-    task.tokens = std::min(tile, s->tokens - first);
-    task.first_position = s->position + first;
-    task.group = group;
-    task.head_dim = head_dim;
-    task.scale = scale;
-    task.softcap = softcap;
-    task.window = window;
-    task.pages = run.batch.tables + s->sequence * run.batch.table_width;
-    task.k_pages = c.k.data() + h * head_dim * page_tokens * element;
-    task.v_pages = c.v.data() + h * head_dim * page_tokens * element;
-    task.page_stride = c.page_elements;
-    task.half = e.settings.half_cache;
-    task.scratch = e.attention_space(run.worker.index);
-    e.kernels.attention(task);
+  const int group = heads / kv_heads, element = e.settings.half_cache ? 2 : 4;
+  AttentionTask task{};
+  task.q = e.at(q) + piece.row * q.width + head * group * head_dim;
+  task.out = e.at(out) + piece.row * out.width + head * group * head_dim;
+  task.row_stride = q.width;
+  task.tokens = piece.tokens;
+  task.first_position = piece.position;
+  task.group = group;
+  task.head_dim = head_dim;
+  task.scale = scale;
+  task.softcap = softcap;
+  task.window = window;
+  task.first_page = piece.first_page;
+  task.end_page = piece.end_page;
+  task.pages = run.batch.tables + piece.sequence * run.batch.table_width;
+  task.k_pages = c.k.data() + head * head_dim * page_tokens * element;
+  task.v_pages = c.v.data() + head * head_dim * page_tokens * element;
+  task.page_stride = c.page_elements;
+  task.half = e.settings.half_cache;
+  task.scratch = e.attention_space(run.worker.index);
+  return task;
+}
+
+void AttentionOp::run(const Run& run) const {
+  Executor& e = run.executor;
+  const std::vector<Piece>& pieces = e.tilings[size_t(tiling)].pieces;
+  // Partial results: (parts, tokens x heads of the batch); a task's rows lie together.
+  const int64_t row_floats = int64_t(attention_partial(head_dim)), part_floats = run.rows * heads * row_floats;
+  const auto place = [&](const Piece& piece, int64_t head) {
+    return e.partials() + (piece.row * heads + head * piece.tokens * (heads / kv_heads)) * row_floats;
+  };
+  run.worker.parallel(int64_t(pieces.size()) * kv_heads, [&](int64_t i) {
+    const Piece& piece = pieces[size_t(i / kv_heads)];
+    AttentionTask t = task(run, piece, i % kv_heads);
+    if (piece.parts > 1) t.partial = place(piece, i % kv_heads) + piece.part * part_floats;
+    e.kernels.attention(t);
+  });
+  if (run.rows > few_tokens) return;
+  run.worker.parallel(int64_t(pieces.size()) * kv_heads, [&](int64_t i) {
+    const Piece& piece = pieces[size_t(i / kv_heads)];
+    if (piece.parts > 1 && piece.part == 0)
+      e.kernels.merge_attention(task(run, piece, i % kv_heads), place(piece, i % kv_heads), piece.parts, part_floats);
   });
 }
 

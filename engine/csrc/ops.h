@@ -58,9 +58,12 @@ struct StoreOp : RowOp {
 
 struct AttentionOp : Op {
   Buffer q, out;
-  int layer, heads, kv_heads, head_dim, window;
+  int layer, heads, kv_heads, head_dim, window, tiling;
   float scale, softcap;
   void run(const Run& run) const override;
+
+private:
+  AttentionTask task(const Run& run, const Piece& piece, int64_t head) const;
 };
 
 // Operations on each element: out = f(x, y), row by row.

@@ -20,10 +20,10 @@ static void pause() {
 
 // A pause is 10 to 40 ns. Between two steps of a decode loop lie tens of microseconds: spin over that, then sleep.
 constexpr int spins_before_sleep = 8000;
-// Inside a step all threads should be running; when one was descheduled, give way to it.
+// Inside a step all threads should be running; when one with work was descheduled, give way to it.
 constexpr int spins_before_yield = 1000;
 
-Pool::Pool(int threads, int phases) : phases_(size_t(phases)) {
+Pool::Pool(int threads, int phases) : phases_(new Phase[size_t(phases)]), phase_count_(phases) {
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
   try {
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
@@ -47,14 +47,25 @@ void Pool::stop() {
   for (auto& worker : workers_) worker.join();
 }
 
-std::atomic<int64_t>& Pool::phase(int i) {
-  if (size_t(i) >= phases_.size()) throw std::logic_error("more phases than the pool was made for");
-  return phases_[size_t(i)].value;
+Pool::Phase& Pool::phase(int i) {
+  if (i >= phase_count_) throw std::logic_error("more phases than the pool was made for");
+  return phases_[size_t(i)];
+}
+
+void Pool::wait(int spin) {
+  if (spin < spins_before_yield)
+    pause();
+  else
+    std::this_thread::yield();
 }
 
 void Pool::run(const std::function<void(Worker&)>& f) {
-  for (auto& counter : phases_) counter.value.store(0, std::memory_order_relaxed);
+  for (int i = 0; i < phase_count_; ++i) {
+    phases_[size_t(i)].next.store(0, std::memory_order_relaxed);
+    phases_[size_t(i)].done.store(0, std::memory_order_relaxed);
+  }
   job_ = &f;
+  inside_.store(0);
   epoch_.fetch_add(1);
   if (asleep_.load() > 0) {
     { std::lock_guard<std::mutex> lock(mutex_); }
@@ -62,7 +73,18 @@ void Pool::run(const std::function<void(Worker&)>& f) {
   }
   Worker self{this, 0};
   f(self);
-  barrier(); // nobody touches `f` after this
+  // Nobody touches `f` or the phases after this.
+  wait_until([&] {
+    int none = 0;
+    return inside_.compare_exchange_strong(none, -1);
+  });
+}
+
+bool Pool::join() {
+  int workers = inside_.load();
+  while (workers >= 0)
+    if (inside_.compare_exchange_weak(workers, workers + 1)) return true;
+  return false;
 }
 
 void Pool::work(int index) {
@@ -77,24 +99,11 @@ void Pool::work(int index) {
     }
     seen = epoch_.load();
     if (stop_) return;
+    if (!join()) continue; // too late
     Worker self{this, index};
     (*job_)(self);
-    barrier();
+    inside_.fetch_sub(1);
   }
-}
-
-void Pool::barrier() {
-  const uint32_t all = uint32_t(workers_.size()) + 1, generation = generation_.load(std::memory_order_acquire);
-  if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
-    waiting_.store(0, std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
-    return;
-  }
-  for (int spin = 0; generation_.load(std::memory_order_acquire) == generation; ++spin)
-    if (spin < spins_before_yield)
-      pause();
-    else
-      std::this_thread::yield();
 }
 
 } // namespace lltool

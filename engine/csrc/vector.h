@@ -68,9 +68,13 @@ template <int R> inline void sum_each(const vf (&v)[R], float* out) {
   for (; r < R; ++r) out[r] = sum_of(v[r]);
 }
 inline float highest(vf v) {
+#if defined(__AVX512VNNI__)
+  return _mm512_reduce_max_ps(v);
+#else
   float m = v[0];
   for (int i = 1; i < lanes; ++i) m = v[i] > m ? v[i] : m;
   return m;
+#endif
 }
 
 // acc[i] + sum over the four bytes j of lane i of w[4i+j] (unsigned, at most max_code) * x[4i+j] (signed).

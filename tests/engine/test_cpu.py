@@ -201,12 +201,15 @@ def test_rope_turns_pairs_and_leaves_the_rest(isa: str, interleaved: bool) -> No
 @pytest.mark.parametrize("cache", ["f32", "f16"])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "window", "softcap"),
-    [(4, 2, 16, 0, 0.0), (3, 1, 80, 0, 0.0), (2, 2, 24, 70, 0.0), (6, 2, 64, 5, 20.0), (1, 1, 256, 64, 0.0)],
+    [(4, 2, 16, 0, 0.0), (9, 1, 80, 0, 0.0), (2, 2, 24, 70, 0.0), (6, 2, 64, 5, 20.0), (1, 1, 256, 300, 0.0)],
 )
 def test_attention(
     isa: str, cache: CacheType, heads: int, kv_heads: int, head_dim: int, window: int, softcap: float
 ) -> None:
-    """Two sequences in one batch, then more tokens of both behind what the cache holds; pages out of order."""
+    """Two sequences in one batch, then more tokens of both behind what the cache holds; pages out of order.
+
+    Of a few tokens, keys past the fourth page are another thread's part.
+    """
     rng = np.random.default_rng(heads * head_dim)
     width = heads * head_dim
     weights = [f32_weight("embed", rng.standard_normal((VOCAB, width), np.float32))]
@@ -219,15 +222,15 @@ def test_attention(
         return g.attention(q, k, v, layer=0, head_dim=head_dim, scale=0.5, window=window, softcap=softcap)
 
     made = program(weights, width, build)
-    cpu = CpuExecutor(made, 8, max_batch=256, threads=2, cache_type=cache, instruction_set=isa)
-    reference = ReferenceExecutor(made, 8)
-    tables = np.array([[5, 1, 7], [0, 3, 2]], np.int32)
+    cpu = CpuExecutor(made, 18, max_batch=600, threads=2, cache_type=cache, instruction_set=isa)
+    reference = ReferenceExecutor(made, 18)
+    tables = rng.permutation(18).astype(np.int32).reshape(2, 9)
     starts = [0, 0]
-    for counts in ((130, 40), (1, 1), (30, 90)):
+    for counts in ((500, 40), (1, 1), (4, 3), (30, 90)):
         positions = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)]).astype(np.int32)
         total = sum(counts)
         batch = Batch(
-            tokens=rng.integers(0, VOCAB, total).astype(np.int32),
+            tokens=np.sort(rng.integers(0, VOCAB, total).astype(np.int32)),  # each part of the keys has others
             positions=positions,
             sequences=np.repeat(np.arange(2, dtype=np.int32), counts),
             tables=tables,

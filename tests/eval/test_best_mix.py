@@ -11,16 +11,18 @@ import pytest
 from lltool.engine.model import Model, load_model
 from lltool.engine.segments import find_cuts, parallel_batch, part_until
 from lltool.eval import best_mix
-from lltool.eval.best_mix import Target, add_output, parse_target, quantize_to_target
+from lltool.eval.best_mix import Target, _rival, add_output, parse_target, quantize_to_target
 from lltool.eval.sensitivity import run_logits
 from lltool.eval.target import Evidence, find_mix, measure_errors, quantizable
 from lltool.gguf.errors import InputError
-from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.ggml_types import LAYOUT, GGMLType
 from lltool.gguf.reader import open_gguf
+from lltool.quant.choose import Options
 from lltool.quant.codec import decode, encode
 from lltool.quant.guidance import Guidance
 from lltool.quant.importance import Importance
-from lltool.quant.plan import plan_quantization
+from lltool.quant.plan import NOTHING_MORE, plan_quantization
+from lltool.quant.quantize import file_bytes
 from lltool.quant.recipes import find_recipe, read_recipe
 from tests.engine import tiny_gguf
 
@@ -150,6 +152,21 @@ def test_a_file_of_so_many_bytes(tiny: Path, tmp_path: Path, monkeypatch: pytest
     assert again.plan.bits_per_weight <= 6.0 or not again.kept
     probes = json.loads((tmp_path / "probes.json").read_text())
     assert len(probes["divergences"]) == len(quantizable(open_gguf(tiny)))
+
+
+def test_the_rival_is_the_best_of_recipes_and_pure_types(tiny: Path) -> None:
+    """Where a type loses the less the more bits it has, the rival is what makes the most of the bytes."""
+    with open_gguf(tiny) as file:
+        errors = {type.name: layout.block / layout.bytes for type, layout in LAYOUT.items()}
+        names = [tensor.name for tensor in quantizable(file)]
+        evidence = Evidence({}, None, dict.fromkeys(names, 1.0), dict.fromkeys(names, errors))
+        for budget, wanted in ((1 << 30, "F32"), (20_000, None)):
+            rival, found = _rival(file, Target(bytes=budget), evidence, NOTHING_MORE)
+            assert (rival and rival[0], found) == (wanted, budget)
+        pure = plan_quantization(file, find_recipe("Q4_0"), Options(pure=True), NOTHING_MORE)
+        rival, _ = _rival(file, Target(bytes=file_bytes(pure)), evidence, NOTHING_MORE)
+        assert rival is not None
+        assert rival[0].startswith("--pure")
 
 
 def test_only_what_beats_the_plain_recipe_is_kept(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
