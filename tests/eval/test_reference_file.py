@@ -11,7 +11,7 @@ import pytest
 from lltool.engine.model import Model, load_model
 from lltool.eval.divergence import divergence
 from lltool.eval.perplexity import cut_windows, perplexity
-from lltool.eval.reference_file import check_windows, compare, open_reference, write_reference
+from lltool.eval.reference_file import compare, open_reference, write_reference
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import ValueType, array
@@ -158,14 +158,9 @@ def test_archives_of_other_content(
         open_reference(path)
 
 
-def test_references_of_another_text_or_vocabulary(
-    models: tuple[Model, Model], windows: np.ndarray, tmp_path: Path
-) -> None:
+def test_references_of_another_vocabulary(models: tuple[Model, Model], windows: np.ndarray, tmp_path: Path) -> None:
     write_reference(tmp_path / "r", models[0], windows, top=4, sources={"text": "first.txt"})
     reference = open_reference(tmp_path / "r")
-    check_windows(reference, windows, "first.txt")
-    with pytest.raises(InputError, match=r"made of another text than second\.txt.*\(first\.txt\)"):
-        check_windows(reference, windows[::-1], "second.txt")
     tokens = array(ValueType.STRING, [*TOKENS[:40], TOKENS[41], TOKENS[40], *TOKENS[42:]])
     path = write_text_model(tmp_path / "other.gguf", **{"tokenizer.ggml.tokens": tokens})
     with load_model(path, context=40) as other:
