@@ -24,11 +24,9 @@ class MappedFile:
 
     def __init__(self, file: BinaryIO, *, copy: bool = False) -> None:
         # Views hold on to the map, so it is closed by the last of them and not by hand.
+        self._copied = copy
         self._mapped = _read_whole(file) if copy else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Pages of 2 MiB, where the file system has them, save decoding half its waits for address translation.
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):
-                self._mapped.madvise(mmap.MADV_HUGEPAGE)
+        _want_large_pages(self._mapped)
         self.data: Bytes = np.frombuffer(self._mapped, np.uint8)
         self._windows: deque[tuple[int, int]] = deque()
         self._bytes = 0  # of these windows
@@ -39,6 +37,8 @@ class MappedFile:
 
         Unmaps the pages of long past windows; a view of one still works, it is mapped again.
         """
+        if self._copied:
+            return self.data[start:stop]
         if start < stop:
             page = start // mmap.PAGESIZE * mmap.PAGESIZE
             self._mapped.madvise(mmap.MADV_WILLNEED, page, min(2 * stop - start, len(self.data)) - page)
@@ -53,10 +53,17 @@ class MappedFile:
         return self.data[start:stop]
 
 
+def _want_large_pages(memory: mmap.mmap) -> None:
+    """Pages of 2 MiB, where the system has them, save decoding half its waits for address translation."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+
+
 def _read_whole(file: BinaryIO) -> mmap.mmap:
-    """The file in shared anonymous memory, whose pages outlast being unmapped."""
     size = os.fstat(file.fileno()).st_size
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)  # private: shared memory is seldom given large pages
+    _want_large_pages(memory)
     view = memoryview(memory)
     done = 0
     while count := file.readinto(view[done : done + _READ]):  # type: ignore[attr-defined]

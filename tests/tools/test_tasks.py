@@ -85,7 +85,8 @@ def test_a_library_that_is_not_installed(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setitem(sys.modules, missing, None)
+    for name in {missing, *(name for name in sys.modules if name.startswith(f"{missing}."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "lltool.eval.lm_eval", raising=False)
     path = write(tmp_path, '{"prompt": "ab"}')
     assert main(["tasks", *(argument.format(tasks=path) for argument in arguments)]) == 2
