@@ -18,6 +18,7 @@ from lltool.eval.importance import Collected, collect
 from lltool.eval.inputs import LinearInputs
 from lltool.eval.perplexity import bos_of
 from lltool.eval.sensitivity import pick_windows
+from lltool.eval.store import write_whole
 from lltool.eval.target import PROBE, WINDOW, Evidence, Mix, find_mix, measure, quantizable
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
@@ -157,7 +158,7 @@ def quantize_to_target(
             plain.unlink(missing_ok=True)
     recipe_path = path.with_suffix(".recipe.toml") if kept else None
     if recipe_path:
-        recipe_path.write_text(format_recipe(plan.recipe), encoding="utf-8")
+        write_whole(recipe_path, format_recipe(plan.recipe))
     kept_plan = plan if kept or rival is None else rival[1]
     return Outcome(path, recipe_path, kept_plan, mix, budget, rival[0] if rival else None, verdict, kept)
 

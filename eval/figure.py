@@ -7,6 +7,7 @@ from typing import Any
 
 from lltool import __version__
 from lltool.gguf.errors import InputError
+from lltool.gguf.whole_file import whole_file
 
 # Okabe and Ito, "Color Universal Design" (2008), darkest contrasts first; yellow is left out, it is too faint on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -54,12 +55,9 @@ def add_title(figure: Any, title: str, subtitle: str) -> Any:
 
 def _save(figure: Any, target: Path) -> None:
     kind = target.suffix.lower()[1:]
-    partial = target.with_name(f".{target.name}.partial")
     made = {"Software" if kind == "png" else "Creator": f"lltool {__version__}"}
     try:
-        figure.savefig(partial, format=kind, metadata=made)
-        partial.replace(target)
+        with whole_file(target) as temporary:
+            figure.savefig(temporary, format=kind, metadata=made)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)

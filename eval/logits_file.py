@@ -20,6 +20,7 @@ from lltool.eval.divergence import DivergenceResult, Progress, compare_windows
 from lltool.eval.lockstep import Step, scored_tokens, step_windows
 from lltool.eval.perplexity import bos_of, cut_windows
 from lltool.gguf.errors import InputError
+from lltool.gguf.whole_file import whole_file
 
 MAGIC = b"_logits_"
 
@@ -72,9 +73,8 @@ def write_logits_file(
     windows = cut_windows(ids, context, bos_of(model), name)[:chunks]
     tokens = np.array(ids[: windows.size], "<i4")
     scores = np.empty(len(windows) * scored_tokens(context))
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
             file.write(MAGIC + np.array([context, model.config.vocab, len(windows)], "<i4").tobytes())
             file.write(tokens.tobytes())
             done = 0
@@ -87,11 +87,8 @@ def write_logits_file(
                     file.write(_encode(block, log_sums).tobytes())
                 if progress and step.ends:
                     progress(step.windows, len(windows))
-        partial.replace(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return scores
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from math import fsum, hypot
@@ -18,6 +17,7 @@ from lltool.eval.markdown import format_table
 from lltool.eval.perplexity import Estimate, PerplexityResult, pool
 from lltool.eval.provenance import cpu_name
 from lltool.gguf.digest import sha256_of
+from lltool.gguf.whole_file import whole_file
 
 Results = Mapping[Path, PerplexityResult]  # by text
 
@@ -112,27 +112,22 @@ def write_losses(path: Path, results: Results, tokenizer: Tokenizer) -> None:
 
     `file` counts the texts, `position` the text's tokens; `text` is the token's (in .npy its bytes).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            if path.suffix == ".npy":
-                np.save(file, _array(list(results.values()), tokenizer))
-            else:
-                text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-                writer = csv.writer(text, lineterminator="\n")
-                writer.writerow(["file", "position", "token", "log_prob", "text"])
-                for number, result in enumerate(results.values()):
-                    pieces = [tokenizer.piece(id).decode("utf-8", "backslashreplace") for id in result.losses.tokens]
-                    columns = (
-                        result.losses.positions,
-                        result.losses.tokens,
-                        map(repr, result.losses.log_probs.tolist()),
-                    )
-                    writer.writerows(zip([number] * len(pieces), *columns, pieces, strict=True))
-                text.flush()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        if path.suffix == ".npy":
+            np.save(file, _array(list(results.values()), tokenizer))
+        else:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(["file", "position", "token", "log_prob", "text"])
+            for number, result in enumerate(results.values()):
+                pieces = [tokenizer.piece(id).decode("utf-8", "backslashreplace") for id in result.losses.tokens]
+                columns = (
+                    result.losses.positions,
+                    result.losses.tokens,
+                    map(repr, result.losses.log_probs.tolist()),
+                )
+                writer.writerows(zip([number] * len(pieces), *columns, pieces, strict=True))
+            text.flush()
 
 
 def _array(results: Iterable[PerplexityResult], tokenizer: Tokenizer) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lltool.gguf.whole_file import whole_file
 from lltool.quant.choose import block_of
 from lltool.quant.plan import size_of
 from lltool.quant.quantize import Report
@@ -33,7 +34,7 @@ def write_error_report(reports: Sequence[Report], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     tables = [tensor_errors(report) for report in reports]
     table = folder / "errors.csv"
-    with table.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(TensorError.__dataclass_fields__)
         for rows in tables:

@@ -31,6 +31,7 @@ from lltool.eval.perplexity import Method
 from lltool.eval.provenance import vocabulary_sha256
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
+from lltool.gguf.whole_file import whole_file
 
 FORMAT = "lltool reference"
 VERSION = 1
@@ -107,16 +108,12 @@ def write_reference(
         **(sources or {}),
     }
     path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("wb") as file:  # a name would get the ending .npz
+        with whole_file(path) as temporary, temporary.open("wb") as file:  # a name would get the ending .npz
             text = np.array(json.dumps(metadata))
             np.savez_compressed(file, metadata=text, windows=windows, ids=ids, log_probs=log_probs, tails=tails)
-        partial.replace(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return scored
 
 

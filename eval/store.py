@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lltool.gguf.whole_file import whole_file
+
 Recipe = Mapping[str, Any]
 
 
@@ -75,9 +77,5 @@ def _stamps(target: Path) -> dict[str, list[int]]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -18,6 +18,7 @@ from lltool.gguf.header import MAGIC, MAX_NAME_BYTES
 from lltool.gguf.metadata import INTEGERS, Value, ValueType, array, string, u32
 from lltool.gguf.reader import GGUFFile, open_gguf
 from lltool.gguf.source import Model, Tensor
+from lltool.gguf.whole_file import whole_file
 from lltool.gguf.writer import write_gguf
 
 SUMS, COUNTS = ".in_sum2", ".counts"  # what is added to a weight's name
@@ -121,13 +122,8 @@ def write_dat(path: str | Path, importance: Importance) -> None:
         struct.pack("<i", importance.chunk_count),
         _packed(importance.datasets[-1] if importance.datasets else ""),
     ]
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
+    with whole_file(Path(path)) as temporary:
         temporary.write_bytes(b"".join(parts))
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _tensor(name: str, values: NDArray[np.float32]) -> Tensor:

@@ -60,7 +60,7 @@ void Pool::wait(int spin) {
 }
 
 void Pool::run(const std::function<void(Worker&)>& f) {
-  for (int i = 0; i < phase_count_; ++i) {
+  for (int i = 0; i < used_; ++i) { // by the last job; all of them would be 50 KB, for every token
     phases_[size_t(i)].next.store(0, std::memory_order_relaxed);
     phases_[size_t(i)].done.store(0, std::memory_order_relaxed);
   }
@@ -73,6 +73,7 @@ void Pool::run(const std::function<void(Worker&)>& f) {
   }
   Worker self{this, 0};
   f(self);
+  used_ = self.phase;
   // Nobody touches `f` or the phases after this.
   wait_until([&] {
     int none = 0;

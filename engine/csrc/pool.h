@@ -55,7 +55,7 @@ private:
   static void wait(int spin);
 
   std::unique_ptr<Phase[]> phases_;
-  int phase_count_;
+  int phase_count_, used_ = 0;
   const std::function<void(Worker&)>* job_ = nullptr;
   alignas(64) std::atomic<uint32_t> epoch_{0}; // jobs begun
   alignas(64) std::atomic<int> inside_{-1};    // workers that run the job; below 0: there is none to join

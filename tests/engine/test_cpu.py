@@ -368,6 +368,22 @@ def test_threads_share_the_work_and_agree() -> None:
         assert np.array_equal(run_all(one, batch), run_all(many, batch))
 
 
+def test_times_are_of_each_operation_since_the_last_call() -> None:
+    rng = np.random.default_rng(9)
+    weights = [f32_weight("embed", rng.standard_normal((VOCAB, 64), np.float32))]
+    weights.append(random_weight(rng, "w.weight", GGMLType.Q8_0, 96, 64))
+    made = program(weights, 64, lambda g, x: g.linear(x, ("w.weight",), (96,))[0])
+    cpu = CpuExecutor(made, 1, max_batch=64, threads=2)
+    cpu.run(one_sequence(20))
+    assert all(seconds == 0 for _, seconds in cpu.take_times())  # nobody had asked yet
+    start = monotonic()
+    cpu.run(one_sequence(20))
+    run_seconds, times = monotonic() - start, cpu.take_times()
+    assert [op for ops, _ in times for op in ops] == list(made.ops)
+    assert 0 < sum(seconds for _, seconds in times) <= run_seconds
+    assert all(seconds == 0 for _, seconds in cpu.take_times())
+
+
 def test_a_second_thread_is_refused_while_one_runs() -> None:
     rng = np.random.default_rng(8)
     weights = [f32_weight("embed", rng.standard_normal((VOCAB, 512), np.float32))]

@@ -64,7 +64,7 @@ def test_an_interrupted_result_is_made_again(tmp_path: Path) -> None:
 
 
 def test_half_written_data_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill_disk(self: Path, text: str) -> None:
+    def fill_disk(self: Path, text: str, **_: object) -> None:
         self.write_bytes(text.encode()[:3])
         raise OSError(errno.ENOSPC, "No space left on device")
 
