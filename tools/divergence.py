@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
-from lltool.tools.arguments import output_file, positive, print_json
+from lltool.tools.arguments import cache_types, output_file, positive, print_json
 
 if TYPE_CHECKING:
     from lltool.eval.divergence import DivergenceResult
@@ -91,6 +91,7 @@ def _settings(arguments: argparse.Namespace, context: int) -> dict[str, Any]:
         "batch": arguments.batch_size,
         "threads": arguments.threads,
         "precision": arguments.precision,
+        **cache_types(arguments),
     }
 
 

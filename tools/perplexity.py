@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Self
 
 from lltool.gguf.errors import InputError
 from lltool.tools import divergence, tasks
-from lltool.tools.arguments import command_parser, output_file, paths, positive, print_json
+from lltool.tools.arguments import (
+    add_cache_types,
+    cache_types,
+    command_parser,
+    output_file,
+    paths,
+    positive,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from lltool.engine.model import Model
@@ -50,6 +58,7 @@ def main(argv: list[str]) -> int:
         batch=batch,
         threads=arguments.threads,
         precision=arguments.precision,
+        **cache_types(arguments),
     ) as model:
         _say("tokenizing the input ..")
         start = perf_counter()
@@ -123,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
     parser.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
+    add_cache_types(parser)
     parser.add_argument(
         "-o", "--output", choices=("text", "md", "csv", "json"), default="text", help="format (default text)"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import GGUFFile
-from lltool.tools.arguments import command_parser, positive, print_json
+from lltool.tools.arguments import add_cache_types, cache_types, command_parser, positive, print_json
 
 if TYPE_CHECKING:
     from lltool.engine.chat import ChatTemplate, Message
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
         context=arguments.ctx_size,
         batch=arguments.batch_size,
         precision=arguments.precision,
+        **cache_types(arguments),
     ) as model:
         model_seconds = perf_counter() - start
         is_chat = arguments.interactive or prompt is None or arguments.system is not None
@@ -104,6 +105,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
     parser.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
+    add_cache_types(parser)
     arguments = parser.parse_args(argv)
     for flag in ("--system", "--chat-template-file", "--interactive"):
         if arguments.raw and getattr(arguments, flag[2:].replace("-", "_")):

@@ -12,22 +12,15 @@ void StoreOp::row(const Run& run, int64_t t) const {
   const int64_t page = b.tables[b.sequences[t] * b.table_width + position / page_tokens], dim = c.head_dim;
   const float *key = e.at(k) + t * k.width, *value = e.at(v) + t * v.width;
   for (int64_t h = 0; h < c.kv_heads; ++h, key += dim, value += dim) {
-    const int64_t base = page * c.page_elements + h * dim * page_tokens, ki = base + slot, vi = base + slot * dim;
-    if (e.settings.half_cache) {
-      e.kernels.store_half(key, dim, reinterpret_cast<uint16_t*>(c.k.data()) + ki, page_tokens);
-      e.kernels.store_half(value, dim, reinterpret_cast<uint16_t*>(c.v.data()) + vi, 1);
-    } else {
-      float *ks = reinterpret_cast<float*>(c.k.data()) + ki, *vs = reinterpret_cast<float*>(c.v.data()) + vi;
-      for (int64_t d = 0; d < dim; ++d) ks[d * page_tokens] = key[d];
-      std::copy_n(value, dim, vs);
-    }
+    e.kernels.store_cache(c.k.type, key, dim, c.k.page(page) + h * c.k.head_bytes, slot, true);
+    e.kernels.store_cache(c.v.type, value, dim, c.v.page(page) + h * c.v.head_bytes, slot, false);
   }
 }
 
 AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head) const {
   Executor& e = run.executor;
   const Executor::CacheLayer& c = e.cache[size_t(layer)];
-  const int group = heads / kv_heads, element = e.settings.half_cache ? 2 : 4;
+  const int group = heads / kv_heads;
   AttentionTask task{};
   task.q = e.at(q) + piece.row * q.width + head * group * head_dim;
   task.out = e.at(out) + piece.row * out.width + head * group * head_dim;
@@ -42,10 +35,15 @@ AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head
   task.first_page = piece.first_page;
   task.end_page = piece.end_page;
   task.pages = run.batch.tables + piece.sequence * run.batch.table_width;
-  task.k_pages = c.k.data() + head * head_dim * page_tokens * element;
-  task.v_pages = c.v.data() + head * head_dim * page_tokens * element;
-  task.page_stride = c.page_elements;
-  task.half = e.settings.half_cache;
+  task.k_pages = c.k.page(0) + head * c.k.head_bytes;
+  task.v_pages = c.v.page(0) + head * c.v.head_bytes;
+  task.k_stride = c.k.page_bytes;
+  task.v_stride = c.v.page_bytes;
+  task.k_type = c.k.type;
+  task.v_type = c.v.type;
+  task.sinks = sinks.empty() || piece.part > 0 ? nullptr : sinks.data() + head * group;
+  task.exact = !e.settings.int8;
+  task.tiled = e.settings.deterministic;
   task.scratch = e.attention_space(run.worker.index);
   return task;
 }
