@@ -290,10 +290,9 @@ template <class Unit> void attend_tile(const AttentionTask& task) {
   const int last = task.first_position + task.tokens - 1;
   for (int page = task.first_page; page < task.end_page; ++page) {
     const int base = page * page_tokens, count = std::min(last + 1 - base, page_tokens);
-    const int64_t id = task.pages[page];
-    with_keys(task.k_type, task.k_pages + id * task.k_stride, task.head_dim, decoded, [&](auto k) { tile.take_keys(k); });
-    with_values(task.v_type, task.v_pages + id * task.v_stride, task.head_dim, count, decoded,
-                [&](auto v) { tile.take_values(v, count); });
+    const int64_t at = task.pages[page] * task.page_stride;
+    with_keys(task.k_type, task.k_pages + at, task.head_dim, decoded, [&](auto k) { tile.take_keys(k); });
+    with_values(task.v_type, task.v_pages + at, task.head_dim, count, decoded, [&](auto v) { tile.take_values(v, count); });
     for (int first = 0; first < tile.stride; first += vectors_at_once * lanes)
       tile.take_rows(first, (tile.stride - first) / lanes, base);
   }
