@@ -25,15 +25,25 @@ struct Matrix {
   const uint8_t* data;
 };
 
-// Activations as int8: x[k] ~ scale[k / 32] * q[k], and sums of q. In row layout a token is contiguous, and K padded; in
-// panel layout `tokens_per_panel` tokens are interleaved as the matrix kernel reads them (see linear-inl.h).
+// Columns of a panel that are kept as floats beside the int8 activations: a few large ones, nearly the same for all tokens,
+// would spoil the rounding of their neighbours.
+constexpr int outlier_columns = 8;
+
+// Activations as int8: x[k] ~ scale * q[k] with a scale for 8 columns in row layout and for 32 in panel layout, and sums of
+// q. In row layout a token is contiguous, and K padded; in panel layout `tokens_per_panel` tokens are interleaved as the
+// matrix kernel reads them (see linear-inl.h).
 struct Quantized {
   int8_t* q;
   float* scale;
   int32_t* sum;
+  // Panel layout: (outlier_columns, tokens_per_panel) values, then the columns, as int32; q is 0 there. Null: there are none,
+  // and no token's rounding depends on others.
+  float* outliers;
 
-  // Where token t begins, or the panel that begins with it: a token takes K, K / 8 and K / 4 items at most.
-  Quantized token(int64_t t, int64_t K) const { return {q + t * K, scale + t * (K / 8), sum + t * (K / 4)}; }
+  // Where token t begins, or the panel that begins with it: a token takes K, K / 8, K / 4 and 16 items at most.
+  Quantized token(int64_t t, int64_t K) const {
+    return {q + t * K, scale + t * (K / 8), sum + t * (K / 4), outliers ? outliers + t * 16 : nullptr};
+  }
 };
 
 struct AttentionTask {

@@ -89,28 +89,34 @@ inline void quantize_strip(const float* x, int64_t columns, int8_t* q, float* sc
 }
 
 // Row layout, in steps of lane_groups groups of 32, a group each 16 bytes (4 lanes) of a vector: q is first the groups'
-// columns 0-15, then 16-31; scale is a vector, sum two: of the four q in each lane. Where K is no multiple of the step, the
-// last one overlaps its predecessor, with zeros for what that had.
+// columns 0-15, then 16-31; scale is a vector, sum two: of the four q in each lane. A lane's eight columns have a scale of
+// their own, which costs nothing here: a large one among 32 spoils fewer. Where K is no multiple of the step, the last one
+// overlaps its predecessor, with zeros for what that had.
 inline int64_t step_start(int64_t k, int64_t K) { return k + step <= K || K < step ? k : K - step; }
 
+// 32 floats to int8, with a scale for columns 4i to 4i + 3 and 16 + 4i to 16 + 4i + 3 each.
+inline void quantize_lanes(const float* x, int8_t* q, float* scale) {
+  alignas(64) float largest[16], inverse[16];
+  for (int i = 0; i < 16; i += lanes) {
+    const vf top = highest_of_fours(max(abs(load<vf>(x + i)), abs(load<vf>(x + 16 + i))));
+    store(largest + i, top / 127.0f);
+    store(inverse + i, top > 0.0f ? 127.0f / top : vf{});
+  }
+  for (int i = 0; i < 32; i += lanes) store_bytes(q + i, load<vf>(x + i) * load<vf>(inverse + i % 16));
+  for (int i = 0; i < 4; ++i) scale[i] = largest[4 * i];
+}
+
 void quantize_row(const float* x, int64_t K, Quantized out) {
-  static_assert(strip % step == 0);
-  alignas(64) int8_t q[strip];
-  alignas(64) float scale[lanes];
-  static const uint8_t nothing[32] = {};
   for (int64_t k = 0; k < K; k += step) {
-    if (k % strip == 0) quantize_strip(x + k, K - k < strip ? K - k : strip, q, scale);
-    const uint8_t* group[lane_groups];
-    float s[lane_groups];
+    alignas(64) uint8_t q[step] = {};
+    alignas(64) float scale[lanes] = {};
     for (int j = 0; j < lane_groups; ++j) {
-      const int64_t column = step_start(k, K) + 32 * j, at = column % strip;
-      const bool there = column >= k && column < K;
-      group[j] = there ? reinterpret_cast<const uint8_t*>(q) + at : nothing;
-      s[j] = there ? scale[at / 32] : 0.0f;
+      const int64_t column = step_start(k, K) + 32 * j;
+      if (column >= k && column < K) quantize_lanes(x + column, reinterpret_cast<int8_t*>(q) + 32 * j, scale + 4 * j);
     }
-    store(out.scale + k / 8, spread<0, 1>(s));
+    store(out.scale + k / 8, load<vf>(scale));
     for (int half = 0; half < 2; ++half) {
-      const vb codes = (vb)Lanes<lane_groups>::gather([&](int j) { return group[j] + 16 * half; });
+      const vb codes = (vb)Lanes<lane_groups>::gather([&](int j) { return q + 32 * j + 16 * half; });
       store(out.q + k + half * step / 2, codes);
       store(out.sum + k / 4 + half * lanes, dot4<1>(vi{}, vb{} + 1, codes));
     }
@@ -127,19 +133,58 @@ template <int width, class T> inline void transpose_rows(const T* from, int apar
   }
 }
 
+// The columns with the largest share in the squares of their tokens, summed up over the tokens.
+inline void find_outliers(const float* x, int64_t stride, int tokens, int64_t K, int32_t (&columns)[lltool::outlier_columns]) {
+  float inverse[panel], share[lltool::outlier_columns] = {};
+  for (int t = 0; t < tokens; ++t) {
+    vf squares{};
+    for (int64_t k = 0; k < K; k += lanes) squares += load<vf>(x + t * stride + k) * load<vf>(x + t * stride + k);
+    const float total = sum_of(squares);
+    inverse[t] = total > 0 ? 1.0f / total : 0.0f;
+  }
+  int least = 0; // where the smallest of the shares is
+  for (int i = 0; i < lltool::outlier_columns; ++i) columns[i] = i;
+  for (int64_t k = 0; k < K; k += lanes) {
+    vf sum{};
+    for (int t = 0; t < tokens; ++t) sum += load<vf>(x + t * stride + k) * load<vf>(x + t * stride + k) * inverse[t];
+    if (k > 0 && highest(sum) <= share[least]) continue;
+    for (int i = 0; i < lanes; ++i) {
+      const bool first = k + i < lltool::outlier_columns;
+      if (!first && sum[i] <= share[least]) continue;
+      const int place = first ? int(k) + i : least;
+      columns[place] = int32_t(k) + i;
+      share[place] = sum[i];
+      for (int j = 0; j < lltool::outlier_columns; ++j)
+        if (share[j] < share[least]) least = j;
+    }
+  }
+}
+
 // Panel layout: q (K / 4, panel, 4), scale (K / 32, panel), sum (K / 16, panel) and then sums of 32 (K / 32, panel).
 void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quantized out) {
   alignas(64) int8_t q[panel][strip];
-  alignas(64) float scale[panel][lanes];
+  alignas(64) float scale[panel][lanes], part[strip];
+  int32_t columns[lltool::outlier_columns];
   for (int t = tokens; t < panel; ++t) {
     std::memset(q[t], 0, sizeof q[t]);
     std::memset(scale[t], 0, sizeof scale[t]);
   }
+  if (out.outliers) {
+    find_outliers(x, stride, tokens, K, columns);
+    for (int i = 0; i < lltool::outlier_columns; ++i)
+      for (int t = 0; t < panel; ++t) out.outliers[i * panel + t] = t < tokens ? x[t * stride + columns[i]] : 0.0f;
+    std::memcpy(out.outliers + lltool::outlier_columns * panel, columns, sizeof columns);
+  }
   for (int64_t k = 0; k < K; k += strip) {
-    const int64_t columns = K - k < strip ? K - k : strip;
-    for (int t = 0; t < tokens; ++t) quantize_strip(x + t * stride + k, columns, q[t], scale[t]);
-    transpose_rows<panel>(reinterpret_cast<const int32_t*>(q), strip / 4, columns / 4, reinterpret_cast<int32_t*>(out.q + k * panel));
-    transpose_rows<panel>(scale[0], lanes, columns / 32, out.scale + k / 32 * panel);
+    const int64_t count = K - k < strip ? K - k : strip;
+    for (int t = 0; t < tokens; ++t) {
+      std::memcpy(part, x + t * stride + k, size_t(count) * 4);
+      for (int i = 0; i < lltool::outlier_columns && out.outliers; ++i)
+        if (columns[i] >= k && columns[i] < k + count) part[columns[i] - k] = 0;
+      quantize_strip(part, count, q[t], scale[t]);
+    }
+    transpose_rows<panel>(reinterpret_cast<const int32_t*>(q), strip / 4, count / 4, reinterpret_cast<int32_t*>(out.q + k * panel));
+    transpose_rows<panel>(scale[0], lanes, count / 32, out.scale + k / 32 * panel);
   }
   int32_t *sum = out.sum, *sum_of_32 = out.sum + K / 16 * panel;
   for (int64_t k = 0; k < K; k += 32, sum += 2 * panel, sum_of_32 += panel) {

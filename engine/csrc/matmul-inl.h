@@ -17,6 +17,13 @@ inline void multiply_tile(Tile w, int zero, Quantized x, int64_t K, float* out) 
   const int32_t* sum = group == 32 ? x.sum + K / 16 * panel : x.sum;
   vf acc[N];
   for (int t = 0; t < N; ++t) acc[t] = vf{};
+  for (int i = 0; i < lltool::outlier_columns && x.outliers; ++i) {
+    const int64_t k = reinterpret_cast<const int32_t*>(x.outliers + lltool::outlier_columns * panel)[i];
+    const vi code = (vi)(load<vu>(w.codes + k / 4 * lanes * 4) >> uint32_t(k % 4 * 8) & 255) - zero;
+    vf weight = to_float(code) * load<vf>(w.scale + k / group * lanes);
+    if constexpr (has_min) weight += load<vf>(w.min + k / group * lanes);
+    for (int t = 0; t < N; ++t) acc[t] += weight * x.outliers[i * panel + t];
+  }
   for (int64_t g = 0; g < K / group; ++g, sum += panel) {
     const float* xs = x.scale + (group == 32 ? g : g / 2) * panel;
     vi dot[N];

@@ -134,6 +134,19 @@ inline float highest(vf v) {
 #endif
 }
 
+// Each four lanes: their largest.
+inline vf highest_of_fours(vf v) {
+#if defined(__AVX512VNNI__)
+  v = max(v, _mm512_permute_ps(v, 0xb1));
+  return max(v, _mm512_permute_ps(v, 0x4e));
+#elif defined(__AVX2__)
+  v = max(v, _mm256_permute_ps(v, 0xb1));
+  return max(v, _mm256_permute_ps(v, 0x4e));
+#else
+  return splat(highest(v));
+#endif
+}
+
 // acc[i] + sum over the four bytes j of lane i of w[4i+j] (unsigned, at most max_code) * x[4i+j] (signed).
 #if defined(__AVX512VNNI__)
 template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
