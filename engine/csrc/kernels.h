@@ -46,6 +46,14 @@ struct Quantized {
   }
 };
 
+// Activations as 14 bits in int16: x[k] ~ scale[k / 32] * q[k], in panels (floats-inl.h).
+struct Shortened {
+  int16_t* q;
+  float* scale;
+
+  Shortened token(int64_t t, int64_t K) const { return {q + t * K, scale + t * (K / 32)}; }
+};
+
 struct AttentionTask {
   const float* q;     // (tokens, group, head_dim)
   float* out;         // as q
@@ -100,6 +108,12 @@ struct EngineKernels {
   void (*matmul)(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch);
   void (*matmul_f32)(const Matrix& w, int64_t begin, int64_t end, const float* panels, int64_t T, float* out, int64_t stride,
                      void* scratch);
+
+  // For float weights (can_decode, not can_multiply) of so many columns: as matmul, on panels of shortened activations.
+  bool (*can_multiply_shorts)(int64_t columns);
+  void (*shorten_panel)(const float* x, int64_t stride, int tokens, int64_t K, Shortened out);
+  void (*matmul_shorts)(const Matrix& w, int64_t begin, int64_t end, Shortened x, int64_t T, float* out, int64_t stride,
+                        void* scratch);
 
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*gated)(int activation, const float* gate, const float* up, int64_t n, float* out); // 0 silu, 1 gelu (tanh)
