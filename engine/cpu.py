@@ -24,6 +24,7 @@ from lltool.engine.program import (
     Softcap,
     Weight,
 )
+from lltool.engine.threads import Threads
 from lltool.gguf.errors import InputError
 from lltool.quant import isa
 from lltool.quant.codec import decode
@@ -47,7 +48,7 @@ class CpuExecutor:
         pages: int,
         *,
         max_batch: int,
-        threads: int,
+        threads: int | Threads,
         precision: Precision = "int8",
         cache_type: CacheType = "f16",
         deterministic: bool = False,
@@ -56,9 +57,12 @@ class CpuExecutor:
         self.head_rows = min(HEAD_ROWS, max_batch)
         self._program = program
         self._observers: list[Observe] = []
+        teams = Threads.of(threads)
         self._native = _native.Executor(
             isa=instruction_set or isa.chosen(),
-            threads=threads,
+            decode=teams.decode.places(),
+            batch=teams.batch.places(),
+            poll=teams.poll,
             max_batch=max_batch,
             head_rows=self.head_rows,
             arena_width=program.arena_width,
