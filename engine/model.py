@@ -20,6 +20,7 @@ from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
 from lltool.engine.threads import Threads, check_threads
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.mapped import LoadMode, prefetch
 from lltool.gguf.reader import GGUFFile, open_gguf
 from lltool.gguf.source import Tensor
 from lltool.quant.codec import decode
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT = 4096
 
 Tokens = List[int] | NDArray[np.integer]
-LoadMode = Literal["mmap", "none"]
 Wanted = Literal["all", "last", "none"] | NDArray[np.integer]
 
 
@@ -285,14 +285,15 @@ def load_model(
     instruction_set: str | None = None,
     observe: Callable[[str], bool] | None = None,
 ) -> Model:
-    """Maps a GGUF model and makes it ready; weights are used where they lie. `load_mode` "none" reads it into memory.
+    """Maps a GGUF model and makes it ready; weights are used where they lie.
 
     The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096).
     `threads` are as many for every batch, or two teams (default: one a core). `precision` "f32" computes in float32
     what "int8" multiplies in 8 bits. `deterministic` makes a sequence's logits independent, to the bit, of how its
-    tokens were cut into batches and of what else was in them. `instruction_set` is one of those that the machine runs
-    (default: `isa.chosen()`); `observe` says of which matrices, by name, the inputs are summed up
-    (`executor.take_observations()`). Raises InputError naming file and tensor or key.
+    tokens were cut into batches and of what else was in them. `load_mode` "none" reads the file into memory, "mlock"
+    keeps it there. `instruction_set` is one of those that the machine runs (default: `isa.chosen()`); `observe` says
+    of which matrices, by name, the inputs are summed up (`executor.take_observations()`). Raises InputError naming
+    file and tensor or key.
     """
     for name, count in (("context", context), ("sequences", sequences), ("batch", batch)):
         if count is not None and count < 1:
@@ -304,7 +305,9 @@ def load_model(
     _check_choice("precision", precision, get_args(Precision))
     _check_choice("cache_type", cache_type, get_args(CacheType))
     _check_choice("load_mode", load_mode, get_args(LoadMode))
-    file = open_gguf(path, copy=load_mode == "none")
+    file = open_gguf(path, load_mode)
+    if load_mode == "mmap":
+        prefetch(file.paths)
     try:
         weights = {tensor.name: _weight(tensor) for tensor in file.tensors}
         config = ModelConfig.from_gguf(file.metadata, weights)

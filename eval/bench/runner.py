@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.cache import Sequence as CachedSequence
-from lltool.engine.model import LoadMode, Wanted, load_model
+from lltool.engine.model import Wanted, load_model
 from lltool.eval.bench.plan import Run, Settings, Workload, threads_of
+from lltool.gguf.mapped import LoadMode
 
 
 class Runner:
