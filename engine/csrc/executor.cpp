@@ -57,17 +57,21 @@ void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim)
   if (c.kv_heads) throw std::invalid_argument("layer " + std::to_string(layer) + " has two attentions");
   c.kv_heads = kv_heads;
   c.head_dim = head_dim;
-  c.page_elements = int64_t(kv_heads) * head_dim * page_tokens;
-  const size_t bytes = size_t(settings.pages * c.page_elements) * (settings.half_cache ? 2 : 4);
-  c.k = Memory<uint8_t>(bytes);
-  c.v = Memory<uint8_t>(bytes);
+  c.k = make_pages(settings.k_type, kv_heads, head_dim);
+  c.v = make_pages(settings.v_type, kv_heads, head_dim);
   attention_floats_ = std::max(attention_floats_, attention_scratch(head_dim));
   const size_t parts = size_t(settings.pages / part_pages) + 2, tokens = size_t(std::min(settings.max_batch, few_tokens));
   partial_floats_ = std::max(partial_floats_, parts * tokens * size_t(heads) * attention_partial(head_dim));
 }
 
+Executor::CachePages Executor::make_pages(CacheType type, int kv_heads, int head_dim) const {
+  if (has_blocks(type) && head_dim % 32) throw std::invalid_argument("a cache type with blocks wants heads of a multiple of 32");
+  const int64_t head = cache_bytes(type, int64_t(head_dim) * page_tokens), page = head * kv_heads;
+  return {type, head, page, Memory<uint8_t>(size_t(settings.pages * page) + 64)}; // kernels read whole vectors
+}
+
 int Executor::add_tiling(int group, int window) {
-  const int tokens = std::max(1, std::min(16, attention_rows / group));
+  const int tokens = std::max(1, attention_rows / group);
   for (size_t i = 0; i < tilings.size(); ++i)
     if (tilings[i].tokens == tokens && tilings[i].window == window) return int(i);
   tilings.push_back({tokens, window, {}});
@@ -76,7 +80,7 @@ int Executor::add_tiling(int group, int window) {
 
 void Executor::cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) const {
   tiling.pieces.clear();
-  const int part = batch_.tokens <= few_tokens ? part_pages : std::numeric_limits<int>::max();
+  const int part = batch_.tokens <= few_tokens && !settings.deterministic ? part_pages : std::numeric_limits<int>::max();
   for (const Segment& s : segments) {
     for (int first = 0; first < s.tokens; first += tiling.tokens) {
       Piece p{s.row + first, std::min(tiling.tokens, s.tokens - first), s.position + first, s.sequence, 0, 1, 0, 0};
@@ -112,7 +116,7 @@ void Executor::finish() {
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);
   attention_ = Memory<float>(attention_floats_ * threads);
   partials_ = Memory<float>(partial_floats_);
-  pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()));
+  pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()), settings.poll);
 }
 
 Quantized Executor::own_quantized(int thread) const {
@@ -168,7 +172,7 @@ void Executor::run(const Batch& batch) {
   }
   for (Tiling& tiling : tilings) cut_pieces(segments_, tiling);
   const bool with_head = batch.outputs > 0 && batch.outputs <= settings.head_rows;
-  pool_->run([&](Pool::Worker& worker) {
+  pool_->run(team(batch.tokens), [&](Pool::Worker& worker) {
     fill_ropes(worker, batch);
     const Run body{*this, batch, batch.tokens, 0, worker};
     run_ops(0, head_, body);
@@ -184,7 +188,7 @@ const float* Executor::logits(int64_t start, int64_t stop) {
   if (start < 0 || stop > batch_.outputs || start >= stop || stop - start > settings.head_rows)
     throw std::invalid_argument("logits: no such block of rows");
   if (start < head_start_ || stop > head_stop_) {
-    pool_->run([&](Pool::Worker& worker) {
+    pool_->run(team(stop - start), [&](Pool::Worker& worker) {
       const Run head{*this, batch_, stop - start, start, worker};
       run_ops(head_, ops_.size(), head);
     });
@@ -205,7 +209,7 @@ void Executor::score(int64_t start, int64_t stop, const int32_t* targets, double
   for (int64_t block = start; block < stop; block += settings.head_rows) {
     const int64_t end = std::min<int64_t>(stop, block + settings.head_rows);
     const float* rows = logits(block, end);
-    pool_->run([&](Pool::Worker& worker) {
+    pool_->run(team(end - block), [&](Pool::Worker& worker) {
       worker.parallel(end - block, [&](int64_t i) {
         const float* x = rows + i * n;
         out[block - start + i] = double(x[targets[block - start + i]]) - kernels.log_sum_exp(x, n);
@@ -218,7 +222,7 @@ void Executor::compare(int64_t start, int64_t stop, const float* base, const int
   check_targets(stop - start, targets);
   const int64_t n = settings.vocabulary;
   const float* rows = logits(start, stop);
-  pool_->run([&](Pool::Worker& worker) {
+  pool_->run(team(stop - start), [&](Pool::Worker& worker) {
     worker.parallel(stop - start, [&](int64_t i) {
       const float *x = base + i * n, *y = rows + i * n;
       const Comparison c = kernels.compare(x, y, n);
@@ -233,9 +237,9 @@ void Executor::copy_page(int64_t source, int64_t target) {
   if (source < 0 || target < 0 || source >= settings.pages || target >= settings.pages)
     throw std::invalid_argument("copy_page: no such page");
   for (auto& layer : cache) {
-    const size_t bytes = size_t(layer.page_elements) * (settings.half_cache ? 2 : 4);
-    std::memcpy(layer.k.data() + size_t(target) * bytes, layer.k.data() + size_t(source) * bytes, bytes);
-    std::memcpy(layer.v.data() + size_t(target) * bytes, layer.v.data() + size_t(source) * bytes, bytes);
+    if (!layer.kv_heads) continue;
+    std::memcpy(layer.k.page(target), layer.k.page(source), size_t(layer.k.page_bytes));
+    std::memcpy(layer.v.page(target), layer.v.page(source), size_t(layer.v.page_bytes));
   }
 }
 

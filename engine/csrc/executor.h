@@ -39,7 +39,11 @@ struct Settings {
   std::string isa;
   int threads, max_batch, head_rows;
   int64_t arena_width, vocabulary, pages;
-  bool int8, half_cache;
+  bool int8;
+  CacheType k_type, v_type;
+  bool deterministic; // a token's results do not depend on the batch it is in
+  Team decode, batch; // for one token, and for several; `threads` is the size of the larger
+  int poll;
 };
 
 // The tokens of one call. `tables` is (sequences, table_width) page ids.
@@ -131,10 +135,16 @@ public:
     float magnitude;
     Memory<float> cosine, sine; // (max_batch, frequencies)
   };
+  // Keys or values of a layer: pages of a part for each key/value head, laid out as cache-inl.h says.
+  struct CachePages {
+    CacheType type;
+    int64_t head_bytes, page_bytes;
+    Memory<uint8_t> bytes;
+    uint8_t* page(int64_t i) const { return bytes.data() + i * page_bytes; }
+  };
   struct CacheLayer {
     int kv_heads = 0, head_dim = 0;
-    int64_t page_elements = 0; // of K; V has as many
-    Memory<uint8_t> k, v;      // pages of (kv_heads, head_dim, 64) and (kv_heads, 64, head_dim)
+    CachePages k, v;
   };
 
   // How attentions with so many tokens a task, and with that window, share out the running batch.
@@ -158,7 +168,9 @@ public:
   Quantized own_quantized(int thread) const; // one token, a thread's own
 
 private:
+  const Team& team(int64_t rows) const { return rows == 1 ? settings.decode : settings.batch; }
   void run_ops(size_t begin, size_t end, const Run& run);
+  CachePages make_pages(CacheType type, int kv_heads, int head_dim) const;
   void cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) const;
   void check_targets(int64_t count, const int32_t* targets) const;
   void fill_ropes(Pool::Worker& worker, const Batch& batch);
