@@ -6,6 +6,7 @@
 #include "matmul-inl.h"
 #include "matvec-inl.h"
 #include "observe-inl.h"
+#include "probe-inl.h"
 
 namespace {
 
@@ -67,5 +68,6 @@ const EngineKernels LLTOOL_TABLE = {
     lanes,      panel,         can_multiply, can_decode, decode_row,      quantize_row, quantize_panel, pack_panel, matvec,
     matvec_f32, matmul,        matmul_f32,   rms_norm,   gated,           softcap,      log_sum_exp,    compare,    attention,
     merge_attention, store_half, add_squares,
+    {multiply_int8, multiply_int16, multiply_float, read_memory},
 };
 }
