@@ -33,7 +33,10 @@ def main(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
     from lltool.eval.bench.record import Interrupted
 
-    points, peers, history = _plan(arguments), _find_peers(arguments), _open_history(arguments)
+    points = _plan(arguments)
+    if arguments.profile:
+        return _profile(points, arguments)
+    peers, history = _find_peers(arguments), _open_history(arguments)
     _set_priority(arguments.prio)
     try:
         rows = _measure(points, peers, history, arguments)
@@ -63,6 +66,17 @@ def _measure(
             return measure_beside(points, peers, effort, progress=progress, **known)
         found = measure(points, effort, memory=not arguments.no_memory, progress=progress, **known)
     return [to_row(measurement) for measurement in found]
+
+
+def _profile(points: "Sequence[Point]", arguments: argparse.Namespace) -> int:
+    from lltool.eval.bench.profile import profile
+    from lltool.eval.bench.profile_tables import format_profiles, plot_profiles
+
+    profiles = profile(points, arguments.repetitions)
+    print(format_profiles(profiles, arguments.output))
+    if arguments.plot:
+        print(plot_profiles(profiles, arguments.plot), file=sys.stderr)
+    return 0
 
 
 def _find_peers(arguments: argparse.Namespace) -> "list[Peer]":

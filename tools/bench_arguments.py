@@ -14,6 +14,7 @@ lltool bench -m a.gguf,b.gguf -p 128,512 -n 32,128 -t 1-4 -o csv
 lltool bench -m model.gguf -p 512 -n 0 -ub 64-512*2 -d 0,4096 --until 2% --plot speed.png
 lltool bench -m model.gguf -p 128 -n 32 -npl 1,2,4,8
 lltool bench -m model.gguf --peer transformers --peer llama-cpp-python:/opt/venv/bin/python --peer llama-bench:PATH
+lltool bench -m model.gguf -p 512 -n 128 --profile --plot profile.png
 lltool bench -m model.gguf -o sql | sqlite3 results.sqlite
 lltool bench compare before.json after.json
 lltool bench history --test tg128 --last 10
@@ -155,6 +156,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     effort.add_argument("--no-warmup", action="store_true", help="time the first run as well")
     effort.add_argument(
         "--no-memory", action="store_true", help="leave out memory and load times, which take one run more of each test"
+    )
+    effort.add_argument(
+        "--profile", action="store_true", help="instead: time of each operation, and how near it is to what limits it"
     )
     effort.add_argument("--peer", action="append", default=[], metavar="NAME", help="another engine, in turns")
     output = parser.add_argument_group("output")

@@ -1,7 +1,7 @@
 """What the machine can do at most, measured in a second: reading memory, and multiply-adds in registers."""
 
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,12 @@ class Limits:
     int8: float
     int16: float
     float32: float
+
+
+def better_of(first: Limits, second: Limits) -> Limits:
+    """The higher of each."""
+    names = [field.name for field in fields(Limits) if field.type is float]
+    return replace(first, **{name: max(getattr(first, name), getattr(second, name)) for name in names})
 
 
 def measure_limits(threads: int, *, instruction_set: str | None = None) -> Limits:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lltool.engine import _native
-from lltool.eval.bench.limits import _memory, measure_limits
+from lltool.eval.bench.limits import Limits, _memory, better_of, measure_limits
 
 LANES = {"avx512": 16, "avx2": 8, "scalar": 4}
 GIGAHERTZ = 6.5  # more than any processor's clock
@@ -47,3 +47,9 @@ def test_what_cannot_be_measured_is_an_error() -> None:
         _native.probe_read("scalar", 0, data, 0.01)
     with pytest.raises(ValueError, match="instruction set 'mmx'"):
         _native.probe_read("mmx", 1, data, 0.01)
+
+
+def test_the_better_of_two_measurements() -> None:
+    one = Limits(1, "avx2", read=1, read_large_pages=5, int8=8, int16=4, float32=2)
+    two = Limits(1, "avx2", read=3, read_large_pages=4, int8=9, int16=3, float32=2)
+    assert better_of(one, two) == Limits(1, "avx2", read=3, read_large_pages=5, int8=9, int16=4, float32=2)
