@@ -34,7 +34,7 @@ def _format_markdown(profile: Profile) -> str:
         amounts = [row["read_bytes_per_token"] / 1e6, row["multiply_adds_per_token"] / 1e6]
         rates = [row["read_bytes_per_s"] / 1e9, row["multiply_adds_per_s"] / 1e9]
         cells = [f"{x:.{digits}f}" if x else "" for x, digits in zip(amounts + rates, (2, 1, 1, 1), strict=True)]
-        limit = f"{row['limit_share']:.0%} {row['limit']}" if row["limit_name"] else ""
+        limit = f"{row['limit_share']:.0%} {row['limit_name']}" if row["limit_name"] else ""
         first = (row["operation"], row["types"], str(row["count"]), f"{row['us_per_token']:.1f}", f"{row['share']:.1%}")
         lines.append((*first, *cells, limit))
     return "\n".join([title_of(profile), "", format_table(_TITLES, lines, left=2), "", describe_limits(profile.limits)])
