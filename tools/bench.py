@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,12 +143,13 @@ def _report(rows: "Sequence[Row]", history: Path | None, arguments: argparse.Nam
     from lltool.eval.bench.tables import format_rows
 
     def show(form: str) -> str:
-        if form != "md" or all(row["ratio"] is None for row in rows):
+        if form != "md" or not has_peers:
             return format_rows(rows, form)
-        from lltool.eval.bench.peers.pairing import format_ratios
+        from lltool.eval.bench.peers.ratio_tables import format_ratios
 
         return format_ratios(rows)
 
+    has_peers = any(row["ratio"] is not None for row in rows)
     try:
         print(show(arguments.output), flush=True)
         if arguments.output_err:
@@ -156,10 +157,30 @@ def _report(rows: "Sequence[Row]", history: Path | None, arguments: argparse.Nam
     finally:  # though nobody reads them any more
         if history:
             keep(history, rows)
-    if arguments.plot and rows:
+    if not rows:
+        return
+    if arguments.plot:
         from lltool.eval.bench.plots import plot_rows
 
         print(plot_rows(rows, arguments.plot), file=sys.stderr)
+    if arguments.save:
+        for path in _save(rows, arguments.save, has_peers):
+            print(path, file=sys.stderr)
+
+
+def _save(rows: "Sequence[Row]", stem: Path, has_peers: bool) -> Iterator[Path]:
+    """CSV, JSON and a picture."""
+    from lltool.eval.bench.peers.ratio_tables import plot_ratios
+    from lltool.eval.bench.plots import plot_rows
+    from lltool.eval.bench.tables import format_rows
+    from lltool.gguf.whole_file import whole_file
+
+    for form in ("csv", "json"):
+        target = stem.with_name(f"{stem.name}.{form}")
+        with whole_file(target) as temporary:
+            temporary.write_text(format_rows(rows, form) + "\n", encoding="utf-8")
+        yield target
+    yield (plot_ratios if has_peers else plot_rows)(rows, stem.with_name(f"{stem.name}.png"))
 
 
 def _progress(arguments: argparse.Namespace) -> "AbstractContextManager[Progress]":

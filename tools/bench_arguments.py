@@ -165,6 +165,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     output.add_argument("-o", "--output", choices=FORMATS, default="md", help="what is printed (default md)")
     output.add_argument("-oe", "--output-err", choices=FORMATS, help="the same on stderr")
     output.add_argument("--plot", type=image_file, metavar="FILE", help="draw a picture, .png or .svg")
+    output.add_argument("--save", type=Path, metavar="STEM", help="write STEM.csv, STEM.json and a picture, STEM.png")
     output.add_argument("--db", type=Path, metavar="FILE", help="keep the results there (~/.cache/lltool/bench.sqlite)")
     output.add_argument("--no-history", action="store_true", help="do not keep them")
     output.add_argument("--progress", action="store_true", help="a line on stderr before each run")

@@ -80,6 +80,11 @@ def work_of(ops: Iterable[Op], calls: Sequence[Call], program: Program, settings
     return reduce(Work.__add__, (_cost(op, counts, calls, program, settings) for op, counts in rows), Work())
 
 
+def work_of_all(program: Program, workload: Workload, settings: Settings) -> Work:
+    """Of a whole program in one run of the workload."""
+    return work_of(program.ops, list(calls_of(workload, settings)), program, settings)
+
+
 def _cost(op: Op, rows: Sequence[int], calls: Sequence[Call], program: Program, settings: Settings) -> Work:
     match op:
         case Linear():
