@@ -24,6 +24,7 @@ from lltool.engine.program import (
     Softcap,
     Weight,
 )
+from lltool.engine.threads import Threads
 from lltool.gguf.errors import InputError
 from lltool.quant import isa
 from lltool.quant.codec import decode
@@ -47,17 +48,21 @@ class CpuExecutor:
         pages: int,
         *,
         max_batch: int,
-        threads: int,
+        threads: int | Threads,
         precision: Precision = "int8",
         cache_type: CacheType = "f16",
+        deterministic: bool = False,
         instruction_set: str | None = None,
     ) -> None:
         self.head_rows = min(HEAD_ROWS, max_batch)
         self._program = program
         self._observers: list[Observe] = []
+        teams = Threads.of(threads)
         self._native = _native.Executor(
             isa=instruction_set or isa.chosen(),
-            threads=threads,
+            decode=teams.decode.places(),
+            batch=teams.batch.places(),
+            poll=teams.poll,
             max_batch=max_batch,
             head_rows=self.head_rows,
             arena_width=program.arena_width,
@@ -65,6 +70,7 @@ class CpuExecutor:
             pages=pages,
             int8=precision == "int8",
             half_cache=cache_type == "f16",
+            deterministic=deterministic,
         )
         self._steps: list[int] = []  # the native operation that a program's operation is part of
         for op in program.ops:

@@ -1,7 +1,6 @@
 """`lltool bench`: tokens a second of models, over all that can be set, in llama-bench's words."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
 from lltool.tools.bench_arguments import AXES, parse_arguments
+from lltool.tools.engine_arguments import set_priority
 
 if TYPE_CHECKING:
     from lltool.eval.bench.measure import Progress
     from lltool.eval.bench.peers.peer import Peer
     from lltool.eval.bench.plan import Point
     from lltool.eval.bench.record import Row
-
-_NICE = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}  # of llama.cpp's priorities
 
 
 def main(argv: list[str]) -> int:
@@ -37,7 +35,7 @@ def main(argv: list[str]) -> int:
     if arguments.profile:
         return _profile(points, arguments)
     peers, history = _find_peers(arguments), _open_history(arguments)
-    _set_priority(arguments.prio)
+    set_priority(arguments.prio)
     try:
         rows = _measure(points, peers, history, arguments)
     except Interrupted as stop:
@@ -194,14 +192,3 @@ def _progress(arguments: argparse.Namespace) -> "AbstractContextManager[Progress
             print(f"lltool: run {done + 1} of {total}: {note}", file=sys.stderr)
 
     return nullcontext(tell)
-
-
-def _set_priority(level: int) -> None:
-    if level == 0:
-        return
-    if not hasattr(os, "setpriority"):
-        raise InputError(f"--prio {level}: this system has no priorities to set; wanted 0")
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE[level])
-    except PermissionError:
-        raise InputError(f"--prio {level}: a higher priority is not this user's to take; wanted 0 or -1") from None

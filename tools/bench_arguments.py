@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lltool.tools.arguments import command_parser, image_file, positive
+from lltool.tools.engine_arguments import priority
 
 EXAMPLES = """
 lltool bench -m model.gguf
@@ -102,8 +103,8 @@ AXES: dict[str, tuple[tuple[str, ...], Callable[[str], list[Any]], str]] = {
     "type_v": (("-ctv", "--cache-type-v"), _words, "f16 or f32"),
     "threads": (("-t", "--threads"), _counts, "numbers of threads (default: one a core)"),
     "cpu_mask": (("-C", "--cpu-mask"), _words, "processors to run on, in hexadecimal (default 0x0: any)"),
-    "cpu_strict": (("--cpu-strict",), _bits, "0: threads may change processors"),
-    "poll": (("--poll",), _counts, "50: threads spin for a short time before they sleep"),
+    "cpu_strict": (("--cpu-strict",), _bits, "1: each thread stays on one processor (default 0)"),
+    "poll": (("--poll",), _counts, "0 to 100: how long idle threads spin before they sleep (default 50)"),
     "n_gpu_layers": (("-ngl", "--n-gpu-layers"), parse_range, "layers on a GPU (default -1: as many as there is room)"),
     "n_cpu_moe": (("-ncmoe", "--n-cpu-moe"), _counts, "layers whose experts stay on the CPU (default 0)"),
     "split_mode": (("-sm", "--split-mode"), _words, "none or layer: how GPUs share a model (default layer)"),
@@ -111,7 +112,7 @@ AXES: dict[str, tuple[tuple[str, ...], Callable[[str], list[Any]], str]] = {
     "no_kv_offload": (("-nkvo", "--no-kv-offload"), _bits, "1: the cache stays in main memory (default 0)"),
     "flash_attn": (("-fa", "--flash-attn"), _flash, "on or auto: attention in tiles (default auto)"),
     "devices": (("-dev", "--device"), _words, "auto or none (default auto)"),
-    "load_mode": (("-lm", "--load-mode"), _words, "mmap, or none: read into memory (default auto: mmap)"),
+    "load_mode": (("-lm", "--load-mode"), _words, "mmap, mlock, or none: read in (default auto: mmap)"),
     "lazy_mode": (("-lzm", "--lazy-mode"), _words, "auto or off (default auto)"),
     "embeddings": (("-embd", "--embeddings"), _bits, "0: logits are computed"),
     "tensor_split": (("-ts", "--tensor-split"), _splits, "0: shares of GPUs"),
@@ -152,7 +153,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     effort.add_argument("--until", type=_fraction, metavar="2%", help="repeat until the interval is ± that narrow")
     effort.add_argument("--max-time", type=positive, default=600, metavar="S", help="and not longer (default 600)")
     effort.add_argument("--delay", type=_seconds, default=0.0, metavar="S", help="rest before each run (default 0)")
-    effort.add_argument("--prio", type=_priority, default=0, metavar="-1...3", help="of the process (default 0)")
+    effort.add_argument("--prio", type=priority, default=0, metavar="-1...3", help="of the process (default 0)")
     effort.add_argument("--no-warmup", action="store_true", help="time the first run as well")
     effort.add_argument(
         "--no-memory", action="store_true", help="leave out memory and load times, which take one run more of each test"
@@ -214,7 +215,3 @@ def _seconds(text: str) -> float:
     if not 0 <= value < 86400:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
-
-
-def _priority(text: str) -> int:
-    return int(_look_up(text, {str(level): level for level in range(-1, 4)}))

@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <mutex>
 #include <stdexcept>
 #include <tuple>
@@ -153,12 +154,17 @@ NB_MODULE(_native, m) {
   nb::class_<Session>(m, "Executor")
       .def(
           "__init__",
-          [](Session* self, const std::string& isa, int threads, int max_batch, int head_rows, int64_t arena_width,
-             int64_t vocabulary, int64_t pages, bool int8, bool half_cache) {
-            new (self) Session(Settings{isa, threads, max_batch, head_rows, arena_width, vocabulary, pages, int8, half_cache});
+          [](Session* self, const std::string& isa, Team decode, Team batch, int poll, int max_batch, int head_rows,
+             int64_t arena_width, int64_t vocabulary, int64_t pages, bool int8, bool half_cache, bool deterministic) {
+            require(!decode.empty() && !batch.empty(), "a team has at least one thread");
+            const int threads = int(std::max(decode.size(), batch.size()));
+            new (self) Session(
+                Settings{isa, threads, max_batch, head_rows, arena_width, vocabulary, pages, int8, half_cache, deterministic,
+                         std::move(decode), std::move(batch), poll});
           },
-          nb::kw_only(), nb::arg("isa"), nb::arg("threads"), nb::arg("max_batch"), nb::arg("head_rows"), nb::arg("arena_width"),
-          nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"), nb::arg("half_cache"))
+          nb::kw_only(), nb::arg("isa"), nb::arg("decode"), nb::arg("batch"), nb::arg("poll"), nb::arg("max_batch"),
+          nb::arg("head_rows"), nb::arg("arena_width"), nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"),
+          nb::arg("half_cache"), nb::arg("deterministic") = false)
       .def("embed", &Session::embed)
       .def("norm", [](Session& s, Place x, Place out, Array1<float> weight, float eps, int groups) {
         require(groups > 0 && int64_t(weight.size()) * groups == x.second && out.second == x.second, "norm: shapes do not agree");

@@ -111,7 +111,7 @@ void Executor::finish() {
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);
   attention_ = Memory<float>(attention_floats_ * threads);
   partials_ = Memory<float>(partial_floats_);
-  pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()));
+  pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()), settings.poll);
 }
 
 Quantized Executor::own_quantized(int thread) const {
@@ -167,7 +167,7 @@ void Executor::run(const Batch& batch) {
   }
   for (Tiling& tiling : tilings) cut_pieces(segments_, tiling);
   const bool with_head = batch.outputs > 0 && batch.outputs <= settings.head_rows;
-  pool_->run([&](Pool::Worker& worker) {
+  pool_->run(team(batch.tokens), [&](Pool::Worker& worker) {
     fill_ropes(worker, batch);
     const Run body{*this, batch, batch.tokens, 0, worker};
     run_ops(0, head_, body);
@@ -183,7 +183,7 @@ const float* Executor::logits(int64_t start, int64_t stop) {
   if (start < 0 || stop > batch_.outputs || start >= stop || stop - start > settings.head_rows)
     throw std::invalid_argument("logits: no such block of rows");
   if (start < head_start_ || stop > head_stop_) {
-    pool_->run([&](Pool::Worker& worker) {
+    pool_->run(team(stop - start), [&](Pool::Worker& worker) {
       const Run head{*this, batch_, stop - start, start, worker};
       run_ops(head_, ops_.size(), head);
     });
@@ -204,7 +204,7 @@ void Executor::score(int64_t start, int64_t stop, const int32_t* targets, double
   for (int64_t block = start; block < stop; block += settings.head_rows) {
     const int64_t end = std::min<int64_t>(stop, block + settings.head_rows);
     const float* rows = logits(block, end);
-    pool_->run([&](Pool::Worker& worker) {
+    pool_->run(team(end - block), [&](Pool::Worker& worker) {
       worker.parallel(end - block, [&](int64_t i) {
         const float* x = rows + i * n;
         out[block - start + i] = double(x[targets[block - start + i]]) - kernels.log_sum_exp(x, n);
@@ -217,7 +217,7 @@ void Executor::compare(int64_t start, int64_t stop, const float* base, const int
   check_targets(stop - start, targets);
   const int64_t n = settings.vocabulary;
   const float* rows = logits(start, stop);
-  pool_->run([&](Pool::Worker& worker) {
+  pool_->run(team(stop - start), [&](Pool::Worker& worker) {
     worker.parallel(stop - start, [&](int64_t i) {
       const float *x = base + i * n, *y = rows + i * n;
       const Comparison c = kernels.compare(x, y, n);

@@ -40,6 +40,9 @@ struct Settings {
   int threads, max_batch, head_rows;
   int64_t arena_width, vocabulary, pages;
   bool int8, half_cache;
+  bool deterministic; // what a token gives does not depend on the other tokens of its batch
+  Team decode, batch; // for one token, and for several; `threads` is the size of the larger
+  int poll;
 };
 
 // The tokens of one call. `tables` is (sequences, table_width) page ids.
@@ -158,6 +161,7 @@ public:
   Quantized own_quantized(int thread) const; // one token, a thread's own
 
 private:
+  const Team& team(int64_t rows) const { return rows == 1 ? settings.decode : settings.batch; }
   void run_ops(size_t begin, size_t end, const Run& run);
   void cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) const;
   void check_targets(int64_t count, const int32_t* targets) const;

@@ -309,8 +309,8 @@ import resource
 from lltool.engine import _native
 memory = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (memory + (1 << 28),) * 2)
-session = _native.Executor(isa="scalar", threads=1000, max_batch=1, head_rows=1, arena_width=16, vocabulary=16, pages=1,
-                           int8=True, half_cache=True)
+session = _native.Executor(isa="scalar", decode=[[]] * 1000, batch=[[]], poll=0, max_batch=1, head_rows=1,
+                           arena_width=16, vocabulary=16, pages=1, int8=True, half_cache=True)
 try:
     session.finish()
 except RuntimeError as error:
@@ -338,7 +338,9 @@ except RuntimeError as error:
 def test_operations_whose_shapes_do_not_agree_are_refused(add: Callable[[_native.Executor, Weight], None]) -> None:
     executor = _native.Executor(
         isa="scalar",
-        threads=1,
+        decode=[[]],
+        batch=[[]],
+        poll=0,
         max_batch=1,
         head_rows=1,
         arena_width=256,

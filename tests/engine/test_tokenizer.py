@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lltool.engine import tokenizer_bpe
 from lltool.engine.tokenizer import StreamDecoder, Tokenizer
 from lltool.engine.tokenizer_check import TEXTS, compare_tokenizers
 from lltool.gguf.errors import InputError
@@ -20,8 +21,10 @@ from lltool.gguf.sentencepiece_model import TokenType
 VOCABULARIES = ("llama-bpe", "llama-spm", "qwen2", "gpt-2", "phi-3", "falcon", "starcoder", "deepseek-llm")
 
 
+@pytest.mark.parametrize("short", [tokenizer_bpe._SHORT_TEXT, -1], ids=["table", "library"])
 @pytest.mark.parametrize("name", VOCABULARIES)
-def test_golden_ids_and_back(shared: Path, name: str) -> None:
+def test_golden_ids_and_back(shared: Path, name: str, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_bpe, "_SHORT_TEXT", short)
     path = shared / "golden" / "vocab" / f"ggml-vocab-{name}.gguf"
     with open_gguf(path) as file:
         tokenizer = Tokenizer.from_gguf(file.metadata)
@@ -73,6 +76,20 @@ def test_gemma3_finds_runs_of_white_space_longest_first(gemma3: Tokenizer) -> No
     newlines = gemma3.encode("\n" * 40, add_special=False)
     assert [gemma3.tokens[id] for id in newlines] == ["\n" * 31, "\n" * 9]
     assert [gemma3.piece(id) for id in gemma3.encode("a  b", add_special=False)] == [b"a", b"  ", b"b"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=st.text() | st.text("aeinorst THE.,'1 \n\t_éß"))
+def test_prompts_and_long_texts_are_merged_alike(smollm2: Tokenizer, text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        short = smollm2.encode(text)
+        patch.setattr(tokenizer_bpe, "_SHORT_TEXT", -1)
+        assert smollm2.encode(text) == short
+
+
+def test_a_word_without_end_is_merged_by_the_library(smollm2: Tokenizer) -> None:
+    assert smollm2.decode(smollm2.encode("ab" * 2000)) == "ab" * 2000
+    assert "_library" in vars(smollm2.encode_plain.__self__)  # type: ignore[attr-defined]
 
 
 def test_every_text_comes_back(smollm2: Tokenizer, gemma3: Tokenizer) -> None:
