@@ -18,6 +18,7 @@ from lltool.engine.config import ModelConfig
 from lltool.engine.observe import observe_linears
 from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
 from lltool.engine.threads import Threads, check_threads
+from lltool.engine.tuning import read_tuned
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.mapped import LoadMode, prefetch
@@ -288,18 +289,18 @@ def load_model(
     """Maps a GGUF model and makes it ready; weights are used where they lie.
 
     The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096).
-    `threads` are as many for every batch, or two teams (default: one a core). `precision` "f32" computes in float32
-    what "int8" multiplies in 8 bits. `deterministic` makes a sequence's logits independent, to the bit, of how its
-    tokens were cut into batches and of what else was in them. `load_mode` "none" reads the file into memory, "mlock"
-    keeps it there. `instruction_set` is one of those that the machine runs (default: `isa.chosen()`); `observe` says
-    of which matrices, by name, the inputs are summed up (`executor.take_observations()`). Raises InputError naming
-    file and tensor or key.
+    `threads` are as many for every batch, or two teams (default: what `lltool bench --autotune` found, or one a core).
+    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits. `deterministic` makes a sequence's logits
+    independent, to the bit, of how its tokens were cut into batches and of what else was in them. `load_mode` "none"
+    reads the file into memory, "mlock" keeps it there. `instruction_set` is one of those that the machine runs
+    (default: `isa.chosen()`); `observe` says of which matrices, by name, the inputs are summed up
+    (`executor.take_observations()`). Raises InputError naming file and tensor or key.
     """
     for name, count in (("context", context), ("sequences", sequences), ("batch", batch)):
         if count is not None and count < 1:
             raise InputError(f"{name} {count}, wanted at least 1")
-    threads = Threads.of(threads)
-    check_threads(threads)
+    if threads is not None:
+        check_threads(Threads.of(threads))
     cache_type = cache_type or ("f32" if precision == "f32" else "f16")
     _check_choice("executor", executor, EXECUTORS)
     _check_choice("precision", precision, get_args(Precision))
@@ -317,7 +318,9 @@ def load_model(
         context = _choose_context(context, config)
         pages = sequences * -(-context // PAGE)
         batch = min(batch, pages * PAGE)
-        setup = Setup(pages, batch, threads, precision, cache_type, deterministic, instruction_set)
+        setup = Setup(
+            pages, batch, _choose_threads(threads, file), precision, cache_type, deterministic, instruction_set
+        )
         return Model(file, config, program, _make_executor(executor, program, setup), setup, context)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -340,6 +343,12 @@ def _choose_context(wanted: int | None, config: ModelConfig) -> int:
     if wanted is not None and wanted > config.context_length:
         raise InputError(f"context {wanted}, the model was made for {config.context_length} at most")
     return wanted or min(config.context_length, DEFAULT_CONTEXT)
+
+
+def _choose_threads(wanted: int | Threads | None, file: GGUFFile) -> Threads:
+    """Those asked for, or found to be best for models of this size, or one a core."""
+    tuned = read_tuned(file.size) if wanted is None else None
+    return tuned.threads if tuned else Threads.of(wanted)
 
 
 def _weight(tensor: Tensor) -> Weight:

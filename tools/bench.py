@@ -4,10 +4,12 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
+from lltool.tools.arguments import print_json
 from lltool.tools.bench_arguments import AXES, parse_arguments
 from lltool.tools.engine_arguments import set_priority
 
@@ -29,6 +31,8 @@ def main(argv: list[str]) -> int:
 
             return bench_history.main(rest)
     arguments = parse_arguments(argv)
+    if arguments.autotune:
+        return _autotune(arguments)
     from lltool.eval.bench.record import Interrupted
 
     points = _plan(arguments)
@@ -64,6 +68,25 @@ def _measure(
             return measure_beside(points, peers, effort, progress=progress, **known)
         found = measure(points, effort, memory=not arguments.no_memory, progress=progress, **known)
     return [to_row(measurement) for measurement in found]
+
+
+def _autotune(arguments: argparse.Namespace) -> int:
+    from lltool.engine.tuning import keep_tuned
+    from lltool.eval.bench.autotune import autotune, format_search
+
+    if arguments.threads:
+        raise InputError("--autotune looks for the best -t; leave out -t")
+    found = []
+    for path in arguments.model:
+        size, search = autotune(path)
+        file = keep_tuned(size, search.tuned)
+        found.append({"model": str(path), **asdict(search.tuned), "decode_ns": search.decode, "batch_ns": search.batch})
+        if arguments.output != "json":
+            print(f"{path}\n\n{format_search(search)}\n")
+        print(f"lltool: kept in {file}, the default for models of about this size", file=sys.stderr)
+    if arguments.output == "json":
+        print_json(found)
+    return 0
 
 
 def _profile(points: "Sequence[Point]", arguments: argparse.Namespace) -> int:

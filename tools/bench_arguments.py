@@ -16,6 +16,7 @@ lltool bench -m model.gguf -p 512 -n 0 -ub 64-512*2 -d 0,4096 --until 2% --plot 
 lltool bench -m model.gguf -p 128 -n 32 -npl 1,2,4,8
 lltool bench -m model.gguf --peer transformers --peer llama-cpp-python:/opt/venv/bin/python --peer llama-bench:PATH
 lltool bench -m model.gguf -p 512 -n 128 --profile --plot profile.png
+lltool bench -m model.gguf --autotune
 lltool bench -m model.gguf -o sql | sqlite3 results.sqlite
 lltool bench compare before.json after.json
 lltool bench history --test tg128 --last 10
@@ -160,6 +161,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     effort.add_argument(
         "--profile", action="store_true", help="instead: time of each operation, and how near it is to what limits it"
+    )
+    effort.add_argument(
+        "--autotune",
+        action="store_true",
+        help="instead: find the best -t and -tb for models of this size, and keep them",
     )
     effort.add_argument("--peer", action="append", default=[], metavar="NAME", help="another engine, in turns")
     output = parser.add_argument_group("output")
