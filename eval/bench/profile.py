@@ -53,7 +53,7 @@ class Operation:
         """The fraction of the limit that binds, and its name; 0 for what neither reads weights nor multiplies."""
         if self.seconds <= 0 or not (self.work.read or self.work.multiply_adds):
             return 0.0, ""
-        multiplies = "int8" if self.work.int8 >= self.work.float32 else "float32"
+        multiplies = max(("int8", "int16", "float32"), key=lambda kind: getattr(self.work, kind))
         times = ((self.work.read_seconds(limits), "read"), (self.work.multiply_seconds(limits), multiplies))
         least, name = max(times)
         return least / self.seconds, name

@@ -10,7 +10,13 @@ from lltool.eval.figure import COLORS, add_title, picture
 from lltool.eval.markdown import format_table
 
 _TITLES = ("operation", "types", "count", "us/token", "share", "MB/token", "MMAC/token", "GB/s", "GMAC/s", "of limit")
-_LIMITS = {"read": "reading", "int8": "int8 products", "float32": "float32 products", "": "no limit known"}
+_LIMITS = {
+    "read": "reading",
+    "int8": "int8 products",
+    "int16": "int16 products",
+    "float32": "float32 products",
+    "": "no limit known",
+}
 
 
 def format_profiles(profiles: Sequence[Profile], form: str) -> str:
@@ -61,7 +67,7 @@ def plot_profiles(profiles: Sequence[Profile], target: Path) -> Path:
     with picture(target, 1.5 + 6.5 * len(profiles), 1.8 + 0.28 * longest) as figure:
         body = add_title(figure, "time of each operation", describe_limits(profiles[0].limits))
         axes = body.subplots(1, len(profiles), squeeze=False)[0]
-        colors = dict(zip(_LIMITS, (*COLORS[:3], "#999999"), strict=True))
+        colors = dict(zip(_LIMITS, (*COLORS[:4], "#999999"), strict=True))
         for axis, profile in zip(axes, profiles, strict=True):
             rows = list(rows_of([profile]))
             longest_time = max(row["us_per_token"] for row in rows)

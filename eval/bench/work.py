@@ -1,7 +1,7 @@
 """What a workload takes at least: bytes of weights and cache to be read, and multiply-adds."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
 from itertools import pairwise
 
@@ -17,25 +17,26 @@ FLOATS = frozenset({GGMLType.F32, GGMLType.F16, GGMLType.BF16})
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes read, and multiply-adds of codes and of floats."""
+    """Bytes read, and multiply-adds by the kind of the factors."""
 
     read: float = 0
     int8: float = 0
+    int16: float = 0
     float32: float = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.read + other.read, self.int8 + other.int8, self.float32 + other.float32)
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
 
     @property
     def multiply_adds(self) -> float:
-        return self.int8 + self.float32
+        return self.int8 + self.int16 + self.float32
 
     def read_seconds(self, limits: Limits) -> float:
         """The least time that reading takes."""
         return self.read / max(limits.read, limits.read_large_pages)
 
     def multiply_seconds(self, limits: Limits) -> float:
-        return self.int8 / limits.int8 + self.float32 / limits.float32
+        return self.int8 / limits.int8 + self.int16 / limits.int16 + self.float32 / limits.float32
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,14 @@ def work_of_all(program: Program, workload: Workload, settings: Settings) -> Wor
 
 
 def _cost(op: Op, rows: Sequence[int], calls: Sequence[Call], program: Program, settings: Settings) -> Work:
+    floats = "float32" if settings.precision == "f32" else "int16"  # what the kernels make of them for many tokens
     match op:
         case Linear():
             work = Work()
             for weight in (program.weights[name] for name in op.weights):
+                kind = floats if settings.precision == "f32" or weight.type in FLOATS else "int8"
                 products = float(weight.rows * weight.columns * sum(rows))
-                is_float = settings.precision == "f32" or weight.type in FLOATS
-                work += Work(len(rows) * weight.data.nbytes, *((0, products) if is_float else (products, 0)))
+                work += Work(len(rows) * weight.data.nbytes, **{kind: products})
             return work
         case Embed():
             weight = program.weights[op.weight]
@@ -100,7 +102,7 @@ def _cost(op: Op, rows: Sequence[int], calls: Sequence[Call], program: Program, 
         case Attention():
             pairs, keys = _count_keys(calls, op.window)
             key, value = (row_bytes(GGMLType[name.upper()], op.head_dim) for name in (settings.type_k, settings.type_v))
-            return Work(keys * op.kv_heads * (key + value), 0, 2.0 * pairs * op.heads * op.head_dim)
+            return Work(keys * op.kv_heads * (key + value), **{floats: 2.0 * pairs * op.heads * op.head_dim})
         case _:
             return Work()
 

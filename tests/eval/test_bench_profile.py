@@ -95,20 +95,21 @@ def test_work_is_what_counting_gives(tiny: Path, batches: list[Batch], workload:
     for op in program.ops:
         found = work_of([op], calls, program, settings)
         if isinstance(op, Attention):
-            assert (found.read, found.float32, found.int8) == (*count_by_hand(op, batches), 0)
+            assert (found.read, found.int16) == count_by_hand(op, batches)
+            assert found.float32 == found.int8 == 0
             windows.add(op.window)
         if isinstance(op, Linear) and op.weights == ("blk.0.ffn_down.weight",):
-            assert found == Work(len(batches) * 64 * 32 * 4, 0, workload.tokens * 64 * 32)
+            assert found == Work(len(batches) * 64 * 32 * 4, int16=workload.tokens * 64 * 32)
         if isinstance(op, Linear) and op.weights == ("token_embd.weight",):  # logits: of last tokens alone
             outputs = [len(batch.outputs) for batch in batches if len(batch.outputs)]
-            assert found == Work(len(outputs) * 96 * 32 * 4, 0, sum(outputs) * 96 * 32)
+            assert found == Work(len(outputs) * 96 * 32 * 4, int16=sum(outputs) * 96 * 32)
     assert windows == {0, 64}
     runner.close()
 
 
 def test_the_limit_that_binds_is_the_one_that_takes_longest() -> None:
     """2 GB at 2 GB/s are 1 s, 16 G products of int8 at 8 G/s are 2 s, and 1 G of floats half a second."""
-    operation = Operation("linear", "Q8_0", 1, 5.0, Work(2e9, 16e9, 1e9))
+    operation = Operation("linear", "Q8_0", 1, 5.0, Work(2e9, 16e9, float32=1e9))
     assert operation.find_limit(LIMITS) == (pytest.approx(0.5), "int8")
     assert Operation("linear", "Q8_0", 1, 5.0, Work(6e9, 16e9)).find_limit(LIMITS) == (pytest.approx(0.6), "read")
     assert Operation("norm", "", 1, 5.0, Work()).find_limit(LIMITS) == (0.0, "")
@@ -162,3 +163,15 @@ def test_the_command_prints_and_draws(
     assert "gemma3 0M" in out
     assert "linear ffn_gate ffn_up" in out
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_exact_mode_multiplies_floats(tiny: Path) -> None:
+    runner = Runner(resolve(Settings(tiny, threads=1, precision="f32")), [Workload(8, 0)])
+    program = runner.model.program
+    calls = [Call(((0, 8),), 1)]
+    exact, usual = (
+        work_of(program.ops, calls, program, resolve(Settings(tiny, threads=1, precision=precision)))  # type: ignore[arg-type]
+        for precision in ("f32", "int8")
+    )
+    assert exact == Work(usual.read, float32=usual.int16)
+    runner.close()

@@ -68,6 +68,8 @@ def _efforts(row: Row) -> tuple[str, ...]:
 
 def plot_ratios(rows: Sequence[Row], target: Path) -> Path:
     """A line a test and model: each pair's ratio as a point, the median as a bar, on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator
+
     engines = list(dict.fromkeys(_label(row) for row in rows if row["ratio"] is not None))
     tests = list(dict.fromkeys((row["model_type"], test_name(row)) for row in rows))
     with picture(target, 8.5, 1.6 + 0.3 * len(tests) * max(1, len(engines))) as figure:
@@ -89,6 +91,7 @@ def plot_ratios(rows: Sequence[Row], target: Path) -> Path:
             axis.plot([], [], color=COLORS[number % len(COLORS)], linewidth=2.5, label=engine)
         axis.axvline(1, color="#222222", linewidth=1)
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_locator(LogLocator(2, subs=(1, 1.5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.margins(x=0.12)
         axis.set_yticks(range(len(tests)), [f"{model}\n{test}" for model, test in tests])
