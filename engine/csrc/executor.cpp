@@ -104,7 +104,8 @@ void Executor::finish() {
   q_scale_ = Memory<float>(rows * columns / 8);
   q_sum_ = Memory<int32_t>(rows * columns / 4);
   packed_ = Memory<float>(rows * columns);
-  quantized = {q_.data(), q_scale_.data(), q_sum_.data()};
+  outliers_ = Memory<float>(rows * 16);
+  quantized = {q_.data(), q_scale_.data(), q_sum_.data(), outliers_.data()};
   packed = packed_.data();
   scratch_bytes_ = matmul_scratch(columns_);
   scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
@@ -117,7 +118,7 @@ void Executor::finish() {
 Quantized Executor::own_quantized(int thread) const {
   uint8_t* p = own_.data() + int64_t(thread) * columns_ * 5 / 2;
   float* scale = reinterpret_cast<float*>(p + columns_);
-  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 8)};
+  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 8), nullptr};
 }
 
 void Executor::fill_ropes(Pool::Worker& worker, const Batch& batch) {
