@@ -135,7 +135,7 @@ def _open_history(arguments: argparse.Namespace) -> Path | None:
 
 def _plan(arguments: argparse.Namespace) -> "list[Point]":
     """The points to measure. What cannot be had is an error, or a warning once where it is measured without."""
-    from lltool.eval.bench.plan import find_unmet, grid, resolve, workloads
+    from lltool.eval.bench.plan import find_unmet, grid, resolve, with_tuned_threads, workloads
 
     runs = workloads(
         arguments.n_prompt or (512,),
@@ -148,6 +148,8 @@ def _plan(arguments: argparse.Namespace) -> "list[Point]":
     points = grid(arguments.model, runs, **axes)
     for point in points:
         resolve(point.settings)
+    if not arguments.threads:
+        points = with_tuned_threads(points)
     for unmet in dict.fromkeys(unmet for point in points if (unmet := find_unmet(point.settings))):
         _warn(unmet, arguments)
     return points

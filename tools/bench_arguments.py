@@ -102,7 +102,7 @@ AXES: dict[str, tuple[tuple[str, ...], Callable[[str], list[Any]], str]] = {
     "ubatch": (("-ub", "--ubatch-size"), _counts, "tokens computed at once (default 512)"),
     "type_k": (("-ctk", "--cache-type-k"), _words, "f16 or f32, the same for both (default f16)"),
     "type_v": (("-ctv", "--cache-type-v"), _words, "f16 or f32"),
-    "threads": (("-t", "--threads"), _counts, "numbers of threads (default: one a core)"),
+    "threads": (("-t", "--threads"), _counts, "numbers of threads (default: what --autotune found, or one a core)"),
     "cpu_mask": (("-C", "--cpu-mask"), _words, "processors to run on, in hexadecimal (default 0x0: any)"),
     "cpu_strict": (("--cpu-strict",), _bits, "1: each thread stays on one processor (default 0)"),
     "poll": (("--poll",), _counts, "0 to 100: how long idle threads spin before they sleep (default 50)"),

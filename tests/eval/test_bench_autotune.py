@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from lltool.engine import tuning
 from lltool.engine.threads import available_cpus
-from lltool.engine.tuning import Tuned, read_tuned
+from lltool.engine.tuning import Tuned, keep_tuned, read_tuned
 from lltool.eval.bench import autotune as module
 from lltool.eval.bench.autotune import BATCH, DECODE, LEAST, candidates, choose, format_search, search
-from lltool.eval.bench.plan import Workload
+from lltool.eval.bench.plan import Workload, grid, with_tuned_threads
 from lltool.tools.cli import main
 from tests.engine import tiny_gguf
 
@@ -84,3 +85,14 @@ def test_the_command_keeps_what_it_finds(
     assert "| threads | one token at a time, t/s |" in capsys.readouterr().out
     assert main(["bench", "-m", str(path), "--autotune", "-t", "1"]) == 2
     assert "--autotune looks for the best -t; leave out -t" in capsys.readouterr().err
+
+
+def test_a_bench_runs_with_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(tuning, "available_cpus", lambda: set(range(8)))
+    path = tiny_gguf.write_model(tmp_path / "tiny.gguf", tiny_gguf.metadata(), tiny_gguf.tensors())
+    runs = [Workload(8, 0), Workload(0, 4), Workload(8, 4), Workload(0, 4, sequences=2)]
+    points = grid([path], runs)
+    assert with_tuned_threads(points) == points
+    keep_tuned(path.stat().st_size, Tuned(3, 5))
+    assert [point.settings.threads for point in with_tuned_threads(points)] == [5, 3, 5, 5]
