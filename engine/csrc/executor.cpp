@@ -12,7 +12,7 @@
 
 namespace lltool {
 
-static const EngineKernels& kernels_for(const std::string& name) {
+const EngineKernels& kernels_for(const std::string& name) {
   switch (find_isa(name)) {
 #if defined(LLTOOL_X86)
   case Isa::avx512: return engine_avx512;

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace lltool {
 
@@ -102,6 +103,14 @@ struct Comparison {
   double divergence; // of softmax(y) from softmax(x)
 };
 
+// Loops for probe.cpp; each returns what it did, in multiply-adds or bytes.
+struct Probes {
+  int64_t (*multiply_int8)(int64_t steps);
+  int64_t (*multiply_int16)(int64_t steps);
+  int64_t (*multiply_float)(int64_t steps);
+  int64_t (*read)(const uint8_t* data, int64_t bytes);
+};
+
 struct EngineKernels {
   int lanes;            // rows of a weight tile
   int tokens_per_panel; // tokens the matrix kernels take at once
@@ -147,6 +156,8 @@ struct EngineKernels {
 
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
   void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);
+
+  Probes probes;
 };
 
 constexpr int64_t observed_columns = 64; // that an observer's task sums up: four cache lines of a row
@@ -167,5 +178,8 @@ constexpr size_t attention_scratch(int head_dim) {
 }
 
 extern const EngineKernels engine_scalar, engine_avx2, engine_avx512;
+
+// Throws std::invalid_argument for a name that is none of available_isas().
+const EngineKernels& kernels_for(const std::string& isa);
 
 } // namespace lltool
