@@ -82,7 +82,7 @@ struct AttentionTask {
   int first_page, end_page; // which of the sequence's pages
   const int32_t* pages;     // their ids, from the sequence's first
   const uint8_t *k_pages, *v_pages; // this layer's and kv head's first page
-  int64_t k_stride, v_stride;       // bytes between pages of one kv head
+  int64_t page_stride;              // bytes between pages
   CacheType k_type, v_type;
   const float* sinks; // null, or a logit a head of the group that takes weight and has no value
   bool exact;         // multiply in float32
