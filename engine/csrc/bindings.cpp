@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "attention_op.h"
 #include "isa.h"
 #include "observe.h"
 #include "ops.h"
