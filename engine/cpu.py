@@ -50,6 +50,7 @@ class CpuExecutor:
         threads: int,
         precision: Precision = "int8",
         cache_type: CacheType = "f16",
+        deterministic: bool = False,
         instruction_set: str | None = None,
     ) -> None:
         self.head_rows = min(HEAD_ROWS, max_batch)
@@ -65,6 +66,7 @@ class CpuExecutor:
             pages=pages,
             int8=precision == "int8",
             half_cache=cache_type == "f16",
+            deterministic=deterministic,
         )
         self._steps: list[int] = []  # the native operation that a program's operation is part of
         for op in program.ops:

@@ -46,6 +46,7 @@ class Setup:
     threads: int
     precision: Precision
     cache_type: CacheType
+    deterministic: bool = False
     instruction_set: str | None = None  # None: the process's own
 
 
@@ -65,6 +66,7 @@ def _make_cpu(program: Program, setup: Setup) -> Executor:
         threads=setup.threads,
         precision=setup.precision,
         cache_type=setup.cache_type,
+        deterministic=setup.deterministic,
         instruction_set=setup.instruction_set,
     )
 
@@ -288,6 +290,7 @@ def load_model(
     batch: int = 512,
     precision: Precision = "int8",
     cache_type: CacheType | None = None,
+    deterministic: bool = False,
     load_mode: LoadMode = "mmap",
     instruction_set: str | None = None,
     observe: Callable[[str], bool] | None = None,
@@ -295,7 +298,8 @@ def load_model(
     """Maps a GGUF model and makes it ready; weights are used where they lie. `load_mode` "none" reads it into memory.
 
     The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096);
-    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits; `instruction_set` is one of those that the
+    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits; `deterministic` makes a sequence's logits
+    independent, to the bit, of how its tokens were cut into batches and of what else was in them; `instruction_set` is one of those that the
     machine runs (default: `isa.chosen()`); `observe` says of which matrices, by name, the inputs are summed up
     (`executor.take_observations()`). Raises InputError naming file and tensor or key.
     """
@@ -319,7 +323,9 @@ def load_model(
         context = _choose_context(context, config)
         pages = sequences * -(-context // PAGE)
         batch = min(batch, pages * PAGE)
-        setup = Setup(pages, batch, threads or default_threads(), precision, cache_type, instruction_set)
+        setup = Setup(
+            pages, batch, threads or default_threads(), precision, cache_type, deterministic, instruction_set
+        )
         return Model(file, config, program, _make_executor(executor, program, setup), setup, context)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -146,11 +146,13 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Session* self, const std::string& isa, int threads, int max_batch, int head_rows, int64_t arena_width,
-             int64_t vocabulary, int64_t pages, bool int8, bool half_cache) {
-            new (self) Session(Settings{isa, threads, max_batch, head_rows, arena_width, vocabulary, pages, int8, half_cache});
+             int64_t vocabulary, int64_t pages, bool int8, bool half_cache, bool deterministic) {
+            new (self) Session(
+                Settings{isa, threads, max_batch, head_rows, arena_width, vocabulary, pages, int8, half_cache, deterministic});
           },
           nb::kw_only(), nb::arg("isa"), nb::arg("threads"), nb::arg("max_batch"), nb::arg("head_rows"), nb::arg("arena_width"),
-          nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"), nb::arg("half_cache"))
+          nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"), nb::arg("half_cache"),
+          nb::arg("deterministic") = false)
       .def("embed", &Session::embed)
       .def("norm", [](Session& s, Place x, Place out, Array1<float> weight, float eps, int groups) {
         require(groups > 0 && int64_t(weight.size()) * groups == x.second && out.second == x.second, "norm: shapes do not agree");

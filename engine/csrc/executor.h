@@ -40,6 +40,7 @@ struct Settings {
   int threads, max_batch, head_rows;
   int64_t arena_width, vocabulary, pages;
   bool int8, half_cache;
+  bool deterministic; // what a token gives does not depend on the other tokens of its batch
 };
 
 // The tokens of one call. `tables` is (sequences, table_width) page ids.

@@ -82,8 +82,8 @@ void LinearOp::multiply(const Run& run, const Part& part, int64_t begin, int64_t
 void LinearOp::run(const Run& run) const {
   Executor& e = run.executor;
   const int64_t T = run.rows;
-  const bool panels = T >= panels_from;
-  const bool alone = T == 1; // one row is rounded sooner by every thread than waited for
+  const bool panels = T >= panels_from || e.settings.deterministic;
+  const bool alone = T == 1 && !panels; // one row is rounded sooner by every thread than waited for
   Quantized few = alone ? e.own_quantized(run.worker.index) : e.quantized;
   bool prepared = !alone || !int8;
   if (!alone) prepare(run, panels);
