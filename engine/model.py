@@ -323,9 +323,7 @@ def load_model(
         context = _choose_context(context, config)
         pages = sequences * -(-context // PAGE)
         batch = min(batch, pages * PAGE)
-        setup = Setup(
-            pages, batch, threads or default_threads(), precision, cache_type, deterministic, instruction_set
-        )
+        setup = Setup(pages, batch, threads or default_threads(), precision, cache_type, deterministic, instruction_set)
         return Model(file, config, program, _make_executor(executor, program, setup), setup, context)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -109,9 +109,11 @@ void Executor::finish() {
   scratch_bytes_ = matmul_scratch(columns_);
   scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);
+  own_rows_ = Memory<float>(threads * columns);
   attention_ = Memory<float>(attention_floats_ * threads);
   partials_ = Memory<float>(partial_floats_);
-  pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()));
+  for (const auto& op : ops_) op->finish(*this);
+  pool_ = std::make_unique<Pool>(settings.threads, 2 + 3 * int(ops_.size()));
 }
 
 Quantized Executor::own_quantized(int thread) const {
