@@ -4,34 +4,23 @@
 
 namespace lltool {
 
-StoreOp::Place StoreOp::place(const Run& run, int64_t t) const {
-  const Executor::CacheLayer& c = run.executor.cache[size_t(layer)];
-  const Batch& b = run.batch;
-  const int32_t position = b.positions[t], slot = position % page_tokens;
-  const int64_t first = b.tables[b.sequences[t] * b.table_width + position / page_tokens] * c.page_elements;
-  if (keys) return {c.k.data(), first + slot, page_tokens}; // transposed: tokens side by side
-  return {c.v.data(), first + slot * unit, 1};
-}
-
 void StoreOp::columns(const Run& run, int64_t t, int64_t begin, int64_t end) const {
   const Executor& e = run.executor;
-  const Place to = place(run, t);
+  const Executor::CacheLayer& c = e.cache[size_t(layer)];
+  const Batch& b = run.batch;
+  const int32_t position = b.positions[t], slot = position % page_tokens;
+  const int64_t page = b.tables[b.sequences[t] * b.table_width + position / page_tokens];
+  // Keys lie transposed: tokens side by side.
+  const int64_t first = page * c.page_elements + (keys ? slot : slot * unit), stride = keys ? page_tokens : 1;
+  uint8_t* pages = (keys ? c.k : c.v).data();
   for (int64_t column = begin; column < end; column += unit) {
     const float* from = e.at(x) + t * width + column;
-    const int64_t at = to.element + column * page_tokens;
+    const int64_t at = first + column * page_tokens;
     if (e.settings.half_cache)
-      e.kernels.store_half(from, unit, reinterpret_cast<uint16_t*>(to.pages) + at, to.stride);
+      e.kernels.store_half(from, unit, reinterpret_cast<uint16_t*>(pages) + at, stride);
     else
-      for (int64_t d = 0; d < unit; ++d) reinterpret_cast<float*>(to.pages)[at + d * to.stride] = from[d];
+      for (int64_t d = 0; d < unit; ++d) reinterpret_cast<float*>(pages)[at + d * stride] = from[d];
   }
-}
-
-void StoreOp::prefetch(const Run& run, int64_t t, int64_t begin, int64_t end) const {
-  const int64_t element = run.executor.settings.half_cache ? 2 : 4;
-  const Place to = place(run, t);
-  for (int64_t column = begin; column < end; column += unit)
-    for (int64_t d = 0; d < unit; ++d)
-      __builtin_prefetch(to.pages + (to.element + column * page_tokens + d * to.stride) * element, 1);
 }
 
 AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head) const {

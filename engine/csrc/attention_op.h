@@ -11,14 +11,6 @@ struct StoreOp : ColumnOp {
   bool keys;
   StoreOp(Buffer x_, int head_dim, int l, bool k) : ColumnOp(x_.width, head_dim), x(x_), layer(l), keys(k) {}
   void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
-  void prefetch(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
-
-private:
-  struct Place { // in the cache, of column 0 of a token
-    uint8_t* pages;
-    int64_t element, stride; // from `pages` to the first of a head's elements, and on to the next
-  };
-  Place place(const Run& run, int64_t t) const;
 };
 
 struct AttentionOp : Op {

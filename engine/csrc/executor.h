@@ -70,11 +70,6 @@ class Executor;
 
 constexpr int compared_columns = 7;
 
-// Sends for `n` items that will be written, or read and written.
-template <class T> inline void prefetch_write(const T* p, int64_t n) {
-  for (const T* end = p + n; p < end; p += 64 / sizeof(T)) __builtin_prefetch(p, 1);
-}
-
 // What an operation sees while it runs: `rows` is T for the body and the size of the block in the head.
 struct Run {
   Executor& executor;
@@ -103,8 +98,6 @@ struct ColumnOp : RowOp {
   const int64_t width, unit; // columns of a row, and how many of them belong together
   ColumnOp(int64_t w, int64_t u) : width(w), unit(u) {}
   virtual void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const = 0; // whole units
-  // Sends for what `columns` will read and write, and did not come out of an operation just before.
-  virtual void prefetch(const Run&, int64_t, int64_t, int64_t) const {}
   void row(const Run& run, int64_t t) const override { columns(run, t, 0, width); }
 };
 

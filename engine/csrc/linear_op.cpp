@@ -7,16 +7,7 @@
 namespace lltool {
 
 // From this many tokens on it pays to unpack a tile of the weight; below, each row is read once for all tokens.
-constexpr int64_t panels_from = 16;
-
-// The beginning of a stream: as much as keeps memory busy until the kernel's own reading ahead takes over.
-static void prefetch_rows(const Matrix& w, int64_t row) {
-  constexpr int64_t line = 64, bytes = 1024;
-  if (row >= w.rows) return;
-  const uint8_t* p = w.data + row * w.row_bytes;
-  for (int64_t i = 0; i < bytes; i += line) __builtin_prefetch(p + i);
-  __builtin_prefetch(p + 4096);
-}
+constexpr int64_t panels_from = 5;
 
 LinearOp::LinearOp(Buffer x, std::vector<Group> groups, std::unique_ptr<NormOp> norm, const Executor& executor)
     : x_(x), groups_(std::move(groups)), norm_(std::move(norm)) {
@@ -65,46 +56,60 @@ LinearOp::Input LinearOp::prepare_rows(const Run& run) const {
 
 LinearOp::Input LinearOp::prepare_panels(const Run& run) const {
   const Executor& e = run.executor;
-  const int64_t K = x_.width, panel = e.kernels.tokens_per_panel;
+  const int64_t K = x_.width, panel = e.kernels.tokens_per_panel, most = panel_tokens(run.rows, panel);
   run.worker.parallel((run.rows + panel - 1) / panel, [&](int64_t p) {
-    const int64_t first = p * panel, tokens = std::min(panel, run.rows - first);
+    const int64_t first = p * most, tokens = std::min(most, run.rows - first);
     const float* rows = e.at(x_) + first * K;
     if (norm_) {
       float* made = reinterpret_cast<float*>(e.scratch(run.worker.index));
       for (int64_t t = 0; t < tokens; ++t) norm_->normalize(run, first + t, made + t * K);
       rows = made;
     }
-    if (int8_) e.kernels.quantize_panel(rows, K, int(tokens), K, e.quantized.token(first, K));
-    if (floats_) e.kernels.pack_panel(rows, K, int(tokens), K, e.packed + first * K);
+    if (int8_) e.kernels.quantize_panel(rows, K, int(tokens), K, e.quantized.token(p * panel, K));
+    if (floats_) e.kernels.pack_panel(rows, K, int(tokens), K, e.packed + p * panel * K);
   });
   return {e.packed, e.quantized};
 }
 
-LinearOp::Chunks LinearOp::cut(const Executor& e, bool panels) const {
-  const int64_t threads = e.settings.threads, step = panels ? e.kernels.lanes : 16, most = panels ? tile_rows : 256;
+LinearOp::Tasks LinearOp::cut(const Executor& e, bool panels) const {
+  const int64_t threads = e.settings.threads, step = panels ? e.kernels.lanes : 16;
   int64_t rows = 0;
-  for (const Group& group : groups_) rows += group.parts[0].weight.rows;
-  // Small enough to even out the threads, large enough to be worth fetching; a matmul unpacks whole tiles.
-  const int64_t share = std::min(rows / (threads * 8), most);
-  const auto make = [&](bool whole_units) {
-    Chunks chunks{{}, {}, 0, whole_units};
-    for (const Group& group : groups_) {
-      const int64_t unit = whole_units ? std::lcm(step, group.unit) : step, size = std::max(unit, share / unit * unit);
-      chunks.size.push_back(size);
-      chunks.count.push_back((group.parts[0].weight.rows + size - 1) / size);
-      chunks.total += chunks.count.back();
-    }
-    return chunks;
+  bool finished = true;
+  for (const Group& group : groups_) {
+    rows += group.parts[0].weight.rows * int64_t(panels ? 1 : group.parts.size());
+    finished &= panels || group.parts.size() == 1;
+  }
+  // A row at a time is limited by memory, which is read fastest in long runs: of one matrix, and of as many rows as leave
+  // enough to even out the threads. A matmul unpacks tiles to its cache.
+  const int64_t least = rows / (threads * 8);
+  const auto size = [&](int64_t left) {
+    if (panels) return std::min<int64_t>(least, tile_rows);
+    return threads == 1 ? left : std::max(least, left * 3 / (threads * 4));
   };
-  // Heads are large: where threads would stand idle for the last of them, what comes behind is better done apart.
-  Chunks chunks = make(true);
-  const int64_t rounds = (chunks.total + threads - 1) / threads;
-  const bool heads = std::any_of(groups_.begin(), groups_.end(), [&](const Group& g) { return step % g.unit != 0; });
-  return heads && 4 * chunks.total < 3 * rounds * threads ? make(false) : chunks;
+  const auto make = [&](bool whole_units) {
+    Tasks tasks{{}, whole_units};
+    int64_t left = rows;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      const size_t parts = groups_[g].parts.size(), together = panels ? parts : 1;
+      const int64_t unit = whole_units ? std::lcm(step, groups_[g].unit) : step, end = groups_[g].parts[0].weight.rows;
+      for (size_t part = 0; part < parts; part += together)
+        for (int64_t begin = 0, n; begin < end; begin += n, left -= n) {
+          n = std::min(end - begin, std::max(unit, size(left) / unit * unit));
+          tasks.list.push_back({g, part, part + together, begin, begin + n});
+        }
+    }
+    return tasks;
+  };
+  if (!finished) return make(false);
+  // Heads are large: where a thread would be alone with the last of them, what comes behind is better done apart.
+  Tasks tasks = make(true);
+  std::vector<int64_t> load(size_t(threads), 0);
+  for (const Task& task : tasks.list) *std::min_element(load.begin(), load.end()) += task.end - task.begin;
+  return *std::max_element(load.begin(), load.end()) * threads * 3 > rows * 4 ? make(false) : tasks;
 }
 
 void LinearOp::finish(const Executor& executor) {
-  for (bool panels : {false, true}) chunks_[panels] = cut(executor, panels);
+  for (bool panels : {false, true}) tasks_[panels] = cut(executor, panels);
 }
 
 void LinearOp::multiply(const Run& run, const Part& part, int64_t begin, int64_t end, bool panels, const Input& in) const {
@@ -130,46 +135,24 @@ void LinearOp::multiply(const Run& run, const Part& part, int64_t begin, int64_t
   }
 }
 
-LinearOp::Task LinearOp::task(const Chunks& chunks, int64_t chunk) const {
-  size_t g = 0;
-  for (; chunk >= chunks.count[g]; ++g) chunk -= chunks.count[g];
-  const int64_t begin = chunk * chunks.size[g];
-  return {&groups_[g], begin, std::min(groups_[g].parts[0].weight.rows, begin + chunks.size[g])};
-}
-
-// Since the lines that a task writes to were last used, the caches have seen megabytes of weights: each would be waited for.
-void LinearOp::prefetch(const Run& run, const Task& task) const {
-  const int64_t columns = task.end - task.begin;
-  for (const Part& part : task.group->parts) prefetch_rows(part.weight, task.begin);
-  for (int64_t t = 0; t < run.rows; ++t) {
-    for (const Part& part : task.group->parts)
-      prefetch_write(run.executor.at(part.out) + t * part.out.width + task.begin, columns);
-    for (const auto& op : task.group->after) op->prefetch(run, t, task.begin, task.end);
-  }
-}
-
 void LinearOp::run(const Run& run) const {
   const bool panels = run.rows >= panels_from || run.executor.settings.deterministic;
   const bool alone = run.rows == 1 && !panels;
   Input in{};
   bool prepared = !alone;
   if (!alone) in = panels ? prepare_panels(run) : prepare_rows(run);
-  const Chunks& chunks = chunks_[panels];
-  run.worker.parallel(chunks.total, [&](int64_t c) {
-    const Task now = task(chunks, c);
-    if (!panels) {
-      prefetch(run, now);
-      const int64_t next = c + run.executor.settings.threads; // likely
-      if (next < chunks.total) prefetch_rows(task(chunks, next).group->parts[0].weight, task(chunks, next).begin);
-    }
+  const Tasks& tasks = tasks_[panels];
+  run.worker.parallel(int64_t(tasks.list.size()), [&](int64_t i) {
+    const Task& task = tasks.list[size_t(i)];
+    const Group& group = groups_[task.group];
     if (!prepared) in = prepare_own(run);
     prepared = true;
-    for (const Part& part : now.group->parts) multiply(run, part, now.begin, now.end, panels, in);
-    if (!chunks.whole_units) return;
+    for (size_t p = task.part; p < task.end_part; ++p) multiply(run, group.parts[p], task.begin, task.end, panels, in);
+    if (!tasks.finished) return;
     for (int64_t t = 0; t < run.rows; ++t)
-      for (const auto& op : now.group->after) op->columns(run, t, now.begin, now.end);
+      for (const auto& op : group.after) op->columns(run, t, task.begin, task.end);
   });
-  if (chunks.whole_units) return;
+  if (tasks.finished) return;
   run.worker.parallel(run.rows, [&](int64_t t) {
     for (const Group& group : groups_)
       for (const auto& op : group.after) op->row(run, t);

@@ -29,28 +29,24 @@ private:
     const float* floats;
     Quantized quantized;
   };
-  // A row of chunks, of which each is a task.
-  struct Chunks {
-    std::vector<int64_t> size, count; // by group: rows a chunk, chunks
-    int64_t total;
-    bool whole_units;
+  struct Task {
+    size_t group, part, end_part;
+    int64_t begin, end; // rows
+  };
+  struct Tasks {
+    std::vector<Task> list;
+    bool finished; // a task has all that is needed for what comes behind
   };
 
   Input prepare_own(const Run& run) const;
   Input prepare_rows(const Run& run) const;
   Input prepare_panels(const Run& run) const;
-  Chunks cut(const Executor& executor, bool panels) const;
-  struct Task {
-    const Group* group;
-    int64_t begin, end; // rows
-  };
-  Task task(const Chunks& chunks, int64_t chunk) const;
-  void prefetch(const Run& run, const Task& task) const;
+  Tasks cut(const Executor& executor, bool panels) const;
   void multiply(const Run& run, const Part& part, int64_t begin, int64_t end, bool panels, const Input& in) const;
 
   Buffer x_;
   std::vector<Group> groups_;
-  Chunks chunks_[2]; // of few tokens, of panels
+  Tasks tasks_[2]; // of few tokens, of panels
   std::unique_ptr<NormOp> norm_;      // null: x is multiplied as it is
   bool int8_ = false, floats_ = false; // which activations the parts want
 };

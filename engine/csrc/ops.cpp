@@ -52,10 +52,6 @@ void ElementwiseOp::columns(const Run& run, int64_t t, int64_t begin, int64_t en
   }
 }
 
-void ElementwiseOp::prefetch(const Run& run, int64_t t, int64_t begin, int64_t end) const {
-  prefetch_write(run.executor.at(y) + t * width + begin, end - begin);
-}
-
 void BiasOp::columns(const Run& run, int64_t t, int64_t begin, int64_t end) const {
   float* to = run.executor.at(x) + t * width + begin;
   run.executor.kernels.add(to, bias.data() + begin, end - begin, to);

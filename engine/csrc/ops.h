@@ -40,7 +40,6 @@ struct ElementwiseOp : ColumnOp {
   float factor;
   ElementwiseOp(Kind k, Buffer x_, Buffer y_, Buffer o, float f) : ColumnOp(o.width, 1), kind(k), x(x_), y(y_), out(o), factor(f) {}
   void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
-  void prefetch(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
 };
 
 // x += bias.
