@@ -4,8 +4,9 @@ from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as List
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,11 @@ from lltool.engine.compare import Compared
 from lltool.engine.config import ModelConfig
 from lltool.engine.observe import observe_linears
 from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
-from lltool.engine.threads import default_threads
+from lltool.engine.threads import Threads, check_threads
+from lltool.engine.tuning import read_tuned
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.mapped import LoadMode, prefetch
 from lltool.gguf.reader import GGUFFile, open_gguf
 from lltool.gguf.source import Tensor
 from lltool.quant.codec import decode
@@ -28,11 +31,10 @@ if TYPE_CHECKING:
     from lltool.engine.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096
-MAX_THREADS = 512  # as in ggml
 
 Tokens = List[int] | NDArray[np.integer]
-LoadMode = Literal["mmap", "none"]
 Wanted = Literal["all", "last", "none"] | NDArray[np.integer]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,11 @@ class Setup:
 
     pages: int
     batch: int
-    threads: int
+    threads: Threads
     precision: Precision
     cache_type_k: CacheType
     cache_type_v: CacheType
+    deterministic: bool = False
     instruction_set: str | None = None  # None: the process's own
 
 
@@ -65,6 +68,7 @@ def _make_cpu(program: Program, setup: Setup) -> Executor:
         precision=setup.precision,
         cache_type_k=setup.cache_type_k,
         cache_type_v=setup.cache_type_v,
+        deterministic=setup.deterministic,
         instruction_set=setup.instruction_set,
     )
 
@@ -159,7 +163,8 @@ class Model:
 
     @property
     def threads(self) -> int:
-        return self.setup.threads
+        """Of one token; batches can have others (`setup.threads`)."""
+        return self.setup.threads.decode.threads
 
     @property
     def precision(self) -> Precision:
@@ -182,19 +187,19 @@ class Model:
         or a full cache.
         """
         assert len({id(sequence) for sequence, _, _ in pieces}) == len(pieces), "a sequence comes once in a batch"
-        self._check(pieces)
+        tokens = self._check(pieces)
         try:
-            for sequence, tokens, _ in pieces:
-                sequence.reserve(len(tokens))
+            for sequence, ids, _ in pieces:
+                sequence.reserve(len(ids))
         except InputError:
             for sequence, _, _ in pieces:
                 sequence.truncate(sequence.length)  # gives back what the first of them got
             raise
-        batch = make_batch(pieces)
+        batch = make_batch(pieces, tokens)
         self.calls += 1
         self.executor.run(batch)
-        for sequence, tokens, _ in pieces:
-            sequence.length += len(tokens)
+        for sequence, ids, _ in pieces:
+            sequence.length += len(ids)
         return Logits(len(batch.outputs), self, self.calls)
 
     def evaluate(self, sequence: Sequence, tokens: Tokens) -> NDArray[np.float32]:
@@ -220,16 +225,17 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check(self, pieces: List[tuple[Sequence, Tokens, Wanted]]) -> None:
-        count = sum(len(tokens) for _, tokens, _ in pieces)
-        if not 0 < count <= self.batch:
-            raise InputError(f"a batch of {count} tokens, wanted 1 to {self.batch}")
-        for sequence, tokens, _ in pieces:
-            self._check_length(sequence, len(tokens))
-            ids = np.asarray(tokens, np.int64)
-            unknown = ids[(ids < 0) | (ids >= self.config.vocab)]
-            if unknown.size:
-                raise InputError(f"token id {unknown[0]}, wanted one from 0 to {self.config.vocab - 1}")
+    def _check(self, pieces: List[tuple[Sequence, Tokens, Wanted]]) -> NDArray[np.int32]:
+        """All tokens (T,) of a batch that can be run."""
+        tokens = _join([np.asarray(ids, np.int64) for _, ids, _ in pieces])
+        if not 0 < len(tokens) <= self.batch:
+            raise InputError(f"a batch of {len(tokens)} tokens, wanted 1 to {self.batch}")
+        for sequence, ids, _ in pieces:
+            self._check_length(sequence, len(ids))
+        unknown = tokens.view(np.uint64) >= self.config.vocab
+        if np.count_nonzero(unknown):
+            raise InputError(f"token id {tokens[unknown][0]}, wanted one from 0 to {self.config.vocab - 1}")
+        return tokens.astype(np.int32)
 
     def _check_length(self, sequence: Sequence, count: int) -> None:
         if sequence.length + count > self.context:
@@ -239,22 +245,29 @@ class Model:
             )
 
 
-def make_batch(pieces: List[tuple[Sequence, Tokens, Wanted]]) -> Batch:
-    """The batch that appends each piece's tokens behind its sequence, whose pages are reserved already."""
-    count = sum(len(tokens) for _, tokens, _ in pieces)
-    tokens, positions, sequences = (np.empty(count, np.int32) for _ in range(3))
-    tables = np.zeros((len(pieces), max(len(sequence.pages) for sequence, _, _ in pieces)), np.int32)
-    outputs = []
-    start = 0
-    for row, (sequence, ids, wanted) in enumerate(pieces):
-        stop = start + len(ids)
-        tokens[start:stop] = ids
-        positions[start:stop] = np.arange(sequence.length, sequence.length + len(ids))
-        sequences[start:stop] = row
-        tables[row, : len(sequence.pages)] = sequence.pages
-        outputs.append(start + _rows(wanted, len(ids)))
-        start = stop
-    return Batch(tokens, positions, sequences, tables, np.concatenate(outputs, dtype=np.int32))
+def make_batch(pieces: List[tuple[Sequence, Tokens, Wanted]], tokens: NDArray[np.int32]) -> Batch:
+    """The batch that appends each piece's tokens behind its sequence, whose pages are reserved already.
+
+    `tokens` are those of all pieces. This runs for every token that is generated: a call of numpy costs as much as the
+    rest of a line.
+    """
+    counts = [len(ids) for _, ids, _ in pieces]
+    starts = [0, *accumulate(counts)]
+    pasts = [sequence.length for sequence, _, _ in pieces]
+    tables = [sequence.pages for sequence, _, _ in pieces]
+    width = max(map(len, tables))
+    rows = [start + _rows(wanted, n) for (_, _, wanted), start, n in zip(pieces, starts, counts, strict=False)]
+    return Batch(
+        tokens,
+        positions=_join([np.arange(past, past + n, dtype=np.int32) for past, n in zip(pasts, counts, strict=True)]),
+        sequences=_join([np.array([row], np.int32).repeat(n) for row, n in enumerate(counts)]),
+        tables=np.array([pages + [0] * (width - len(pages)) for pages in tables], np.int32),
+        outputs=_join(rows).astype(np.int32),
+    )
+
+
+def _join(arrays: List[NDArray[Scalar]]) -> NDArray[Scalar]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _rows(wanted: Wanted, count: int) -> NDArray[np.integer]:
@@ -270,30 +283,34 @@ def load_model(
     path: str | Path,
     *,
     executor: str = "cpu",
-    threads: int | None = None,
+    threads: int | Threads | None = None,
     context: int | None = None,
     sequences: int = 1,
     batch: int = 512,
     precision: Precision = "int8",
     cache_type_k: CacheType | None = None,
     cache_type_v: CacheType | None = None,
+    deterministic: bool = False,
     load_mode: LoadMode = "mmap",
     instruction_set: str | None = None,
     observe: Callable[[str], bool] | None = None,
 ) -> Model:
-    """Maps a GGUF model and makes it ready; weights are used where they lie. `load_mode` "none" reads it into memory.
+    """Maps a GGUF model and makes it ready; weights are used where they lie.
 
-    The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096);
-    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits; keys and values are kept as `cache_type_k`
-    and `cache_type_v` (default: f16, or f32 where all is computed in float32); `instruction_set` is one of those that
-    the machine runs (default: `isa.chosen()`); `observe` says of which matrices, by name, the inputs are summed up
+    The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096).
+    `threads` are as many for every batch, or two teams (default: what `lltool bench --autotune` found, or one a core).
+    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits. Keys and values are kept as `cache_type_k`
+    and `cache_type_v` (default: f16, or f32 where all is computed in float32). `deterministic` makes a sequence's
+    logits independent, to the bit, of how its tokens were cut into batches and of what else was in them. `load_mode`
+    "none" reads the file into memory, "mlock" keeps it there. `instruction_set` is one of those that the machine runs
+    (default: `isa.chosen()`); `observe` says of which matrices, by name, the inputs are summed up
     (`executor.take_observations()`). Raises InputError naming file and tensor or key.
     """
-    for name, count in (("threads", threads), ("context", context), ("sequences", sequences), ("batch", batch)):
+    for name, count in (("context", context), ("sequences", sequences), ("batch", batch)):
         if count is not None and count < 1:
             raise InputError(f"{name} {count}, wanted at least 1")
-    if threads is not None and threads > MAX_THREADS:
-        raise InputError(f"threads {threads}, wanted at most {MAX_THREADS}")
+    if threads is not None:
+        check_threads(Threads.of(threads))
     default: CacheType = "f32" if precision == "f32" or executor == "reference" else "f16"
     cache_types = (cache_type_k or default, cache_type_v or default)
     _check_choice("executor", executor, EXECUTORS)
@@ -301,7 +318,9 @@ def load_model(
     _check_choice("cache_type_k", cache_types[0], get_args(CacheType))
     _check_choice("cache_type_v", cache_types[1], get_args(CacheType))
     _check_choice("load_mode", load_mode, get_args(LoadMode))
-    file = open_gguf(path, copy=load_mode == "none")
+    file = open_gguf(path, load_mode)
+    if load_mode == "mmap":
+        prefetch(file.paths)
     try:
         weights = {tensor.name: _weight(tensor) for tensor in file.tensors}
         config = ModelConfig.from_gguf(file.metadata, weights)
@@ -311,7 +330,8 @@ def load_model(
         context = _choose_context(context, config)
         pages = sequences * -(-context // PAGE)
         batch = min(batch, pages * PAGE)
-        setup = Setup(pages, batch, threads or default_threads(), precision, *cache_types, instruction_set)
+        chosen = _choose_threads(threads, file)
+        setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set)
         return Model(file, config, program, _make_executor(executor, program, setup), setup, context)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -334,6 +354,12 @@ def _choose_context(wanted: int | None, config: ModelConfig) -> int:
     if wanted is not None and wanted > config.context_length:
         raise InputError(f"context {wanted}, the model was made for {config.context_length} at most")
     return wanted or min(config.context_length, DEFAULT_CONTEXT)
+
+
+def _choose_threads(wanted: int | Threads | None, file: GGUFFile) -> Threads:
+    """Those asked for, or found to be best for models of this size, or one a core."""
+    tuned = read_tuned(file.size) if wanted is None else None
+    return tuned.threads if tuned else Threads.of(wanted)
 
 
 def _weight(tensor: Tensor) -> Weight:

@@ -41,21 +41,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_cache_types(parser: argparse.ArgumentParser) -> None:
-    """What `load_model` keeps keys and values as; `cache_types` gives them to it."""
-    for flag, letter, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values")):
-        parser.add_argument(
-            flag,
-            f"--cache-type-{letter}",
-            choices=("f32", "f16", "bf16", "q8_0", "q4_0"),
-            help=f"how the cache holds {what} (default: f16, or f32 with --precision f32)",
-        )
-
-
-def cache_types(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"cache_type_k": arguments.cache_type_k, "cache_type_v": arguments.cache_type_v}
-
-
 def byte_size(text: str) -> int:
     """The type of an argument like `500M`: bytes, or thousands (K), millions (M), thousand millions (G) of them."""
     digits, factor = text, 1

@@ -22,7 +22,7 @@ void advise_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byt
 #endif
 }
 
-static const EngineKernels& kernels_for(const std::string& name) {
+const EngineKernels& kernels_for(const std::string& name) {
   switch (find_isa(name)) {
 #if defined(LLTOOL_X86)
   case Isa::avx512: return engine_avx512;
@@ -116,21 +116,25 @@ void Executor::finish() {
   q_scale_ = Memory<float>(rows * columns / 8);
   q_sum_ = Memory<int32_t>(rows * columns / 4);
   packed_ = Memory<float>(rows * columns);
-  quantized = {q_.data(), q_scale_.data(), q_sum_.data()};
+  outliers_ = Memory<float>(rows * 16);
+  quantized = {q_.data(), q_scale_.data(), q_sum_.data(), settings.deterministic ? nullptr : outliers_.data()};
   packed = packed_.data();
+  shortened = {reinterpret_cast<int16_t*>(packed), packed + rows * columns / 2};
   scratch_bytes_ = matmul_scratch(columns_);
   scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);
+  own_rows_ = Memory<float>(threads * columns);
   cache_ = Memory<uint8_t>(size_t(settings.pages * page_bytes) + 64); // kernels read whole vectors
   attention_ = Memory<float>(attention_floats_ * threads);
   partials_ = Memory<float>(partial_floats_);
-  pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()));
+  for (const auto& op : ops_) op->finish(*this);
+  pool_ = std::make_unique<Pool>(settings.threads, 2 + 3 * int(ops_.size()), settings.poll);
 }
 
 Quantized Executor::own_quantized(int thread) const {
   uint8_t* p = own_.data() + int64_t(thread) * columns_ * 5 / 2;
   float* scale = reinterpret_cast<float*>(p + columns_);
-  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 8)};
+  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 8), nullptr};
 }
 
 void Executor::fill_ropes(Pool::Worker& worker, const Batch& batch) {
@@ -180,7 +184,7 @@ void Executor::run(const Batch& batch) {
   }
   for (Tiling& tiling : tilings) cut_pieces(segments_, tiling);
   const bool with_head = batch.outputs > 0 && batch.outputs <= settings.head_rows;
-  pool_->run([&](Pool::Worker& worker) {
+  pool_->run(team(batch.tokens), [&](Pool::Worker& worker) {
     fill_ropes(worker, batch);
     const Run body{*this, batch, batch.tokens, 0, worker};
     run_ops(0, head_, body);
@@ -196,7 +200,7 @@ const float* Executor::logits(int64_t start, int64_t stop) {
   if (start < 0 || stop > batch_.outputs || start >= stop || stop - start > settings.head_rows)
     throw std::invalid_argument("logits: no such block of rows");
   if (start < head_start_ || stop > head_stop_) {
-    pool_->run([&](Pool::Worker& worker) {
+    pool_->run(team(stop - start), [&](Pool::Worker& worker) {
       const Run head{*this, batch_, stop - start, start, worker};
       run_ops(head_, ops_.size(), head);
     });
@@ -217,7 +221,7 @@ void Executor::score(int64_t start, int64_t stop, const int32_t* targets, double
   for (int64_t block = start; block < stop; block += settings.head_rows) {
     const int64_t end = std::min<int64_t>(stop, block + settings.head_rows);
     const float* rows = logits(block, end);
-    pool_->run([&](Pool::Worker& worker) {
+    pool_->run(team(end - block), [&](Pool::Worker& worker) {
       worker.parallel(end - block, [&](int64_t i) {
         const float* x = rows + i * n;
         out[block - start + i] = double(x[targets[block - start + i]]) - kernels.log_sum_exp(x, n);
@@ -230,7 +234,7 @@ void Executor::compare(int64_t start, int64_t stop, const float* base, const int
   check_targets(stop - start, targets);
   const int64_t n = settings.vocabulary;
   const float* rows = logits(start, stop);
-  pool_->run([&](Pool::Worker& worker) {
+  pool_->run(team(stop - start), [&](Pool::Worker& worker) {
     worker.parallel(stop - start, [&](int64_t i) {
       const float *x = base + i * n, *y = rows + i * n;
       const Comparison c = kernels.compare(x, y, n);

@@ -50,6 +50,8 @@ struct Settings {
   bool int8;
   CacheType k_type, v_type;
   bool deterministic; // a token's results do not depend on the batch it is in
+  Team decode, batch; // for one token, and for several; `threads` is the size of the larger
+  int poll;
 };
 
 // The tokens of one call. `tables` is (sequences, table_width) page ids.
@@ -89,7 +91,8 @@ struct Run {
 
 struct Op {
   virtual ~Op() = default;
-  virtual void run(const Run& run) const = 0; // called by every thread; at most two phases
+  virtual void finish(const Executor&) {}     // once, when all operations are there
+  virtual void run(const Run& run) const = 0; // called by every thread; at most three phases
 };
 
 // An operation whose row t of output needs only row t of input. Neighbours of this kind run as one phase, row by row:
@@ -99,6 +102,14 @@ struct RowOp : Op {
   void run(const Run& run) const override {
     run.worker.parallel(run.rows, [&](int64_t t) { row(run, t); });
   }
+};
+
+// A row operation whose columns need those of the same unit (a head, or each itself) and no others.
+struct ColumnOp : RowOp {
+  const int64_t width, unit; // columns of a row, and how many of them belong together
+  ColumnOp(int64_t w, int64_t u) : width(w), unit(u) {}
+  virtual void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const = 0; // whole units
+  void row(const Run& run, int64_t t) const override { columns(run, t, 0, width); }
 };
 
 // Row operations that run together.
@@ -170,9 +181,13 @@ public:
   std::vector<Tiling> tilings;
   Quantized quantized{};         // activations of the running linear, shared by the threads
   float* packed = nullptr;
-  Quantized own_quantized(int thread) const; // one token, a thread's own
+  Shortened shortened{}; // in the same place
+  // One token, a thread's own.
+  Quantized own_quantized(int thread) const;
+  float* own_row(int thread) const { return own_rows_.data() + int64_t(thread) * columns_; }
 
 private:
+  const Team& team(int64_t rows) const { return rows == 1 ? settings.decode : settings.batch; }
   void run_ops(size_t begin, size_t end, const Run& run);
   void cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) const;
   void check_targets(int64_t count, const int32_t* targets) const;
@@ -183,10 +198,10 @@ private:
   size_t head_ = 0;
   RowOps* open_ = nullptr; // the group that the next row operation joins
   std::unique_ptr<Pool> pool_;
-  Memory<float> arena_, logits_, attention_, partials_, packed_;
+  Memory<float> arena_, logits_, attention_, partials_, packed_, own_rows_;
   Memory<uint8_t> scratch_, own_, cache_;
   Memory<int8_t> q_;
-  Memory<float> q_scale_;
+  Memory<float> q_scale_, outliers_;
   Memory<int32_t> q_sum_;
   int64_t columns_ = 64;
   std::vector<Segment> segments_; // of the running batch

@@ -83,10 +83,14 @@ def run_all(executor: CpuExecutor | ReferenceExecutor, batch: Batch) -> Array:
 
 
 def int8_values(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    """Activations that int8 holds exactly: integers up to 127, which each 32 reach, times a power of two."""
-    groups = rng.integers(-127, 128, (rows, columns // 32, 32))
-    groups[..., 0] = 127
-    scales = 2.0 ** rng.integers(-8, -5, (rows, columns // 32, 1))
+    """Activations that int8 holds exactly: integers up to 127 times a power of two.
+
+    Three of each eight columns that share a scale in a row reach 127, so twelve of 32, of which a panel may keep eight.
+    """
+    groups = rng.integers(-127, 128, (rows, columns // 32, 2, 4, 4))  # halves of 32, lanes, columns of a lane
+    groups[..., 0, :, :2] = 127
+    groups[..., 1, :, 0] = -127
+    scales = 2.0 ** rng.integers(-8, -5, (rows, columns // 32, 1, 1, 1))
     return (groups * scales).reshape(rows, columns).astype(np.float32)
 
 
@@ -267,8 +271,9 @@ import resource
 from lltool.engine import _native
 memory = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (memory + (1 << 28),) * 2)
-session = _native.Executor(isa="scalar", threads=1000, max_batch=1, head_rows=1, arena_width=16, vocabulary=16, pages=1,
-                           int8=True, k_type=1, v_type=1, deterministic=False)
+session = _native.Executor(isa="scalar", decode=[[]] * 1000, batch=[[]], poll=0, max_batch=1, head_rows=1,
+                           arena_width=16, vocabulary=16, pages=1, int8=True, k_type=1, v_type=1,
+                           deterministic=False)
 try:
     session.finish()
 except RuntimeError as error:
@@ -283,23 +288,30 @@ except RuntimeError as error:
     [
         lambda e, w: e.embed((0, 64), 0, 32, w.data, 1.0),
         lambda e, w: e.embed((0, 64), 9, 64, w.data, 1.0),  # Q8_1: no kernel
-        lambda e, w: e.linear((0, 32), [((64, 40), 0, 64, w.data, np.empty(0, np.float32))], []),
-        lambda e, w: e.linear((0, 64), [((64, 41), 0, 64, w.data, np.empty(0, np.float32))], []),
-        lambda e, w: e.linear((0, 64), [((64, 40), 0, 64, w.data, np.ones(39, np.float32))], []),
-        lambda e, w: e.norm((0, 64), (0, 64), np.ones(32, np.float32), 1e-5, 1),
-        lambda e, w: e.rope((0, 64), (0, 64), 32, [1.0] * 17, 1.0, False),
-        lambda e, w: e.attention((0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 0, 32, 1.0, 0, 0.0, NONE),
-        lambda e, w: e.attention((0, 64), (64, 32), (96, 64), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, NONE),
-        lambda e, w: e.attention(
-            (0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, np.ones(3, np.float32)
+        lambda e, w: e.linear((0, 32), [[((64, 40), 0, 64, w.data, np.empty(0, np.float32))]], None, None),
+        lambda e, w: e.linear((0, 64), [[((64, 41), 0, 64, w.data, np.empty(0, np.float32))]], None, None),
+        lambda e, w: e.linear((0, 64), [[((64, 40), 0, 64, w.data, np.ones(39, np.float32))]], None, None),
+        lambda e, w: e.linear((0, 64), [[((64, 40), 0, 64, w.data, np.ones(40, np.float32))]], (64, 64), None),
+        lambda e, w: e.linear(
+            (0, 64), [[((64, 40), 0, 64, w.data, np.ones(40, np.float32))]], None, (np.ones(40, np.float32), 1e-5, 1)
         ),
-        lambda e, w: e.elementwise("add", (0, 64), (64, 32), (96, 64), 0.0),
+        lambda e, w: e.norm((0, 64), (0, 64), np.ones(32, np.float32), 1e-5, 1, -1),
+        lambda e, w: e.rope((0, 64), (0, 64), 32, [1.0] * 17, 1.0, False, -1),
+        lambda e, w: e.attention((0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 0, 32, 1.0, 0, 0.0, NONE, (-1, -1)),
+        lambda e, w: e.attention((0, 64), (64, 32), (96, 64), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, NONE, (-1, -1)),
+        lambda e, w: e.attention(
+            (0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, np.ones(3, np.float32), (-1, -1)
+        ),
+        lambda e, w: e.elementwise("add", (0, 64), (64, 32), (96, 64), 0.0, -1),
+        lambda e, w: e.elementwise("add", (0, 64), (64, 64), (96, 64), 0.0, 0),
     ],
 )
 def test_operations_whose_shapes_do_not_agree_are_refused(add: Callable[[_native.Executor, Weight], None]) -> None:
     executor = _native.Executor(
         isa="scalar",
-        threads=1,
+        decode=[[]],
+        batch=[[]],
+        poll=0,
         max_batch=1,
         head_rows=1,
         arena_width=256,
@@ -310,9 +322,8 @@ def test_operations_whose_shapes_do_not_agree_are_refused(add: Callable[[_native
         v_type=1,
         deterministic=False,
     )
-    with pytest.raises(
-        ValueError, match=r"shapes do not agree|whole groups|a sink for each head|as wide as the output"
-    ):
+    wanted = r"shapes do not agree|whole groups|a sink for each head|as wide as the output|without a linear"
+    with pytest.raises(ValueError, match=wanted):
         add(executor, f32_weight("w", np.ones((VOCAB, 64), np.float32)))
 
 

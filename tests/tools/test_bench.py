@@ -117,7 +117,7 @@ def test_options_of_llama_bench_are_read() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("-t 0", "threads 0, wanted at least 1"),
+        ("-t 0", "threads 0, wanted 1 to 512"),
         ("-t -1", "argument -t/--threads"),
         ("-ctk q5_0 -ctv q8_0", "type_k q5_0, wanted f32 or f16"),
         ("-p 600", "pp600 takes a context of 600 tokens, the model was made for 512"),
@@ -125,7 +125,7 @@ def test_options_of_llama_bench_are_read() -> None:
         ("-pg 500,13", r"pp500\+tg13 takes a context of 513"),
         ("-pg 500", "'500' is not a pair of numbers"),
         ("-p 0 -n 0", "nothing to measure"),
-        ("-lm mlock", "load_mode mlock, wanted auto or none or mmap"),
+        ("-lm dio", "load_mode dio, wanted auto or none or mmap or mlock"),
         ("-fa off", "flash_attn 0"),
         ("-fa maybe", "'maybe' is none of on"),
         ("-ngl 9 --strict", "-ngl 9: this build has no GPU executor"),
@@ -133,7 +133,8 @@ def test_options_of_llama_bench_are_read() -> None:
         ("--until nan", "'nan' is not a part of the speed"),
         ("--delay -1", "'-1' is not a number of seconds"),
         ("--prio 9", "'9' is none of -1"),
-        ("-C 0xfg", "cpu_mask '0xfg'"),
+        ("--poll 101", "poll 101, wanted 0 to 100"),
+        ("-C 0xfg", "'0xfg' is no mask of processors"),
         ("-nkvo 2", "'2' is none of 0, 1"),
         ("-ts a/b", "'a/b' is not a list of shares"),
         ("-ot x", "'x' is not a list of NAME=BUFFER"),
