@@ -8,6 +8,7 @@ namespace {
 
 // Query rows that share a read of keys or values: R * V sums, V vectors of these and one of A fit the registers.
 constexpr int rows_at_once = lanes == 16 ? 6 : 3;
+constexpr int few_rows = lanes == 16 ? 12 : 8; // so many cost less than converting the page
 
 // C (rows, n) += A (rows, k) @ B (k, n) for R rows and V vectors of columns. What lies `ahead` bytes behind B is fetched,
 // to the second cache: the first can wait for 24 lines only, and the processor does not guess the next page.
@@ -31,11 +32,12 @@ inline void accumulate_block(const float* A, int64_t lda, const T* B, int64_t ld
 template <int R, int V, class T>
 inline void accumulate_columns(const float* A, int64_t lda, int rows, const T* B, int64_t ldb, int64_t k, float* C, int64_t ldc,
                                int64_t ahead) {
-  if (rows == R) return accumulate_block<R, V>(A, lda, B, ldb, k, C, ldc, ahead);
-  if constexpr (R > 1) accumulate_columns<R - 1, V>(A, lda, rows, B, ldb, k, C, ldc, ahead);
+  for (; rows >= R; rows -= R, A += R * lda, C += R * ldc) accumulate_block<R, V>(A, lda, B, ldb, k, C, ldc, ahead);
+  if constexpr (R > 1)
+    if (rows) accumulate_columns<R - 1, V>(A, lda, rows, B, ldb, k, C, ldc, ahead);
 }
 
-// At most rows_at_once rows; n is a multiple of `lanes`.
+// n is a multiple of `lanes`.
 template <class T>
 inline void accumulate(const float* A, int64_t lda, int rows, const T* B, int64_t ldb, int64_t k, float* C, int64_t ldc, int64_t n,
                        int64_t ahead) {
@@ -112,7 +114,7 @@ void attend_few(const AttentionTask& task) {
 }
 
 void attention(const AttentionTask& task) {
-  if (!task.tiled && task.tokens * task.group <= rows_at_once)
+  if (!task.tiled && task.tokens * task.group <= few_rows)
     attend_few(task);
   else if (task.exact || !multiplies_pairs)
     attend_tile<float>(task);

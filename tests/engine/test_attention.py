@@ -33,17 +33,16 @@ class Shape:
     has_sinks: bool = False
 
     def program(self, loudness: float = 1.0) -> Program:
-        """Query, key and value are parts of a token's embedding; products with ones and zeros leave them exact."""
+        """Query, key and value are embeddings of the token: exact, with any precision of products."""
         rng = np.random.default_rng(self.heads * self.head_dim)
         width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        total = width + 2 * kv_width
-        parts = np.split(np.eye(total, dtype=np.float32), [width, width + kv_width])
-        weights = [f32_weight("embed", loudness * rng.standard_normal((VALUES, total), np.float32))]
-        weights += [f32_weight(f"{name}.weight", part) for name, part in zip("qkv", parts, strict=True)]
+        widths = {"q": width, "k": kv_width, "v": kv_width}
+        weights = [
+            f32_weight(name, loudness * rng.standard_normal((VALUES, n), np.float32)) for name, n in widths.items()
+        ]
         weights.append(vector("sinks", rng.standard_normal(self.heads).astype(np.float32) + 3))
         g = Tracer({w.name: w for w in weights})
-        x = g.embed("embed", VALUES, total)
-        q, k, v = g.linear(x, ("q.weight", "k.weight", "v.weight"), (width, kv_width, kv_width))
+        q, k, v = (g.embed(name, VALUES, n) for name, n in widths.items())
         y = g.attention(
             q,
             k,
