@@ -10,23 +10,20 @@ void StoreOp::columns(const Run& run, int64_t t, int64_t begin, int64_t end) con
   const Batch& b = run.batch;
   const int32_t position = b.positions[t], slot = position % page_tokens;
   const int64_t page = b.tables[b.sequences[t] * b.table_width + position / page_tokens];
-  // Keys lie transposed: tokens side by side.
-  const int64_t first = page * c.page_elements + (keys ? slot : slot * unit), stride = keys ? page_tokens : 1;
-  uint8_t* pages = (keys ? c.k : c.v).data();
+  const float* from = e.at(x) + t * width;
   for (int64_t column = begin; column < end; column += unit) {
-    const float* from = e.at(x) + t * width + column;
-    const int64_t at = first + column * page_tokens;
-    if (e.settings.half_cache)
-      e.kernels.store_half(from, unit, reinterpret_cast<uint16_t*>(pages) + at, stride);
+    const int64_t head = column / unit;
+    if (keys)
+      e.kernels.store_cache(e.settings.k_type, from + column, unit, e.keys(c, page) + head * c.k_bytes, slot, true);
     else
-      for (int64_t d = 0; d < unit; ++d) reinterpret_cast<float*>(pages)[at + d * stride] = from[d];
+      e.kernels.store_cache(e.settings.v_type, from + column, unit, e.values(c, page) + head * c.v_bytes, slot, false);
   }
 }
 
 AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head) const {
   Executor& e = run.executor;
   const Executor::CacheLayer& c = e.cache[size_t(layer)];
-  const int group = heads / kv_heads, element = e.settings.half_cache ? 2 : 4;
+  const int group = heads / kv_heads;
   AttentionTask task{};
   task.q = e.at(q) + piece.row * q.width + head * group * head_dim;
   task.out = e.at(out) + piece.row * out.width + head * group * head_dim;
@@ -41,10 +38,14 @@ AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head
   task.first_page = piece.first_page;
   task.end_page = piece.end_page;
   task.pages = run.batch.tables + piece.sequence * run.batch.table_width;
-  task.k_pages = c.k.data() + head * head_dim * page_tokens * element;
-  task.v_pages = c.v.data() + head * head_dim * page_tokens * element;
-  task.page_stride = c.page_elements;
-  task.half = e.settings.half_cache;
+  task.k_pages = e.keys(c, 0) + head * c.k_bytes;
+  task.v_pages = e.values(c, 0) + head * c.v_bytes;
+  task.page_stride = e.page_bytes;
+  task.k_type = e.settings.k_type;
+  task.v_type = e.settings.v_type;
+  task.sinks = sinks.empty() || piece.part > 0 ? nullptr : sinks.data() + head * group;
+  task.exact = !e.settings.int8;
+  task.tiled = e.settings.deterministic;
   task.scratch = e.attention_space(run.worker.index);
   return task;
 }

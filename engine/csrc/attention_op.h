@@ -17,6 +17,7 @@ struct AttentionOp : Op {
   Buffer q, out;
   int layer, heads, kv_heads, head_dim, window, tiling;
   float scale, softcap;
+  std::vector<float> sinks; // one a head, or none
   void run(const Run& run) const override;
 
 private:
