@@ -10,14 +10,10 @@ void StoreOp::columns(const Run& run, int64_t t, int64_t begin, int64_t end) con
   const Batch& b = run.batch;
   const int32_t position = b.positions[t], slot = position % page_tokens;
   const int64_t page = b.tables[b.sequences[t] * b.table_width + position / page_tokens];
-  const float* from = e.at(x) + t * width;
-  for (int64_t column = begin; column < end; column += unit) {
-    const int64_t head = column / unit;
-    if (keys)
-      e.kernels.store_cache(e.settings.k_type, from + column, unit, e.keys(c, page) + head * c.k_bytes, slot, true);
-    else
-      e.kernels.store_cache(e.settings.v_type, from + column, unit, e.values(c, page) + head * c.v_bytes, slot, false);
-  }
+  const CacheType type = keys ? e.settings.k_type : e.settings.v_type;
+  uint8_t* head = keys ? e.keys(c, page) : e.values(c, page);
+  for (int64_t column = begin; column < end; column += unit)
+    e.kernels.store_cache(type, e.at(x) + t * width + column, unit, head + column / unit * (keys ? c.k_bytes : c.v_bytes), slot, keys);
 }
 
 AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head) const {

@@ -143,8 +143,7 @@ static void add_linear(Session& s, Place x, const std::vector<std::vector<Part>>
 }
 
 static void add_attention(Session& s, Place q, Place k, Place v, Place out, int layer, int heads, int kv_heads, int head_dim,
-                          float scale, int window, float softcap, Array1<float> sinks,
-                          std::pair<int, int> groups) {
+                          float scale, int window, float softcap, Array1<float> sinks, std::pair<int, int> groups) {
   require(layer >= 0 && window >= 0 && head_dim > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
           "attention: wanted whole groups of heads");
   require(head_dim <= max_head_dim && heads / kv_heads <= attention_rows, "attention: a head or group is too large");
