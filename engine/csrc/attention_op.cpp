@@ -12,8 +12,8 @@ void StoreOp::row(const Run& run, int64_t t) const {
   const int64_t page = b.tables[b.sequences[t] * b.table_width + position / page_tokens], dim = c.head_dim;
   const float *key = e.at(k) + t * k.width, *value = e.at(v) + t * v.width;
   for (int64_t h = 0; h < c.kv_heads; ++h, key += dim, value += dim) {
-    e.kernels.store_cache(c.k.type, key, dim, c.k.page(page) + h * c.k.head_bytes, slot, true);
-    e.kernels.store_cache(c.v.type, value, dim, c.v.page(page) + h * c.v.head_bytes, slot, false);
+    e.kernels.store_cache(e.settings.k_type, key, dim, e.keys(c, page) + h * c.k_bytes, slot, true);
+    e.kernels.store_cache(e.settings.v_type, value, dim, e.values(c, page) + h * c.v_bytes, slot, false);
   }
 }
 
@@ -35,12 +35,11 @@ AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head
   task.first_page = piece.first_page;
   task.end_page = piece.end_page;
   task.pages = run.batch.tables + piece.sequence * run.batch.table_width;
-  task.k_pages = c.k.page(0) + head * c.k.head_bytes;
-  task.v_pages = c.v.page(0) + head * c.v.head_bytes;
-  task.k_stride = c.k.page_bytes;
-  task.v_stride = c.v.page_bytes;
-  task.k_type = c.k.type;
-  task.v_type = c.v.type;
+  task.k_pages = e.keys(c, 0) + head * c.k_bytes;
+  task.v_pages = e.values(c, 0) + head * c.v_bytes;
+  task.page_stride = e.page_bytes;
+  task.k_type = e.settings.k_type;
+  task.v_type = e.settings.v_type;
   task.sinks = sinks.empty() || piece.part > 0 ? nullptr : sinks.data() + head * group;
   task.exact = !e.settings.int8;
   task.tiled = e.settings.deterministic;

@@ -154,14 +154,11 @@ template <class Unit> struct Tile {
         for (int d = 0; d < dim; d += lanes) store(values + j * width + d, widen_row(v + j * dim, d, dim));
       std::memset(values + count * width, 0, size_t((page_tokens - count) * width) * 4);
     } else {
-      for (int j = 0; j < page_tokens; ++j) {
-        vf most{};
-        if (j < count)
-          for (int d = 0; d < dim; d += lanes) most = max(most, abs(widen_row(v + j * dim, d, dim)));
-        inverse[j] = highest(most);
-      }
       for (int j = 0; j < page_tokens; j += lanes) {
-        vi bits = ((vi)load<vf>(inverse + j) >> 23) + (1 - 127 - value_bits);
+        vf most[lanes] = {};
+        for (int i = 0; i < lanes && j + i < count; ++i)
+          for (int d = 0; d < dim; d += lanes) most[i] = max(most[i], abs(widen_row(v + (j + i) * dim, d, dim)));
+        vi bits = ((vi)reduce_each(most, [](vf a, vf b) { return max(a, b); }) >> 23) + (1 - 127 - value_bits);
         bits = bits > -64 ? bits : splat(-64); // of zeros
         store(exponent + j, to_float(bits));
         store(inverse + j, (127 - bits) << 23);
@@ -290,10 +287,9 @@ template <class Unit> void attend_tile(const AttentionTask& task) {
   const int last = task.first_position + task.tokens - 1;
   for (int page = task.first_page; page < task.end_page; ++page) {
     const int base = page * page_tokens, count = std::min(last + 1 - base, page_tokens);
-    const int64_t id = task.pages[page];
-    with_keys(task.k_type, task.k_pages + id * task.k_stride, task.head_dim, decoded, [&](auto k) { tile.take_keys(k); });
-    with_values(task.v_type, task.v_pages + id * task.v_stride, task.head_dim, count, decoded,
-                [&](auto v) { tile.take_values(v, count); });
+    const int64_t at = task.pages[page] * task.page_stride;
+    with_keys(task.k_type, task.k_pages + at, task.head_dim, decoded, [&](auto k) { tile.take_keys(k); });
+    with_values(task.v_type, task.v_pages + at, task.head_dim, count, decoded, [&](auto v) { tile.take_values(v, count); });
     for (int first = 0; first < tile.stride; first += vectors_at_once * lanes)
       tile.take_rows(first, (tile.stride - first) / lanes, base);
   }

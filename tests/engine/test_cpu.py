@@ -24,6 +24,7 @@ ISAS = _native.available_isas()
 TYPES = [type for type in LAYOUT if type not in NOT_MULTIPLIED]
 FLOAT_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
 VOCAB = 40
+NONE = np.empty(0, np.float32)
 QKV = ("q.weight", "k.weight", "v.weight")
 
 Array = NDArray[np.float32]
@@ -216,7 +217,7 @@ def test_blocks_of_logits_scores_and_copied_pages() -> None:
         return g.attention(q, k, v, layer=0, head_dim=32, scale=0.2, window=0, softcap=0.0)
 
     made = program(weights, 64, build)
-    cpu = CpuExecutor(made, 4, max_batch=128, threads=2)
+    cpu = CpuExecutor(made, 4, max_batch=128, threads=2, precision="f32")
     batch = one_sequence(100)
     cpu.run(batch)
     whole = np.concatenate([cpu.logits(i, min(i + 32, 100)).copy() for i in range(0, 100, 32)])
@@ -288,8 +289,11 @@ except RuntimeError as error:
         lambda e, w: e.linear((0, 64), [((64, 40), 0, 64, w.data, np.ones(39, np.float32))], []),
         lambda e, w: e.norm((0, 64), (0, 64), np.ones(32, np.float32), 1e-5, 1),
         lambda e, w: e.rope((0, 64), (0, 64), 32, [1.0] * 17, 1.0, False),
-        lambda e, w: e.attention((0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 0, 32, 1.0, 0, 0.0),
-        lambda e, w: e.attention((0, 64), (64, 32), (96, 64), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0),
+        lambda e, w: e.attention((0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 0, 32, 1.0, 0, 0.0, NONE),
+        lambda e, w: e.attention((0, 64), (64, 32), (96, 64), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, NONE),
+        lambda e, w: e.attention(
+            (0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, np.ones(3, np.float32)
+        ),
         lambda e, w: e.elementwise("add", (0, 64), (64, 32), (96, 64), 0.0),
     ],
 )
@@ -309,7 +313,9 @@ def test_operations_whose_shapes_do_not_agree_are_refused(add: Callable[[_native
         v_type=1,
         deterministic=False,
     )
-    with pytest.raises(ValueError, match=r"shapes do not agree|whole groups|as wide as the output"):
+    with pytest.raises(
+        ValueError, match=r"shapes do not agree|whole groups|a sink for each head|as wide as the output"
+    ):
         add(executor, f32_weight("w", np.ones((VOCAB, 64), np.float32)))
 
 
