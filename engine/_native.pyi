@@ -14,6 +14,12 @@ MAX_GROUP: int = 128
 def available_isas() -> list[str]:
     """Instruction sets this processor can run, best first."""
 
+def probe_read(isa: str, threads: int, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], seconds: float) -> float:
+    """Bytes a second."""
+
+def probe_multiply(isa: str, threads: int, kind: str, seconds: float) -> float:
+    """Multiply-adds a second of int8, int16 or float32."""
+
 class Executor:
     def __init__(self, *, isa: str, decode: Sequence[Sequence[int]], batch: Sequence[Sequence[int]], poll: int, max_batch: int, head_rows: int, arena_width: int, vocabulary: int, pages: int, int8: bool, k_type: int, v_type: int, deterministic: bool) -> None: ...
 

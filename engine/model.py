@@ -18,6 +18,7 @@ from lltool.engine.config import ModelConfig
 from lltool.engine.observe import observe_linears
 from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
 from lltool.engine.threads import Threads, check_threads
+from lltool.engine.tuning import read_tuned
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.mapped import LoadMode, prefetch
@@ -287,19 +288,19 @@ def load_model(
     """Maps a GGUF model and makes it ready; weights are used where they lie.
 
     The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096).
-    `threads` are as many for every batch, or two teams (default: one a core). `precision` "f32" computes in float32
-    what "int8" multiplies in 8 bits. Keys and values are kept as `cache_type_k` and `cache_type_v` (default: f16, or
-    f32 where all is computed in float32). `deterministic` makes a sequence's logits independent, to the bit, of how its
-    tokens were cut into batches and of what else was in them. `load_mode` "none" reads the file into memory, "mlock"
-    keeps it there. `instruction_set` is one of those that the machine runs (default: `isa.chosen()`); `observe` says
-    of which matrices, by name, the inputs are summed up (`executor.take_observations()`). Raises InputError naming
-    file and tensor or key.
+    `threads` are as many for every batch, or two teams (default: what `lltool bench --autotune` found, or one a core).
+    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits. Keys and values are kept as `cache_type_k`
+    and `cache_type_v` (default: f16, or f32 where all is computed in float32). `deterministic` makes a sequence's
+    logits independent, to the bit, of how its tokens were cut into batches and of what else was in them. `load_mode`
+    "none" reads the file into memory, "mlock" keeps it there. `instruction_set` is one of those that the machine runs
+    (default: `isa.chosen()`); `observe` says of which matrices, by name, the inputs are summed up
+    (`executor.take_observations()`). Raises InputError naming file and tensor or key.
     """
     for name, count in (("context", context), ("sequences", sequences), ("batch", batch)):
         if count is not None and count < 1:
             raise InputError(f"{name} {count}, wanted at least 1")
-    threads = Threads.of(threads)
-    check_threads(threads)
+    if threads is not None:
+        check_threads(Threads.of(threads))
     default: CacheType = "f32" if precision == "f32" or executor == "reference" else "f16"
     cache_types = (cache_type_k or default, cache_type_v or default)
     _check_choice("executor", executor, EXECUTORS)
@@ -319,7 +320,8 @@ def load_model(
         context = _choose_context(context, config)
         pages = sequences * -(-context // PAGE)
         batch = min(batch, pages * PAGE)
-        setup = Setup(pages, batch, threads, precision, *cache_types, deterministic, instruction_set)
+        chosen = _choose_threads(threads, file)
+        setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set)
         return Model(file, config, program, _make_executor(executor, program, setup), setup, context)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -342,6 +344,12 @@ def _choose_context(wanted: int | None, config: ModelConfig) -> int:
     if wanted is not None and wanted > config.context_length:
         raise InputError(f"context {wanted}, the model was made for {config.context_length} at most")
     return wanted or min(config.context_length, DEFAULT_CONTEXT)
+
+
+def _choose_threads(wanted: int | Threads | None, file: GGUFFile) -> Threads:
+    """Those asked for, or found to be best for models of this size, or one a core."""
+    tuned = read_tuned(file.size) if wanted is None else None
+    return tuned.threads if tuned else Threads.of(wanted)
 
 
 def _weight(tensor: Tensor) -> Weight:

@@ -15,6 +15,8 @@ lltool bench -m a.gguf,b.gguf -p 128,512 -n 32,128 -t 1-4 -o csv
 lltool bench -m model.gguf -p 512 -n 0 -ub 64-512*2 -d 0,4096 --until 2% --plot speed.png
 lltool bench -m model.gguf -p 128 -n 32 -npl 1,2,4,8
 lltool bench -m model.gguf --peer transformers --peer llama-cpp-python:/opt/venv/bin/python --peer llama-bench:PATH
+lltool bench -m model.gguf -p 512 -n 128 --profile --plot profile.png
+lltool bench -m model.gguf --autotune
 lltool bench -m model.gguf -o sql | sqlite3 results.sqlite
 lltool bench compare before.json after.json
 lltool bench history --test tg128 --last 10
@@ -100,7 +102,7 @@ AXES: dict[str, tuple[tuple[str, ...], Callable[[str], list[Any]], str]] = {
     "ubatch": (("-ub", "--ubatch-size"), _counts, "tokens computed at once (default 512)"),
     "type_k": (("-ctk", "--cache-type-k"), _words, "keys: f32, f16, bf16, q8_0, q4_0 (default f16)"),
     "type_v": (("-ctv", "--cache-type-v"), _words, "values: as -ctk (default f16)"),
-    "threads": (("-t", "--threads"), _counts, "numbers of threads (default: one a core)"),
+    "threads": (("-t", "--threads"), _counts, "numbers of threads (default: what --autotune found, or one a core)"),
     "cpu_mask": (("-C", "--cpu-mask"), _words, "processors to run on, in hexadecimal (default 0x0: any)"),
     "cpu_strict": (("--cpu-strict",), _bits, "1: each thread stays on one processor (default 0)"),
     "poll": (("--poll",), _counts, "0 to 100: how long idle threads spin before they sleep (default 50)"),
@@ -157,11 +159,20 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     effort.add_argument(
         "--no-memory", action="store_true", help="leave out memory and load times, which take one run more of each test"
     )
+    effort.add_argument(
+        "--profile", action="store_true", help="instead: time of each operation, and how near it is to what limits it"
+    )
+    effort.add_argument(
+        "--autotune",
+        action="store_true",
+        help="instead: find the best -t and -tb for models of this size, and keep them",
+    )
     effort.add_argument("--peer", action="append", default=[], metavar="NAME", help="another engine, in turns")
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", choices=FORMATS, default="md", help="what is printed (default md)")
     output.add_argument("-oe", "--output-err", choices=FORMATS, help="the same on stderr")
     output.add_argument("--plot", type=image_file, metavar="FILE", help="draw a picture, .png or .svg")
+    output.add_argument("--save", type=Path, metavar="STEM", help="write STEM.csv, STEM.json and a picture, STEM.png")
     output.add_argument("--db", type=Path, metavar="FILE", help="keep the results there (~/.cache/lltool/bench.sqlite)")
     output.add_argument("--no-history", action="store_true", help="do not keep them")
     output.add_argument("--progress", action="store_true", help="a line on stderr before each run")

@@ -41,7 +41,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def add_thread_arguments(parser: argparse.ArgumentParser) -> None:
     """`threads_of` makes of them what the option `threads` of `load_model` takes."""
     add = parser.add_argument_group("threads").add_argument
-    add("-t", "--threads", type=positive, metavar="N", help="threads (default: one a core)")
+    add(
+        "-t",
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads (default: what bench --autotune found, or one a core)",
+    )
     add("-tb", "--threads-batch", type=positive, metavar="N", help="for several tokens at once (default: -t)")
     add("-C", "--cpu-mask", metavar="M", help="processors to run on, in hexadecimal such as 0x3 (default: any)")
     add("-Cr", "--cpu-range", metavar="LO-HI", help="processors to run on, with those of -C")
@@ -67,8 +73,11 @@ def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"threads": threads_of(arguments), "load_mode": mode, **options}
 
 
-def threads_of(arguments: argparse.Namespace) -> "Threads":
-    """The threads asked for, of this process that has the priority asked for. Raises InputError."""
+def threads_of(arguments: argparse.Namespace) -> "Threads | None":
+    """The threads asked for, of this process that has the priority asked for; None where all is left to `load_model`.
+
+    Raises InputError.
+    """
     from lltool.engine.threads import Team, Threads, check_threads, default_threads
 
     count = arguments.threads or default_threads()
@@ -78,7 +87,8 @@ def threads_of(arguments: argparse.Namespace) -> "Threads":
     threads = Threads(decode, Team(arguments.threads_batch or count, cpus, bool(strict)), arguments.poll)
     check_threads(threads)
     set_priority(arguments.prio)
-    return threads
+    is_asked = arguments.threads or arguments.threads_batch or threads != Threads.of(None)
+    return threads if is_asked else None
 
 
 def _cpus(mask: str | None, range: str | None) -> tuple[int, ...]:

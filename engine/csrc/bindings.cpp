@@ -14,6 +14,7 @@
 #include "isa.h"
 #include "observe.h"
 #include "ops.h"
+#include "probe.h"
 
 namespace nb = nanobind;
 using namespace lltool;
@@ -144,6 +145,14 @@ NB_MODULE(_native, m) {
   m.attr("MAX_HEAD_DIM") = max_head_dim;
   m.attr("MAX_GROUP") = attention_rows; // query heads a key/value head
   m.def("available_isas", &available_isas, "Instruction sets this processor can run, best first.");
+  m.def("probe_read", [](const std::string& isa, int threads, Array1<uint8_t> data, double seconds) {
+    nb::gil_scoped_release release;
+    return probe_read(isa, threads, data.data(), int64_t(data.size()), seconds);
+  }, nb::arg("isa"), nb::arg("threads"), nb::arg("data"), nb::arg("seconds"), "Bytes a second.");
+  m.def("probe_multiply", [](const std::string& isa, int threads, const std::string& kind, double seconds) {
+    nb::gil_scoped_release release;
+    return probe_multiply(isa, threads, kind, seconds);
+  }, nb::arg("isa"), nb::arg("threads"), nb::arg("kind"), nb::arg("seconds"), "Multiply-adds a second of int8, int16 or float32.");
   nb::class_<Session>(m, "Executor")
       .def(
           "__init__",

@@ -22,7 +22,7 @@ void advise_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byt
 #endif
 }
 
-static const EngineKernels& kernels_for(const std::string& name) {
+const EngineKernels& kernels_for(const std::string& name) {
   switch (find_isa(name)) {
 #if defined(LLTOOL_X86)
   case Isa::avx512: return engine_avx512;
@@ -116,7 +116,8 @@ void Executor::finish() {
   q_scale_ = Memory<float>(rows * columns / 8);
   q_sum_ = Memory<int32_t>(rows * columns / 4);
   packed_ = Memory<float>(rows * columns);
-  quantized = {q_.data(), q_scale_.data(), q_sum_.data()};
+  outliers_ = Memory<float>(rows * 16);
+  quantized = {q_.data(), q_scale_.data(), q_sum_.data(), outliers_.data()};
   packed = packed_.data();
   scratch_bytes_ = matmul_scratch(columns_);
   scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
@@ -130,7 +131,7 @@ void Executor::finish() {
 Quantized Executor::own_quantized(int thread) const {
   uint8_t* p = own_.data() + int64_t(thread) * columns_ * 5 / 2;
   float* scale = reinterpret_cast<float*>(p + columns_);
-  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 8)};
+  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 8), nullptr};
 }
 
 void Executor::fill_ropes(Pool::Worker& worker, const Batch& batch) {

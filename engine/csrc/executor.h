@@ -189,7 +189,7 @@ private:
   Memory<float> arena_, logits_, attention_, partials_, packed_;
   Memory<uint8_t> scratch_, own_, cache_;
   Memory<int8_t> q_;
-  Memory<float> q_scale_;
+  Memory<float> q_scale_, outliers_;
   Memory<int32_t> q_sum_;
   int64_t columns_ = 64;
   std::vector<Segment> segments_; // of the running batch

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace lltool {
 
@@ -11,6 +12,12 @@ constexpr int max_head_dim = 512;
 
 // Columns of quantized activations in row layout; those past the weight's own are zero.
 constexpr int64_t padded(int64_t columns) { return (columns + 127) / 128 * 128; }
+
+// Tokens a panel when T tokens are shared out evenly among as few panels of at most `most` as hold them.
+constexpr int64_t panel_tokens(int64_t T, int64_t most) {
+  const int64_t panels = (T + most - 1) / most;
+  return (T + panels - 1) / panels;
+}
 
 // What the KV cache holds, by ggml's numbers.
 enum class CacheType : int { f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 8, bf16 = 30 };
@@ -24,12 +31,6 @@ constexpr int64_t cache_bytes(CacheType type, int64_t n) {
   case CacheType::q4_0: return n / 32 * 18;
   default: return n * 2;
   }
-}
-
-// Tokens a panel when T tokens are shared out evenly among as few panels of at most `most` as hold them.
-constexpr int64_t panel_tokens(int64_t T, int64_t most) {
-  const int64_t panels = (T + most - 1) / most;
-  return (T + panels - 1) / panels;
 }
 
 // A weight matrix as it lies in the file.
@@ -58,6 +59,14 @@ struct Quantized {
   Quantized token(int64_t t, int64_t K) const {
     return {q + t * K, scale + t * (K / 8), sum + t * (K / 4), outliers ? outliers + t * 16 : nullptr};
   }
+};
+
+// Activations as 14 bits in int16: x[k] ~ scale[k / 32] * q[k], in panels (floats-inl.h).
+struct Shortened {
+  int16_t* q;
+  float* scale;
+
+  Shortened token(int64_t t, int64_t K) const { return {q + t * K, scale + t * (K / 32)}; }
 };
 
 struct AttentionTask {
@@ -94,6 +103,14 @@ struct Comparison {
   double divergence; // of softmax(y) from softmax(x)
 };
 
+// Loops for probe.cpp; each returns what it did, in multiply-adds or bytes.
+struct Probes {
+  int64_t (*multiply_int8)(int64_t steps);
+  int64_t (*multiply_int16)(int64_t steps);
+  int64_t (*multiply_float)(int64_t steps);
+  int64_t (*read)(const uint8_t* data, int64_t bytes);
+};
+
 struct EngineKernels {
   int lanes;            // rows of a weight tile
   int tokens_per_panel; // tokens the matrix kernels take at once
@@ -118,6 +135,12 @@ struct EngineKernels {
   void (*matmul_f32)(const Matrix& w, int64_t begin, int64_t end, const float* panels, int64_t T, float* out, int64_t stride,
                      void* scratch);
 
+  // For float weights (can_decode, not can_multiply) of so many columns: as matmul, on panels of shortened activations.
+  bool (*can_multiply_shorts)(int64_t columns);
+  void (*shorten_panel)(const float* x, int64_t stride, int tokens, int64_t K, Shortened out);
+  void (*matmul_shorts)(const Matrix& w, int64_t begin, int64_t end, Shortened x, int64_t T, float* out, int64_t stride,
+                        void* scratch);
+
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*gated)(int activation, const float* gate, const float* up, int64_t n, float* out); // 0 silu, 1 gelu (tanh)
   void (*softcap)(const float* x, float cap, int64_t n, float* out);
@@ -133,6 +156,8 @@ struct EngineKernels {
 
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
   void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);
+
+  Probes probes;
 };
 
 constexpr int64_t observed_columns = 64; // that an observer's task sums up: four cache lines of a row
@@ -153,5 +178,8 @@ constexpr size_t attention_scratch(int head_dim) {
 }
 
 extern const EngineKernels engine_scalar, engine_avx2, engine_avx512;
+
+// Throws std::invalid_argument for a name that is none of available_isas().
+const EngineKernels& kernels_for(const std::string& isa);
 
 } // namespace lltool

@@ -5,14 +5,14 @@
 namespace {
 
 // A tile of `lanes` rows, unpacked: codes (K / 4, lanes, 4), scale and min (K / group, lanes).
-struct Tile {
+struct UnpackedTile {
   uint8_t* codes;
   float *scale, *min;
 };
 
 // A tile times N tokens of a panel; out is (N, lanes). `zero` is the code of weight 0 where `centered`.
 template <int N, int group, int max_code, bool centered, bool has_min>
-inline void multiply_tile(Tile w, int zero, Quantized x, int64_t K, float* out) {
+inline void multiply_tile(UnpackedTile w, int zero, Quantized x, int64_t K, float* out) {
   constexpr int whole = (panel + lanes - 1) / lanes * lanes;
   const int32_t* sum = group == 32 ? x.sum + K / 16 * panel : x.sum;
   vf acc[N];
@@ -50,7 +50,7 @@ inline void multiply_tile(Tile w, int zero, Quantized x, int64_t K, float* out) 
   for (int t = 0; t < N; ++t) store(out + t * lanes, acc[t]);
 }
 
-template <class F> void multiply_panel(Tile w, Quantized x, int tokens, int64_t K, float* out) {
+template <class F> void multiply_panel(UnpackedTile w, Quantized x, int tokens, int64_t K, float* out) {
   constexpr int max_code = F::max_code <= 127 ? 127 : 255;
   constexpr bool centered = F::zero != 0;
   if constexpr (panel > 8)
@@ -62,7 +62,7 @@ template <class F> void multiply_panel(Tile w, Quantized x, int tokens, int64_t 
 
 constexpr int unpacked = 256; // columns of a tile that are unpacked and transposed at once: no format's block is longer
 
-template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t rows, int64_t K, Tile to) {
+template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t rows, int64_t K, UnpackedTile to) {
   alignas(64) uint8_t codes[lanes][unpacked];
   alignas(64) float scale[lanes][unpacked / 16], min[lanes][unpacked / 16];
   for (int64_t r = rows; r < lanes; ++r) {
@@ -87,12 +87,12 @@ inline void copy_tile(const float* tile, int64_t rows, int64_t tokens, float* ou
 template <class F>
 void matmul_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
   const int64_t K = w.columns, groups = K / F::group, tiles = (end - begin + lanes - 1) / lanes;
-  Tile all; // the tiles one after the other
+  UnpackedTile all; // the tiles one after the other
   all.codes = static_cast<uint8_t*>(scratch);
   all.scale = reinterpret_cast<float*>(all.codes + tiles * lanes * K);
   all.min = all.scale + tiles * lanes * groups;
   const auto tile = [&](int64_t i) {
-    return Tile{all.codes + i * lanes * K, all.scale + i * lanes * groups, all.min + i * lanes * groups};
+    return UnpackedTile{all.codes + i * lanes * K, all.scale + i * lanes * groups, all.min + i * lanes * groups};
   };
   const auto rows = [&](int64_t i) { return end - begin - i * lanes < lanes ? end - begin - i * lanes : lanes; };
   for (int64_t i = 0; i < tiles; ++i)
@@ -112,45 +112,6 @@ void matmul(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T,
   with_format(w.type, [&](auto format) {
     matmul_format<decltype(format)>(w, begin, end, x, T, out, stride, scratch);
   });
-}
-
-void matmul_f32(const Matrix& w, int64_t begin, int64_t end, const float* panels, int64_t T, float* out, int64_t stride, void* scratch) {
-  constexpr int width = 2 * lanes; // rows a tile: two vectors share each broadcast of an activation
-  const int64_t K = w.columns;
-  float *tile = static_cast<float*>(scratch), *row = tile + width * K; // tile (K, width)
-  const Decode decode = find_decode(w.type);
-  for (int64_t first = begin; first < end; first += width) {
-    const int64_t rows = end - first < width ? end - first : width;
-    for (int64_t r = 0; r < width; ++r) {
-      if (r < rows) decode(w.data + (first + r) * w.row_bytes, K, row);
-      for (int64_t k = 0; k < K; ++k) tile[k * width + r] = r < rows ? row[k] : 0.0f;
-    }
-    const float* x = panels;
-    const int64_t most = lltool::panel_tokens(T, panel);
-    for (int64_t t = 0; t < T; t += most, x += panel * K) {
-      alignas(64) float result[panel * width] = {};
-      // Sums of 256 products each: rounding errors grow with the length of a running sum.
-      for (int64_t start = 0; start < K; start += 256) {
-        const int64_t stop = start + 256 < K ? start + 256 : K;
-        vf low[panel], high[panel];
-        for (int i = 0; i < panel; ++i) low[i] = high[i] = vf{};
-        for (int64_t k = start; k < stop; ++k) {
-          const vf a = load<vf>(tile + k * width), b = load<vf>(tile + k * width + lanes);
-          for (int i = 0; i < panel; ++i) {
-            low[i] += a * x[k * panel + i];
-            high[i] += b * x[k * panel + i];
-          }
-        }
-        for (int i = 0; i < panel; ++i) {
-          float* r = result + i * width;
-          store(r, load<vf>(r) + low[i]);
-          store(r + lanes, load<vf>(r + lanes) + high[i]);
-        }
-      }
-      for (int64_t i = 0; i < most && t + i < T; ++i)
-        std::memcpy(out + (t + i) * stride + first, result + i * width, size_t(rows) * 4);
-    }
-  }
 }
 
 } // namespace

@@ -8,6 +8,7 @@
 #endif
 
 #include "formats/bits.h"
+#include "half.h"
 
 namespace {
 
@@ -40,6 +41,18 @@ template <int count> inline vi load_first(const int32_t* p) {
   return v;
 #endif
 }
+// `lanes` halves as floats.
+inline vf widen_halves(const uint16_t* p) {
+#if defined(__AVX512VNNI__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  vf v;
+  for (int i = 0; i < lanes; ++i) v[i] = f16_to_f32(p[i]);
+  return v;
+#endif
+}
 inline vf splat(float x) { return x - vf{}; }
 inline vi splat(int32_t x) { return x - vi{}; }
 inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
@@ -50,9 +63,9 @@ inline vf abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 // Rounds to the nearest integer, |x| < 2^22.
 inline vf round(vf a) { return (a + 12582912.0f) - 12582912.0f; }
 
-// Writes numbers from -127 to 127, rounded to the nearest, as bytes.
-inline void store_bytes(int8_t* p, vf v) {
-  typedef int8_t narrow __attribute__((vector_size(lanes)));
+// Writes numbers, rounded to the nearest, as integers that hold them.
+template <class Integer> inline void store_rounded(Integer* p, vf v) {
+  typedef Integer narrow __attribute__((vector_size(lanes * sizeof(Integer))));
   store(p, __builtin_convertvector(to_int(round(v)), narrow));
 }
 
@@ -182,6 +195,22 @@ template <int max_code> inline vi dot4_splat(vi acc, vb w, const int8_t* x) {
   return dot4<max_code>(acc, w, (vb)splat(four));
 }
 #endif
+
+// acc[i] + the sum of both int16 of lane i of w times those at x.
+inline vi dot2_splat(vi acc, vi w, const int16_t* x) {
+#if defined(__AVX512VNNI__)
+  asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const int32_t*)x));
+  return acc;
+#else
+  int32_t two;
+  std::memcpy(&two, x, 4);
+#if defined(__AVX2__)
+  return acc + (vi)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(two));
+#else
+  return acc + (w << 16 >> 16) * (int32_t(uint32_t(two) << 16) >> 16) + (w >> 16) * (two >> 16);
+#endif
+#endif
+}
 
 // Four lanes each of s[first], s[first + stride], and so on, of stride * lanes / 4 floats.
 template <int first, int stride> inline vf spread(const float* s) {

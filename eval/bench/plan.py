@@ -11,7 +11,9 @@ from typing import Any, get_args
 
 from lltool.engine.batch import CacheType, Precision
 from lltool.engine.threads import Team, Threads, check_threads, default_threads, parse_mask
+from lltool.engine.tuning import Tuned, read_tuned
 from lltool.gguf.errors import InputError
+from lltool.gguf.reader import open_gguf
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,20 @@ def grid(models: Sequence[Path], runs: Sequence[Workload], **axes: Sequence[Any]
         for run in runs
     ]
     return list(dict.fromkeys(points))
+
+
+def with_tuned_threads(points: Sequence[Point]) -> list[Point]:
+    """The points with as many threads as a model that is loaded without a number gets (engine/tuning.py)."""
+    tuned: dict[Path, Tuned | None] = {}
+    for model in dict.fromkeys(point.settings.model for point in points):
+        with open_gguf(model) as file:
+            tuned[model] = read_tuned(file.size)
+    found = []
+    for point in points:
+        kept, is_decode = tuned[point.settings.model], not point.workload.prompt and point.workload.sequences == 1
+        threads = point.settings.threads if kept is None else kept.decode if is_decode else kept.batch
+        found.append(replace(point, settings=replace(point.settings, threads=threads)))
+    return found
 
 
 # The values that the engine can have; of those in brackets, what it has in their place without a difference.

@@ -83,10 +83,14 @@ def run_all(executor: CpuExecutor | ReferenceExecutor, batch: Batch) -> Array:
 
 
 def int8_values(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    """Activations that int8 holds exactly: integers up to 127, which each 32 reach, times a power of two."""
-    groups = rng.integers(-127, 128, (rows, columns // 32, 32))
-    groups[..., 0] = 127
-    scales = 2.0 ** rng.integers(-8, -5, (rows, columns // 32, 1))
+    """Activations that int8 holds exactly: integers up to 127 times a power of two.
+
+    Three of each eight columns that share a scale in a row reach 127, so twelve of 32, of which a panel may keep eight.
+    """
+    groups = rng.integers(-127, 128, (rows, columns // 32, 2, 4, 4))  # halves of 32, lanes, columns of a lane
+    groups[..., 0, :, :2] = 127
+    groups[..., 1, :, 0] = -127
+    scales = 2.0 ** rng.integers(-8, -5, (rows, columns // 32, 1, 1, 1))
     return (groups * scales).reshape(rows, columns).astype(np.float32)
 
 

@@ -22,14 +22,14 @@ def read(line: str) -> dict[str, Any]:
 
 
 def test_defaults() -> None:
-    threads = Threads.of(default_threads())
     memory = {"load_mode": "mmap", "cache_type_k": None, "cache_type_v": None}
-    assert read("") == {"threads": threads, **memory, "deterministic": False}
+    assert read("") == {"threads": None, **memory, "deterministic": False}
 
 
 @pytest.mark.parametrize(
     ("line", "decode", "batch", "poll"),
     [
+        (f"-t {default_threads()}", Team(default_threads()), Team(default_threads()), 50),
         ("-t 3", Team(3), Team(3), 50),
         ("-t 1 -tb 4 --poll 0", Team(1), Team(4), 0),
         (f"-t 2 -C {1 << FIRST:x}", Team(2, (FIRST,)), Team(2, (FIRST,)), 50),
