@@ -117,15 +117,18 @@ void Executor::finish() {
   q_sum_ = Memory<int32_t>(rows * columns / 4);
   packed_ = Memory<float>(rows * columns);
   outliers_ = Memory<float>(rows * 16);
-  quantized = {q_.data(), q_scale_.data(), q_sum_.data(), outliers_.data()};
+  quantized = {q_.data(), q_scale_.data(), q_sum_.data(), settings.deterministic ? nullptr : outliers_.data()};
   packed = packed_.data();
+  shortened = {reinterpret_cast<int16_t*>(packed), packed + rows * columns / 2};
   scratch_bytes_ = matmul_scratch(columns_);
   scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);
+  own_rows_ = Memory<float>(threads * columns);
   cache_ = Memory<uint8_t>(size_t(settings.pages * page_bytes) + 64); // kernels read whole vectors
   attention_ = Memory<float>(attention_floats_ * threads);
   partials_ = Memory<float>(partial_floats_);
-  pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()), settings.poll);
+  for (const auto& op : ops_) op->finish(*this);
+  pool_ = std::make_unique<Pool>(settings.threads, 2 + 3 * int(ops_.size()), settings.poll);
 }
 
 Quantized Executor::own_quantized(int thread) const {
