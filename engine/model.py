@@ -43,7 +43,8 @@ class Setup:
     batch: int
     threads: Threads
     precision: Precision
-    cache_type: CacheType
+    cache_type_k: CacheType
+    cache_type_v: CacheType
     deterministic: bool = False
     instruction_set: str | None = None  # None: the process's own
 
@@ -51,7 +52,7 @@ class Setup:
 def _make_reference(program: Program, setup: Setup) -> Executor:
     from lltool.engine.reference import ReferenceExecutor
 
-    return ReferenceExecutor(program, setup.pages)
+    return ReferenceExecutor(program, setup.pages, cache_type_k=setup.cache_type_k, cache_type_v=setup.cache_type_v)
 
 
 def _make_cpu(program: Program, setup: Setup) -> Executor:
@@ -63,7 +64,8 @@ def _make_cpu(program: Program, setup: Setup) -> Executor:
         max_batch=setup.batch,
         threads=setup.threads,
         precision=setup.precision,
-        cache_type=setup.cache_type,
+        cache_type_k=setup.cache_type_k,
+        cache_type_v=setup.cache_type_v,
         deterministic=setup.deterministic,
         instruction_set=setup.instruction_set,
     )
@@ -165,10 +167,6 @@ class Model:
     @property
     def precision(self) -> Precision:
         return self.setup.precision
-
-    @property
-    def cache_type(self) -> CacheType:
-        return self.setup.cache_type
 
     @cached_property
     def tokenizer(self) -> "Tokenizer":
@@ -280,7 +278,8 @@ def load_model(
     sequences: int = 1,
     batch: int = 512,
     precision: Precision = "int8",
-    cache_type: CacheType | None = None,
+    cache_type_k: CacheType | None = None,
+    cache_type_v: CacheType | None = None,
     deterministic: bool = False,
     load_mode: LoadMode = "mmap",
     instruction_set: str | None = None,
@@ -290,9 +289,10 @@ def load_model(
 
     The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096).
     `threads` are as many for every batch, or two teams (default: what `lltool bench --autotune` found, or one a core).
-    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits. `deterministic` makes a sequence's logits
-    independent, to the bit, of how its tokens were cut into batches and of what else was in them. `load_mode` "none"
-    reads the file into memory, "mlock" keeps it there. `instruction_set` is one of those that the machine runs
+    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits. Keys and values are kept as `cache_type_k`
+    and `cache_type_v` (default: f16, or f32 where all is computed in float32). `deterministic` makes a sequence's
+    logits independent, to the bit, of how its tokens were cut into batches and of what else was in them. `load_mode`
+    "none" reads the file into memory, "mlock" keeps it there. `instruction_set` is one of those that the machine runs
     (default: `isa.chosen()`); `observe` says of which matrices, by name, the inputs are summed up
     (`executor.take_observations()`). Raises InputError naming file and tensor or key.
     """
@@ -301,10 +301,12 @@ def load_model(
             raise InputError(f"{name} {count}, wanted at least 1")
     if threads is not None:
         check_threads(Threads.of(threads))
-    cache_type = cache_type or ("f32" if precision == "f32" else "f16")
+    default: CacheType = "f32" if precision == "f32" or executor == "reference" else "f16"
+    cache_types = (cache_type_k or default, cache_type_v or default)
     _check_choice("executor", executor, EXECUTORS)
     _check_choice("precision", precision, get_args(Precision))
-    _check_choice("cache_type", cache_type, get_args(CacheType))
+    _check_choice("cache_type_k", cache_types[0], get_args(CacheType))
+    _check_choice("cache_type_v", cache_types[1], get_args(CacheType))
     _check_choice("load_mode", load_mode, get_args(LoadMode))
     file = open_gguf(path, load_mode)
     if load_mode == "mmap":
@@ -318,9 +320,8 @@ def load_model(
         context = _choose_context(context, config)
         pages = sequences * -(-context // PAGE)
         batch = min(batch, pages * PAGE)
-        setup = Setup(
-            pages, batch, _choose_threads(threads, file), precision, cache_type, deterministic, instruction_set
-        )
+        chosen = _choose_threads(threads, file)
+        setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set)
         return Model(file, config, program, _make_executor(executor, program, setup), setup, context)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

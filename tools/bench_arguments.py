@@ -100,8 +100,8 @@ def _look_up(text: str, known: dict[str, Any]) -> Any:
 AXES: dict[str, tuple[tuple[str, ...], Callable[[str], list[Any]], str]] = {
     "batch": (("-b", "--batch-size"), _counts, "tokens submitted at once (default 2048)"),
     "ubatch": (("-ub", "--ubatch-size"), _counts, "tokens computed at once (default 512)"),
-    "type_k": (("-ctk", "--cache-type-k"), _words, "f16 or f32, the same for both (default f16)"),
-    "type_v": (("-ctv", "--cache-type-v"), _words, "f16 or f32"),
+    "type_k": (("-ctk", "--cache-type-k"), _words, "keys: f32, f16, bf16, q8_0, q4_0 (default f16)"),
+    "type_v": (("-ctv", "--cache-type-v"), _words, "values: as -ctk (default f16)"),
     "threads": (("-t", "--threads"), _counts, "numbers of threads (default: what --autotune found, or one a core)"),
     "cpu_mask": (("-C", "--cpu-mask"), _words, "processors to run on, in hexadecimal (default 0x0: any)"),
     "cpu_strict": (("--cpu-strict",), _bits, "1: each thread stays on one processor (default 0)"),

@@ -1,4 +1,4 @@
-"""Options of the commands that run a model: its threads, in llama.cpp's words, and how it is loaded."""
+"""Options of the commands that run a model, in llama.cpp's words: its threads, memory and exactness."""
 
 import argparse
 import os
@@ -16,7 +16,14 @@ _NICE = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}  # of llama.cpp's priorities
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """`engine_options` makes of them what `load_model` takes."""
     add_thread_arguments(parser)
-    group = parser.add_argument_group("loading")
+    group = parser.add_argument_group("memory and exactness")
+    for flag, letter, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values")):
+        group.add_argument(
+            flag,
+            f"--cache-type-{letter}",
+            choices=("f32", "f16", "bf16", "q8_0", "q4_0"),
+            help=f"how the cache holds {what} (default: f16, or f32 with --precision f32)",
+        )
     group.add_argument(
         "-lm",
         "--load-mode",
@@ -61,7 +68,9 @@ def add_thread_arguments(parser: argparse.ArgumentParser) -> None:
 def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for `load_model`."""
     mode = "mmap" if arguments.load_mode == "auto" else arguments.load_mode
-    return {"threads": threads_of(arguments), "load_mode": mode, "deterministic": arguments.deterministic}
+    names = ("cache_type_k", "cache_type_v", "deterministic")
+    options = {name: getattr(arguments, name) for name in names}
+    return {"threads": threads_of(arguments), "load_mode": mode, **options}
 
 
 def threads_of(arguments: argparse.Namespace) -> "Threads | None":

@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "attention_op.h"
 #include "isa.h"
 #include "observe.h"
 #include "ops.h"
@@ -112,17 +113,18 @@ static void add_linear(Session& s, Place x, const std::vector<Part>& parts, std:
 }
 
 static void add_attention(Session& s, Place q, Place k, Place v, Place out, int layer, int heads, int kv_heads, int head_dim,
-                          float scale, int window, float softcap) {
+                          float scale, int window, float softcap, Array1<float> sinks) {
   require(layer >= 0 && window >= 0 && head_dim > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
           "attention: wanted whole groups of heads");
   require(head_dim <= max_head_dim && heads / kv_heads <= attention_rows, "attention: a head or group is too large");
   require(q.second == int64_t(heads) * head_dim && out.second == q.second && k.second == int64_t(kv_heads) * head_dim &&
               v.second == k.second,
           "attention: shapes do not agree");
+  require(sinks.size() == 0 || int64_t(sinks.size()) == heads, "attention: wanted a sink for each head or none");
   auto op = std::make_unique<AttentionOp>();
   op->q = buffer(q), op->out = buffer(out);
   op->layer = layer, op->heads = heads, op->kv_heads = kv_heads, op->head_dim = head_dim;
-  op->scale = scale, op->window = window, op->softcap = softcap;
+  op->scale = scale, op->window = window, op->softcap = softcap, op->sinks = floats(sinks);
   op->tiling = s.executor.add_tiling(heads / kv_heads, window);
   s.executor.add_cache_layer(layer, heads, kv_heads, head_dim);
   s.executor.add_row(std::make_unique<StoreOp>(buffer(k), buffer(v), layer));
@@ -155,16 +157,16 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Session* self, const std::string& isa, Team decode, Team batch, int poll, int max_batch, int head_rows,
-             int64_t arena_width, int64_t vocabulary, int64_t pages, bool int8, bool half_cache, bool deterministic) {
+             int64_t arena_width, int64_t vocabulary, int64_t pages, bool int8, int k_type, int v_type, bool deterministic) {
             require(!decode.empty() && !batch.empty(), "a team has at least one thread");
             const int threads = int(std::max(decode.size(), batch.size()));
-            new (self) Session(
-                Settings{isa, threads, max_batch, head_rows, arena_width, vocabulary, pages, int8, half_cache, deterministic,
-                         std::move(decode), std::move(batch), poll});
+            new (self) Session(Settings{isa, threads, max_batch, head_rows, arena_width, vocabulary, pages, int8,
+                                        CacheType(k_type), CacheType(v_type), deterministic, std::move(decode),
+                                        std::move(batch), poll});
           },
           nb::kw_only(), nb::arg("isa"), nb::arg("decode"), nb::arg("batch"), nb::arg("poll"), nb::arg("max_batch"),
           nb::arg("head_rows"), nb::arg("arena_width"), nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"),
-          nb::arg("half_cache"), nb::arg("deterministic") = false)
+          nb::arg("k_type"), nb::arg("v_type"), nb::arg("deterministic"))
       .def("embed", &Session::embed)
       .def("norm", [](Session& s, Place x, Place out, Array1<float> weight, float eps, int groups) {
         require(groups > 0 && int64_t(weight.size()) * groups == x.second && out.second == x.second, "norm: shapes do not agree");

@@ -8,9 +8,19 @@
 #include <stdexcept>
 #include <utility>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "isa.h"
 
 namespace lltool {
+
+void advise_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  madvise(data, bytes, MADV_HUGEPAGE); // an advice: a system without them says no, and nothing changes
+#endif
+}
 
 const EngineKernels& kernels_for(const std::string& name) {
   switch (find_isa(name)) {
@@ -57,17 +67,19 @@ void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim)
   if (c.kv_heads) throw std::invalid_argument("layer " + std::to_string(layer) + " has two attentions");
   c.kv_heads = kv_heads;
   c.head_dim = head_dim;
-  c.page_elements = int64_t(kv_heads) * head_dim * page_tokens;
-  const size_t bytes = size_t(settings.pages * c.page_elements) * (settings.half_cache ? 2 : 4);
-  c.k = Memory<uint8_t>(bytes);
-  c.v = Memory<uint8_t>(bytes);
+  if ((has_blocks(settings.k_type) || has_blocks(settings.v_type)) && head_dim % 32)
+    throw std::invalid_argument("a cache type with blocks wants heads of a multiple of 32");
+  c.k_bytes = cache_bytes(settings.k_type, int64_t(head_dim) * page_tokens);
+  c.v_bytes = cache_bytes(settings.v_type, int64_t(head_dim) * page_tokens);
+  c.offset = page_bytes;
+  page_bytes += kv_heads * (c.k_bytes + c.v_bytes);
   attention_floats_ = std::max(attention_floats_, attention_scratch(head_dim));
   const size_t parts = size_t(settings.pages / part_pages) + 2, tokens = size_t(std::min(settings.max_batch, few_tokens));
   partial_floats_ = std::max(partial_floats_, parts * tokens * size_t(heads) * attention_partial(head_dim));
 }
 
 int Executor::add_tiling(int group, int window) {
-  const int tokens = std::max(1, std::min(16, attention_rows / group));
+  const int tokens = std::max(1, attention_rows / group);
   for (size_t i = 0; i < tilings.size(); ++i)
     if (tilings[i].tokens == tokens && tilings[i].window == window) return int(i);
   tilings.push_back({tokens, window, {}});
@@ -76,7 +88,7 @@ int Executor::add_tiling(int group, int window) {
 
 void Executor::cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) const {
   tiling.pieces.clear();
-  const int part = batch_.tokens <= few_tokens ? part_pages : std::numeric_limits<int>::max();
+  const int part = batch_.tokens <= few_tokens && !settings.deterministic ? part_pages : std::numeric_limits<int>::max();
   for (const Segment& s : segments) {
     for (int first = 0; first < s.tokens; first += tiling.tokens) {
       Piece p{s.row + first, std::min(tiling.tokens, s.tokens - first), s.position + first, s.sequence, 0, 1, 0, 0};
@@ -110,6 +122,7 @@ void Executor::finish() {
   scratch_bytes_ = matmul_scratch(columns_);
   scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);
+  cache_ = Memory<uint8_t>(size_t(settings.pages * page_bytes) + 64); // kernels read whole vectors
   attention_ = Memory<float>(attention_floats_ * threads);
   partials_ = Memory<float>(partial_floats_);
   pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()), settings.poll);
@@ -232,11 +245,7 @@ void Executor::compare(int64_t start, int64_t stop, const float* base, const int
 void Executor::copy_page(int64_t source, int64_t target) {
   if (source < 0 || target < 0 || source >= settings.pages || target >= settings.pages)
     throw std::invalid_argument("copy_page: no such page");
-  for (auto& layer : cache) {
-    const size_t bytes = size_t(layer.page_elements) * (settings.half_cache ? 2 : 4);
-    std::memcpy(layer.k.data() + size_t(target) * bytes, layer.k.data() + size_t(source) * bytes, bytes);
-    std::memcpy(layer.v.data() + size_t(target) * bytes, layer.v.data() + size_t(source) * bytes, bytes);
-  }
+  std::memcpy(cache_.data() + target * page_bytes, cache_.data() + source * page_bytes, size_t(page_bytes));
 }
 
 } // namespace lltool

@@ -66,7 +66,7 @@ namespace lltool {
 const EngineKernels LLTOOL_TABLE = {
     lanes,      panel,         can_multiply, can_decode, decode_row,      quantize_row, quantize_panel, pack_panel, matvec,
     matvec_f32, matmul,        matmul_f32,   can_multiply_shorts, shorten_panel, matmul_shorts, rms_norm,   gated,           softcap,      log_sum_exp,    compare,    attention,
-    merge_attention, store_half, add_squares,
+    merge_attention, store_cache, add_squares,
     {multiply_int8, multiply_int16, multiply_float, read_memory},
 };
 }

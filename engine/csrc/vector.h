@@ -253,6 +253,18 @@ inline vf exp(vf x) {
   p = p * r * r + r + 1.0f;
   return (vf)((vi)p + (to_int(n) << 23));
 }
+// 2^x to 2 ulp for x <= 0; exactly 0 below -127, where the exponent's bits come to nothing.
+inline vf exp2(vf x) {
+  x = max(x, splat(-127.0f));
+  const vf shifted = x + 12582912.0f; // its lowest bits are the nearest integer
+  const vf r = x - (shifted - 12582912.0f);
+  vf p = r * 1.32647271e-3f + 9.67151265e-3f;
+  p = p * r + 5.55073374e-2f;
+  p = p * r + 2.40222421e-1f;
+  p = p * r + 6.93146978e-1f;
+  p = p * r + 1.0f;
+  return (vf)((vi)p + ((vi)shifted << 23));
+}
 // Small arguments by Cephes' polynomial (no cancellation), the rest through e^2x.
 inline vf tanh(vf x) {
   const vf z = x * x, e = exp(min(max(x, splat(-10.0f)), splat(10.0f)) * 2.0f);

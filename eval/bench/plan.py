@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from lltool.engine.batch import Precision
+from lltool.engine.batch import CacheType, Precision
 from lltool.engine.threads import Team, Threads, check_threads, default_threads, parse_mask
 from lltool.engine.tuning import Tuned, read_tuned
 from lltool.gguf.errors import InputError
@@ -76,8 +76,8 @@ class Settings:
     no_op_offload: bool = False
     batch: int = 2048  # tokens submitted at once
     ubatch: int = 512  # tokens computed at once
-    type_k: str = "f16"
-    type_v: str = "f16"
+    type_k: CacheType = "f16"
+    type_v: CacheType = "f16"
     no_kv_offload: bool = False
     flash_attn: int = -1  # 1: on, 0: off, -1: as the engine likes
     threads: int = field(default_factory=default_threads)
@@ -165,8 +165,8 @@ _POSSIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "no_host": ((False,), _WITHOUT_GPU),
     "repack": ((False,), "the file is mapped and used where it lies"),
     "embeddings": ((False,), "the bench computes logits"),
-    "type_k": (("f16", "f32"), "the engine has no other type for its cache yet"),
-    "type_v": (("f16", "f32"), "the engine has no other type for its cache yet"),
+    "type_k": (get_args(CacheType), "the engine has no other type for its cache"),
+    "type_v": (get_args(CacheType), "the engine has no other type for its cache"),
     "flash_attn": ((-1, 1), "the engine has one attention, which never makes the whole matrix"),
     "precision": (("int8", "f32"), "the kernels have no other"),
 }
@@ -182,10 +182,6 @@ def resolve(settings: Settings) -> Settings:
         if value not in possible:
             found, *wanted = (str(int(v) if isinstance(v, bool) else v) for v in (value, *possible))
             raise InputError(f"{name} {found}, wanted {' or '.join(wanted)}: {reason}")
-    if settings.type_k != settings.type_v:
-        raise InputError(
-            f"type_k {settings.type_k} with type_v {settings.type_v}: the cache has one type, wanted them equal"
-        )
     check_threads(threads_of(settings))
     for name in ("batch", "ubatch"):
         if getattr(settings, name) < 1:

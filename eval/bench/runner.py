@@ -28,7 +28,8 @@ class Runner:
             sequences=max(run.sequences for run in runs) + any(run.depth for run in runs),
             batch=ran.ubatch,
             precision=ran.precision,
-            cache_type="f32" if ran.type_k == "f32" else "f16",
+            cache_type_k=ran.type_k,
+            cache_type_v=ran.type_v,
             load_mode=cast(LoadMode, ran.load_mode),
         )
         self.load_ms = (perf_counter() - start) * 1e3

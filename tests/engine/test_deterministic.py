@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lltool.engine.batch import CacheType, Precision
+from lltool.engine.batch import Precision
 from lltool.engine.model import Model, load_model
 
 LENGTH, SCORED = 310, 12  # more pages of the cache than one thread reads alone; the last tokens are scored
@@ -17,11 +17,8 @@ Scores = NDArray[np.float32]
 @pytest.fixture(scope="module", params=["int8", "f32"])
 def model(request: pytest.FixtureRequest, real_model: Callable[[str], Path]) -> Iterator[Model]:
     precision: Precision = request.param
-    cache: CacheType = "f16" if precision == "int8" else "f32"
     path = real_model("smollm2-q4_1")
-    with load_model(
-        path, context=320, sequences=9, threads=2, precision=precision, cache_type=cache, deterministic=True
-    ) as model:
+    with load_model(path, context=320, sequences=9, threads=2, precision=precision, deterministic=True) as model:
         yield model
 
 

@@ -200,7 +200,9 @@ def test_a_batch_that_does_not_fit_takes_no_pages(path: Path) -> None:
         ({"threads": 0}, "threads 0, wanted 1 to 512"),
         ({"threads": 513}, "threads 513, wanted 1 to 512"),
         ({"precision": "bf16"}, "precision 'bf16', wanted one of int8, f32"),
-        ({"cache_type": "q8_0"}, "cache_type 'q8_0', wanted one of f16, f32"),
+        ({"cache_type_k": "q8_1"}, "cache_type_k 'q8_1', wanted one of f32, f16, bf16, q8_0, q4_0"),
+        ({"cache_type_v": "f8"}, "cache_type_v 'f8', wanted one of"),
+        ({"cache_type_v": "q4_0"}, "layer 0: heads of 16; a cache of q8_0 or q4_0 wants a multiple of 32"),
         ({"batch": -1}, "batch -1, wanted at least 1"),
     ],
 )

@@ -1,6 +1,7 @@
 """Tokenizers against llama.cpp's expected ids, Hugging Face's tokenizers, and the rules for special tokens."""
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lltool.engine import tokenizer_bpe
+from lltool.engine import tokenizer_bpe, tokenizer_spm
 from lltool.engine.tokenizer import StreamDecoder, Tokenizer
 from lltool.engine.tokenizer_check import TEXTS, compare_tokenizers
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType, array, boolean, string, u32
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.sentencepiece_model import TokenType
+from lltool.gguf.string_array import StringArray
 
 VOCABULARIES = ("llama-bpe", "llama-spm", "qwen2", "gpt-2", "phi-3", "falcon", "starcoder", "deepseek-llm")
 
@@ -96,6 +98,15 @@ def test_every_text_comes_back(smollm2: Tokenizer, gemma3: Tokenizer) -> None:
     for text in TEXTS:
         assert smollm2.decode(smollm2.encode(text)) == text
         assert gemma3.decode(gemma3.encode(text)) == text
+
+
+@pytest.mark.parametrize("texts", [[b"a", b"\xc3\xa9"], [b"b\0c", b"x"], [b"", b"x"], [b"x", b"x"], [b"\xc3", b"\xa9"]])
+def test_texts_in_a_file_are_those_of_a_list(texts: list[bytes]) -> None:
+    data = b"".join(struct.pack("<Q", len(text)) + text for text in texts)
+    strings = StringArray.scan(memoryview(data), 0, len(texts))
+    found = tokenizer_spm._unique_texts(strings)
+    assert found == tokenizer_spm._unique_texts(list(strings))
+    assert (found == texts) == (texts[0] == b"a")
 
 
 @settings(deadline=None)

@@ -119,8 +119,7 @@ def test_options_of_llama_bench_are_read() -> None:
     [
         ("-t 0", "threads 0, wanted 1 to 512"),
         ("-t -1", "argument -t/--threads"),
-        ("-ctk q8_0 -ctv q8_0", "type_k q8_0, wanted f16 or f32"),
-        ("-ctk f32", "type_k f32 with type_v f16"),
+        ("-ctk q5_0 -ctv q8_0", "type_k q5_0, wanted f32 or f16"),
         ("-p 600", "pp600 takes a context of 600 tokens, the model was made for 512"),
         ("-p 32 -n 0 -d 500", "pp32 @ d500 takes a context of 532"),
         ("-pg 500,13", r"pp500\+tg13 takes a context of 513"),

@@ -22,7 +22,8 @@ def read(line: str) -> dict[str, Any]:
 
 
 def test_defaults() -> None:
-    assert read("") == {"threads": None, "load_mode": "mmap", "deterministic": False}
+    memory = {"load_mode": "mmap", "cache_type_k": None, "cache_type_v": None}
+    assert read("") == {"threads": None, **memory, "deterministic": False}
 
 
 @pytest.mark.parametrize(
@@ -42,9 +43,10 @@ def test_threads_as_llama_cpp_names_them(line: str, decode: Team, batch: Team, p
     assert read(line)["threads"] == Threads(decode, batch, poll)
 
 
-def test_loading() -> None:
-    found = read("-lm mlock --deterministic")
+def test_memory_and_exactness() -> None:
+    found = read("-lm mlock --deterministic -ctk q8_0 -ctv f32")
     assert (found["load_mode"], found["deterministic"]) == ("mlock", True)
+    assert (found["cache_type_k"], found["cache_type_v"]) == ("q8_0", "f32")
     assert read("--load-mode none")["load_mode"] == "none"
 
 

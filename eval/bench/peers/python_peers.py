@@ -31,7 +31,7 @@ class LlamaCppPython:
         return None
 
     def load(self, settings: Settings, runs: Sequence[Workload]) -> list[Engine]:
-        if settings.type_k != "f16":
+        if (settings.type_k, settings.type_v) != ("f16", "f16"):
             raise InputError(
                 f"-ctk {settings.type_k}: the peer llama-cpp-python runs with a cache of f16; leave out -ctk"
             )
