@@ -117,8 +117,9 @@ void Executor::finish() {
   q_sum_ = Memory<int32_t>(rows * columns / 4);
   packed_ = Memory<float>(rows * columns);
   outliers_ = Memory<float>(rows * 16);
-  quantized = {q_.data(), q_scale_.data(), q_sum_.data(), outliers_.data()};
+  quantized = {q_.data(), q_scale_.data(), q_sum_.data(), settings.deterministic ? nullptr : outliers_.data()};
   packed = packed_.data();
+  shortened = {reinterpret_cast<int16_t*>(packed), packed + rows * columns / 2};
   scratch_bytes_ = matmul_scratch(columns_);
   scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);

@@ -181,6 +181,7 @@ public:
   std::vector<Tiling> tilings;
   Quantized quantized{};         // activations of the running linear, shared by the threads
   float* packed = nullptr;
+  Shortened shortened{}; // in the same place
   // One token, a thread's own.
   Quantized own_quantized(int thread) const;
   float* own_row(int thread) const { return own_rows_.data() + int64_t(thread) * columns_; }

@@ -8,6 +8,8 @@ namespace lltool {
 
 // From this many tokens on it pays to unpack a tile of the weight; below, each row is read once for all tokens.
 constexpr int64_t panels_from = 5;
+// The same for float weights, rounded to 14 bits or as they are.
+constexpr int64_t shorts_from = 32, packed_from = 64;
 
 LinearOp::LinearOp(Buffer x, std::vector<Group> groups, std::unique_ptr<NormOp> norm, const Executor& executor)
     : x_(x), groups_(std::move(groups)), norm_(std::move(norm)) {
@@ -39,36 +41,34 @@ LinearOp::Input LinearOp::prepare_own(const Run& run) const {
   return own;
 }
 
-LinearOp::Input LinearOp::prepare_rows(const Run& run) const {
+LinearOp::Input LinearOp::prepare(const Run& run, Way way) const {
   const Executor& e = run.executor;
-  const int64_t K = x_.width;
-  if (norm_ || int8_)
-    run.worker.parallel(run.rows, [&](int64_t t) {
-      const float* row = e.at(x_) + t * K;
+  const EngineKernels& k = e.kernels;
+  const int64_t K = x_.width, T = run.rows, panel = way.panels ? k.tokens_per_panel : 1, most = panel_tokens(T, panel);
+  const bool rows_wanted = !way.panels || (floats_ && way.floats == Floats::rows);
+  if (norm_ || int8_ || way.panels)
+    run.worker.parallel((T + panel - 1) / panel, [&](int64_t p) {
+      const int64_t first = p * most, tokens = std::min(most, T - first);
+      const float* rows = e.at(x_) + first * K;
       if (norm_) {
-        norm_->normalize(run, t, e.packed + t * K);
-        row = e.packed + t * K;
+        float* made = rows_wanted ? e.packed + first * K : reinterpret_cast<float*>(e.scratch(run.worker.index));
+        for (int64_t t = 0; t < tokens; ++t) norm_->normalize(run, first + t, made + t * K);
+        rows = made;
       }
-      if (int8_) e.kernels.quantize_row(row, K, e.quantized.token(t, padded(K)));
+      if (int8_ && !way.panels) k.quantize_row(rows, K, e.quantized.token(p, padded(K)));
+      if (int8_ && way.panels) k.quantize_panel(rows, K, int(tokens), K, e.quantized.token(p * panel, K));
+      if (way.floats == Floats::shorts) k.shorten_panel(rows, K, int(tokens), K, e.shortened.token(p * panel, K));
+      if (way.floats == Floats::packed) k.pack_panel(rows, K, int(tokens), K, e.packed + p * panel * K);
     });
-  return {norm_ ? e.packed : e.at(x_), e.quantized};
+  return {norm_ || way.floats == Floats::packed ? e.packed : e.at(x_), e.quantized};
 }
 
-LinearOp::Input LinearOp::prepare_panels(const Run& run) const {
+// How float weights are multiplied: exactly with few tokens, where reading them takes longest.
+LinearOp::Floats LinearOp::floats_way(const Run& run) const {
   const Executor& e = run.executor;
-  const int64_t K = x_.width, panel = e.kernels.tokens_per_panel, most = panel_tokens(run.rows, panel);
-  run.worker.parallel((run.rows + panel - 1) / panel, [&](int64_t p) {
-    const int64_t first = p * most, tokens = std::min(most, run.rows - first);
-    const float* rows = e.at(x_) + first * K;
-    if (norm_) {
-      float* made = reinterpret_cast<float*>(e.scratch(run.worker.index));
-      for (int64_t t = 0; t < tokens; ++t) norm_->normalize(run, first + t, made + t * K);
-      rows = made;
-    }
-    if (int8_) e.kernels.quantize_panel(rows, K, int(tokens), K, e.quantized.token(p * panel, K));
-    if (floats_) e.kernels.pack_panel(rows, K, int(tokens), K, e.packed + p * panel * K);
-  });
-  return {e.packed, e.quantized};
+  const bool shorts = e.settings.int8 && e.kernels.can_multiply_shorts(x_.width);
+  if (!floats_ || (run.rows < (shorts ? shorts_from : packed_from) && !e.settings.deterministic)) return Floats::rows;
+  return shorts ? Floats::shorts : Floats::packed;
 }
 
 LinearOp::Tasks LinearOp::cut(const Executor& e, bool panels) const {
@@ -112,42 +112,42 @@ void LinearOp::finish(const Executor& executor) {
   for (bool panels : {false, true}) tasks_[panels] = cut(executor, panels);
 }
 
-void LinearOp::multiply(const Run& run, const Part& part, int64_t begin, int64_t end, bool panels, const Input& in) const {
+void LinearOp::multiply(const Run& run, const Part& part, int64_t begin, int64_t end, Way way, const Input& in) const {
   const Executor& e = run.executor;
   const EngineKernels& k = e.kernels;
   const bool quantized = e.settings.int8 && k.can_multiply(part.weight.type);
   const int64_t T = run.rows, width = part.out.width;
   float* to = e.at(part.out);
   void* scratch = e.scratch(run.worker.index);
-  if (!panels) {
-    if (quantized)
-      k.matvec(part.weight, begin, end, in.quantized, int(T), to, width, scratch);
-    else
-      k.matvec_f32(part.weight, begin, end, in.floats, x_.width, int(T), to, width, scratch);
-    return;
-  }
+  if (quantized && !way.panels) return k.matvec(part.weight, begin, end, in.quantized, int(T), to, width, scratch);
+  if (!quantized && way.floats == Floats::rows)
+    return k.matvec_f32(part.weight, begin, end, in.floats, x_.width, int(T), to, width, scratch);
   for (int64_t stop; begin < end; begin = stop) {
     stop = std::min<int64_t>(end, begin + tile_rows);
     if (quantized)
       k.matmul(part.weight, begin, stop, in.quantized, T, to, width, scratch);
+    else if (way.floats == Floats::shorts)
+      k.matmul_shorts(part.weight, begin, stop, e.shortened, T, to, width, scratch);
     else
       k.matmul_f32(part.weight, begin, stop, in.floats, T, to, width, scratch);
   }
 }
 
 void LinearOp::run(const Run& run) const {
+  const Floats floats = floats_way(run);
   const bool panels = run.rows >= panels_from || run.executor.settings.deterministic;
+  const Way way{panels, floats};
   const bool alone = run.rows == 1 && !panels;
   Input in{};
   bool prepared = !alone;
-  if (!alone) in = panels ? prepare_panels(run) : prepare_rows(run);
+  if (!alone) in = prepare(run, way);
   const Tasks& tasks = tasks_[panels];
   run.worker.parallel(int64_t(tasks.list.size()), [&](int64_t i) {
     const Task& task = tasks.list[size_t(i)];
     const Group& group = groups_[task.group];
     if (!prepared) in = prepare_own(run);
     prepared = true;
-    for (size_t p = task.part; p < task.end_part; ++p) multiply(run, group.parts[p], task.begin, task.end, panels, in);
+    for (size_t p = task.part; p < task.end_part; ++p) multiply(run, group.parts[p], task.begin, task.end, way, in);
     if (!tasks.finished) return;
     for (int64_t t = 0; t < run.rows; ++t)
       for (const auto& op : group.after) op->columns(run, t, task.begin, task.end);

@@ -24,6 +24,12 @@ public:
   void run(const Run& run) const override;
 
 private:
+  // What float weights are multiplied with: rows as they are, panels of 14 bits, panels of floats.
+  enum class Floats { rows, shorts, packed };
+  struct Way {
+    bool panels; // of int8
+    Floats floats;
+  };
   // What is multiplied: rows in row layout, or panels.
   struct Input {
     const float* floats;
@@ -39,10 +45,10 @@ private:
   };
 
   Input prepare_own(const Run& run) const;
-  Input prepare_rows(const Run& run) const;
-  Input prepare_panels(const Run& run) const;
+  Input prepare(const Run& run, Way way) const;
+  Floats floats_way(const Run& run) const;
   Tasks cut(const Executor& executor, bool panels) const;
-  void multiply(const Run& run, const Part& part, int64_t begin, int64_t end, bool panels, const Input& in) const;
+  void multiply(const Run& run, const Part& part, int64_t begin, int64_t end, Way way, const Input& in) const;
 
   Buffer x_;
   std::vector<Group> groups_;
