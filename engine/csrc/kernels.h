@@ -118,6 +118,6 @@ constexpr size_t attention_scratch(int head_dim) {
          size_t(attention_rows) * (size_t(head_dim) + page_tokens + attention_partial(head_dim)) + 64;
 }
 
-extern const EngineKernels engine_scalar, engine_avx2, engine_avx512;
+extern const EngineKernels engine_scalar, engine_avx2, engine_avx512, engine_neon, engine_neon_dot;
 
 } // namespace lltool

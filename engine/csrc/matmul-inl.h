@@ -23,8 +23,7 @@ inline void multiply_tile(const uint8_t* codes, const float* scale, const float*
       for (int t = 0; t < panel; ++t) dot[t] = vi{};
     }
     for (int k = 0; k < group / 4; ++k, codes += lanes * 4, q += panel * 4) {
-      const vb w = load<vb>(codes);
-      for (int t = 0; t < panel; ++t) dot[t] = dot4_splat<max_code>(dot[t], w, q + 4 * t);
+      dot4_splat<max_code>(dot, load<vb>(codes), q);
     }
     const vf s = load<vf>(scale + g * lanes);
     for (int t = 0; t < panel; ++t) acc[t] += to_float(dot[t]) * (s * xs[t]);
@@ -72,7 +71,7 @@ void matmul_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int
   for (int64_t t = 0; t < T; t += panel) {
     const int64_t p = t / panel;
     for (int64_t i = 0; i < tiles; ++i) {
-      multiply_tile<F::group, F::zero, F::max_code, F::has_min>(
+      multiply_tile<F::group, F::zero - dot_bias<F::max_code>, F::max_code, F::has_min>(
           codes + i * lanes * K, scale + i * lanes * groups, min + i * lanes * groups, x.token(p * panel, K), K, tile);
       const int64_t first = begin + i * lanes;
       copy_tile(tile, end - first < lanes ? end - first : lanes, T - t < panel ? T - t : panel, out + t * stride + first, stride);

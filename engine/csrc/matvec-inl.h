@@ -92,7 +92,7 @@ template <class F> inline void prepare(Quantized x, int64_t K, TokenStep<F>* to)
     vi sum[2] = {load<vi>(x.sum + k / 4), load<vi>(x.sum + k / 4 + lanes)};
     if (to->halves == 1) sum[0] += sum[1];
     for (int half = 0; half < to->halves; ++half) {
-      to->start[half] = sum[half] * -F::zero;
+      to->start[half] = sum[half] * (dot_bias<F::max_code> - F::zero);
       to->sum[half] = to_float(sum[half]) * to->scale;
     }
   }
@@ -117,7 +117,7 @@ template <class F, class AnyRow> inline vf dot_row(AnyRow row, const TokenStep<F
   typename AnyRow::Block block;
   for (int64_t unit = 0; unit + AnyRow::unit <= K; unit += AnyRow::unit, row.move(AnyRow::unit)) {
     row.read(block);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int column = 0; column < AnyRow::unit; column += step) acc = multiply_step<F>(row.at(column, block), *x++, acc);
   }
   if (K % AnyRow::unit) { // only where the unit is a step
