@@ -12,6 +12,12 @@ constexpr int max_head_dim = 512;
 // Columns of quantized activations in row layout; those past the weight's own are zero.
 constexpr int64_t padded(int64_t columns) { return (columns + 127) / 128 * 128; }
 
+// Tokens a panel when T tokens are shared out evenly among as few panels of at most `most` as hold them.
+constexpr int64_t panel_tokens(int64_t T, int64_t most) {
+  const int64_t panels = (T + most - 1) / most;
+  return (T + panels - 1) / panels;
+}
+
 // A weight matrix as it lies in the file.
 struct Matrix {
   int type;
@@ -19,15 +25,25 @@ struct Matrix {
   const uint8_t* data;
 };
 
-// Activations as int8: x[k] ~ scale[k / 32] * q[k], and sums of q. In row layout a token is contiguous, and K padded; in
-// panel layout `tokens_per_panel` tokens are interleaved as the matrix kernel reads them (see linear-inl.h).
+// Columns of a panel that are kept as floats beside the int8 activations: a few large ones, nearly the same for all tokens,
+// would spoil the rounding of their neighbours.
+constexpr int outlier_columns = 8;
+
+// Activations as int8: x[k] ~ scale * q[k] with a scale for 8 columns in row layout and for 32 in panel layout, and sums of
+// q. In row layout a token is contiguous, and K padded; in panel layout `tokens_per_panel` tokens are interleaved as the
+// matrix kernel reads them (see linear-inl.h).
 struct Quantized {
   int8_t* q;
   float* scale;
   int32_t* sum;
+  // Panel layout: (outlier_columns, tokens_per_panel) values, then the columns, as int32; q is 0 there. Null: there are none,
+  // and no token's rounding depends on others.
+  float* outliers;
 
-  // Where token t begins, or the panel that begins with it: a token takes K, K / 8 and K / 4 items at most.
-  Quantized token(int64_t t, int64_t K) const { return {q + t * K, scale + t * (K / 8), sum + t * (K / 4)}; }
+  // Where token t begins, or the panel that begins with it: a token takes K, K / 8, K / 4 and 16 items at most.
+  Quantized token(int64_t t, int64_t K) const {
+    return {q + t * K, scale + t * (K / 8), sum + t * (K / 4), outliers ? outliers + t * 16 : nullptr};
+  }
 };
 
 struct AttentionTask {
@@ -70,7 +86,7 @@ struct EngineKernels {
   void (*decode_row)(int type, const uint8_t* row, int64_t columns, float* out);
 
   void (*quantize_row)(const float* x, int64_t K, Quantized out);
-  // Panel layout of up to tokens_per_panel tokens, rows `stride` floats apart; missing tokens become zero.
+  // Panel layout of up to tokens_per_panel tokens (room for all of them, first those of panel_tokens(T)), rows `stride` floats apart; missing tokens become zero.
   void (*quantize_panel)(const float* x, int64_t stride, int tokens, int64_t K, Quantized out);
   // The same for the float kernels: out is (K, tokens_per_panel).
   void (*pack_panel)(const float* x, int64_t stride, int tokens, int64_t K, float* out);

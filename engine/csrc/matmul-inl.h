@@ -4,77 +4,104 @@
 
 namespace {
 
-// One tile and one panel. codes (K / 4, lanes, 4), scale and min (K / group, lanes); q, x_scale, sum in panel layout.
-template <int group, int zero, int max_code, bool has_min>
-inline void multiply_tile(const uint8_t* codes, const float* scale, const float* min, Quantized x, int64_t K, float* out) {
+// A tile of `lanes` rows, unpacked: codes (K / 4, lanes, 4), scale and min (K / group, lanes).
+struct Tile {
+  uint8_t* codes;
+  float *scale, *min;
+};
+
+// A tile times N tokens of a panel; out is (N, lanes). `zero` is the code of weight 0 where `centered`.
+template <int N, int group, int max_code, bool centered, bool has_min>
+inline void multiply_tile(Tile w, int zero, Quantized x, int64_t K, float* out) {
   constexpr int whole = (panel + lanes - 1) / lanes * lanes;
-  const int8_t* q = x.q;
   const int32_t* sum = group == 32 ? x.sum + K / 16 * panel : x.sum;
-  vf acc[panel];
-  for (int t = 0; t < panel; ++t) acc[t] = vf{};
-  for (int64_t g = 0; g < K / group; ++g) {
+  vf acc[N];
+  for (int t = 0; t < N; ++t) acc[t] = vf{};
+  for (int i = 0; i < lltool::outlier_columns && x.outliers; ++i) {
+    const int64_t k = reinterpret_cast<const int32_t*>(x.outliers + lltool::outlier_columns * panel)[i];
+    const vi code = (vi)(load<vu>(w.codes + k / 4 * lanes * 4) >> uint32_t(k % 4 * 8) & 255) - zero;
+    vf weight = to_float(code) * load<vf>(w.scale + k / group * lanes);
+    if constexpr (has_min) weight += load<vf>(w.min + k / group * lanes);
+    for (int t = 0; t < N; ++t) acc[t] += weight * x.outliers[i * panel + t];
+  }
+  for (int64_t g = 0; g < K / group; ++g, sum += panel) {
     const float* xs = x.scale + (group == 32 ? g : g / 2) * panel;
-    vi dot[panel];
-    if constexpr (zero != 0) { // the offset of symmetric formats is the accumulator's start value
+    vi dot[N];
+    if constexpr (centered) { // the offset of such formats is the accumulator's start value
       int32_t start[whole];
-      for (int i = 0; i < whole; i += lanes) store(start + i, load<vi>(sum + g * panel + i) * -zero);
-      for (int t = 0; t < panel; ++t) dot[t] = splat(start[t]);
+      for (int i = 0; i < whole; i += lanes) store(start + i, load<vi>(sum + i) * (dot_bias<max_code> - zero));
+      for (int t = 0; t < N; ++t) dot[t] = splat(start[t]);
     } else {
-      for (int t = 0; t < panel; ++t) dot[t] = vi{};
+      for (int t = 0; t < N; ++t) dot[t] = vi{};
     }
-    for (int k = 0; k < group / 4; ++k, codes += lanes * 4, q += panel * 4) {
-      dot4_splat<max_code>(dot, load<vb>(codes), q);
-    }
-    const vf s = load<vf>(scale + g * lanes);
-    for (int t = 0; t < panel; ++t) acc[t] += to_float(dot[t]) * (s * xs[t]);
+    for (int k = 0; k < group / 4; ++k, w.codes += lanes * 4, x.q += panel * 4)
+      dot4_splat<max_code>(dot, load<vb>(w.codes), x.q);
+    const vf s = load<vf>(w.scale + g * lanes);
+    for (int t = 0; t < N; ++t) acc[t] += to_float(dot[t]) * (s * xs[t]);
     if constexpr (has_min) {
-      const vf m = load<vf>(min + g * lanes);
+      const vf m = load<vf>(w.min + g * lanes);
       float product[whole];
-      for (int i = 0; i < whole; i += lanes) store(product + i, load<vf>(xs + i) * to_float(load<vi>(sum + g * panel + i)));
-      for (int t = 0; t < panel; ++t) acc[t] += m * product[t];
+      for (int i = 0; i < whole; i += lanes) store(product + i, load<vf>(xs + i) * to_float(load<vi>(sum + i)));
+      for (int t = 0; t < N; ++t) acc[t] += m * product[t];
     }
   }
-  for (int t = 0; t < panel; ++t) store(out + t * lanes, acc[t]);
+  for (int t = 0; t < N; ++t) store(out + t * lanes, acc[t]);
+}
+
+template <class F> void multiply_panel(Tile w, Quantized x, int tokens, int64_t K, float* out) {
+  constexpr int max_code = F::max_code <= 127 ? 127 : 255;
+  constexpr bool centered = F::zero != dot_bias<max_code>;
+  if constexpr (panel > 8)
+    if (tokens > 8) return multiply_tile<panel, F::group, max_code, centered, F::has_min>(w, F::zero, x, K, out);
+  if constexpr (panel > 4)
+    if (tokens > 4) return multiply_tile<8, F::group, max_code, centered, F::has_min>(w, F::zero, x, K, out);
+  multiply_tile<4, F::group, max_code, centered, F::has_min>(w, F::zero, x, K, out);
+}
+
+constexpr int unpacked = 256; // columns of a tile that are unpacked and transposed at once: no format's block is longer
+
+template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t rows, int64_t K, Tile to) {
+  alignas(64) uint8_t codes[lanes][unpacked];
+  alignas(64) float scale[lanes][unpacked / 16], min[lanes][unpacked / 16];
+  for (int64_t r = rows; r < lanes; ++r) {
+    std::memset(codes[r], 0, unpacked);
+    std::memset(scale[r], 0, sizeof scale[r]);
+    std::memset(min[r], 0, sizeof min[r]);
+  }
+  for (int64_t k = 0; k < K; k += unpacked, p += unpacked / F::block * F::bytes) {
+    const int64_t columns = K - k < unpacked ? K - k : unpacked;
+    for (int64_t r = 0; r < rows; ++r) unpack_row<F>(p + r * row_bytes, columns, {codes[r], scale[r], min[r]});
+    transpose_rows<lanes>(reinterpret_cast<const int32_t*>(codes), unpacked / 4, columns / 4, reinterpret_cast<int32_t*>(to.codes + k * lanes));
+    transpose_rows<lanes>(scale[0], unpacked / 16, columns / F::group, to.scale + k / F::group * lanes);
+    if constexpr (F::has_min) transpose_rows<lanes>(min[0], unpacked / 16, columns / F::group, to.min + k / F::group * lanes);
+  }
 }
 
 inline void copy_tile(const float* tile, int64_t rows, int64_t tokens, float* out, int64_t stride) {
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t r = 0; r < rows; ++r) out[t * stride + r] = tile[t * lanes + r];
+  for (int64_t t = 0; t < tokens; ++t, out += stride, tile += lanes)
+    rows == lanes ? store(out, load<vf>(tile)) : void(std::memcpy(out, tile, size_t(rows) * 4));
 }
 
 template <class F>
 void matmul_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
   const int64_t K = w.columns, groups = K / F::group, tiles = (end - begin + lanes - 1) / lanes;
-  uint8_t* codes = static_cast<uint8_t*>(scratch); // (tiles, K / 4, lanes, 4)
-  float* scale = reinterpret_cast<float*>(codes + tiles * lanes * K);
-  float* min = scale + tiles * lanes * groups;
-  Row row;
-  row.codes = reinterpret_cast<uint8_t*>(min + tiles * lanes * groups);
-  row.scale = reinterpret_cast<float*>(row.codes + padded(K));
-  row.min = row.scale + groups;
-  for (int64_t r = 0; r < tiles * lanes; ++r) {
-    if (begin + r < end) {
-      unpack_row<F>(w.data + (begin + r) * w.row_bytes, K, row);
-    } else {
-      std::memset(row.codes, 0, size_t(K));
-      std::memset(row.scale, 0, size_t(2 * groups) * 4);
-    }
-    const int64_t lane = r % lanes;
-    uint8_t* c = codes + r / lanes * lanes * K + lane * 4;
-    for (int64_t k = 0; k < K / 4; ++k) std::memcpy(c + k * lanes * 4, row.codes + 4 * k, 4);
-    float *s = scale + r / lanes * lanes * groups + lane, *m = min + r / lanes * lanes * groups + lane;
-    for (int64_t g = 0; g < groups; ++g) s[g * lanes] = row.scale[g];
-    if constexpr (F::has_min)
-      for (int64_t g = 0; g < groups; ++g) m[g * lanes] = row.min[g];
-  }
-  alignas(64) float tile[panel * lanes];
-  for (int64_t t = 0; t < T; t += panel) {
-    const int64_t p = t / panel;
+  Tile all; // the tiles one after the other
+  all.codes = static_cast<uint8_t*>(scratch);
+  all.scale = reinterpret_cast<float*>(all.codes + tiles * lanes * K);
+  all.min = all.scale + tiles * lanes * groups;
+  const auto tile = [&](int64_t i) {
+    return Tile{all.codes + i * lanes * K, all.scale + i * lanes * groups, all.min + i * lanes * groups};
+  };
+  const auto rows = [&](int64_t i) { return end - begin - i * lanes < lanes ? end - begin - i * lanes : lanes; };
+  for (int64_t i = 0; i < tiles; ++i)
+    unpack_tile<F>(w.data + (begin + i * lanes) * w.row_bytes, w.row_bytes, rows(i), K, tile(i));
+  alignas(64) float result[panel * lanes];
+  const int64_t most = lltool::panel_tokens(T, panel);
+  for (int64_t t = 0; t < T; t += most, x = x.token(panel, K)) {
+    const int64_t tokens = T - t < most ? T - t : most;
     for (int64_t i = 0; i < tiles; ++i) {
-      multiply_tile<F::group, F::zero - dot_bias<F::max_code>, F::max_code, F::has_min>(
-          codes + i * lanes * K, scale + i * lanes * groups, min + i * lanes * groups, x.token(p * panel, K), K, tile);
-      const int64_t first = begin + i * lanes;
-      copy_tile(tile, end - first < lanes ? end - first : lanes, T - t < panel ? T - t : panel, out + t * stride + first, stride);
+      multiply_panel<F>(tile(i), x, int(tokens), K, result);
+      copy_tile(result, rows(i), tokens, out + t * stride + begin + i * lanes, stride);
     }
   }
 }
@@ -96,8 +123,9 @@ void matmul_f32(const Matrix& w, int64_t begin, int64_t end, const float* panels
       if (r < rows) decode(w.data + (first + r) * w.row_bytes, K, row);
       for (int64_t k = 0; k < K; ++k) tile[k * width + r] = r < rows ? row[k] : 0.0f;
     }
-    for (int64_t t = 0; t < T; t += panel) {
-      const float* x = panels + t * K;
+    const float* x = panels;
+    const int64_t most = lltool::panel_tokens(T, panel);
+    for (int64_t t = 0; t < T; t += most, x += panel * K) {
       alignas(64) float result[panel * width] = {};
       // Sums of 256 products each: rounding errors grow with the length of a running sum.
       for (int64_t start = 0; start < K; start += 256) {
@@ -117,7 +145,7 @@ void matmul_f32(const Matrix& w, int64_t begin, int64_t end, const float* panels
           store(r + lanes, load<vf>(r + lanes) + high[i]);
         }
       }
-      for (int i = 0; i < panel && t + i < T; ++i)
+      for (int64_t i = 0; i < most && t + i < T; ++i)
         std::memcpy(out + (t + i) * stride + first, result + i * width, size_t(rows) * 4);
     }
   }

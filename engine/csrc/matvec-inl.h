@@ -4,6 +4,9 @@
 
 namespace {
 
+// Rows and tokens whose sums, steps of weights and of one token fit the registers.
+constexpr int rows_together = lanes == 16 ? 2 : 1, tokens_together = 4;
+
 // The weights of a step as codes in the layout of the activations, and what scales each lane: all of it by [0] for groups
 // of 32; of groups of 16, `low` by [0] and `high` by [1].
 struct Weights {
@@ -84,8 +87,9 @@ template <class F> struct TokenStep {
   vf sum[halves];
 };
 
-template <class F> inline void prepare(Quantized x, int64_t K, TokenStep<F>* to) {
-  for (int64_t k = 0; k < K; k += step, ++to) {
+// Every `apart`-th step from `to` on.
+template <class F> inline void prepare(Quantized x, int64_t K, TokenStep<F>* to, int apart) {
+  for (int64_t k = 0; k < K; k += step, to += apart) {
     to->low = load<vb>(x.q + k);
     to->high = load<vb>(x.q + k + step / 2);
     to->scale = load<vf>(x.scale + k / 8);
@@ -111,31 +115,31 @@ template <class F> inline vf multiply_step(const Weights& w, const TokenStep<F>&
   return acc;
 }
 
-// Sums to: sum over k of (scale * (code - zero) + min) * x[k].
-template <class F, class AnyRow> inline vf dot_row(AnyRow row, const TokenStep<F>* x, int64_t K) {
-  vf acc{};
-  typename AnyRow::Block block;
-  for (int64_t unit = 0; unit + AnyRow::unit <= K; unit += AnyRow::unit, row.move(AnyRow::unit)) {
-    row.read(block);
+// R rows times N tokens, whose steps x has in turns; the lanes of acc sum to: sum over k of (scale * (code - zero) + min) * x[k].
+template <class F, int R, int N, class AnyRow>
+inline void dot_rows(AnyRow (&row)[R], const TokenStep<F>* x, int64_t K, vf (&acc)[R][N]) {
+  typename AnyRow::Block block[R];
+  const auto take = [&](int column) {
+    Weights w[R];
+    for (int r = 0; r < R; ++r) w[r] = row[r].at(column, block[r]);
 #pragma GCC unroll 8
-    for (int column = 0; column < AnyRow::unit; column += step) acc = multiply_step<F>(row.at(column, block), *x++, acc);
+    for (int n = 0; n < N; ++n)
+      for (int r = 0; r < R; ++r) acc[r][n] = multiply_step<F>(w[r], x[n], acc[r][n]);
+    x += N;
+  };
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) acc[r][n] = vf{};
+  for (int64_t unit = 0; unit + AnyRow::unit <= K; unit += AnyRow::unit) {
+    for (int r = 0; r < R; ++r) row[r].read(block[r]);
+#pragma GCC unroll 8
+    for (int column = 0; column < AnyRow::unit; column += step) take(column);
+    for (int r = 0; r < R; ++r) row[r].move(AnyRow::unit);
   }
   if (K % AnyRow::unit) { // only where the unit is a step
-    if (K > step) row.move(K % step - step);
-    acc = multiply_step<F>(row.at(0, block), *x, acc);
+    if (K > step)
+      for (int r = 0; r < R; ++r) row[r].move(K % step - step);
+    take(0);
   }
-  return acc;
-}
-
-// out[r] = the sum of dot(r); four rows share the additions.
-template <class Dot> inline void multiply_rows(int64_t begin, int64_t end, float* out, Dot dot) {
-  int64_t r = begin;
-  for (; r + 4 <= end; r += 4) {
-    vf acc[4];
-    for (int i = 0; i < 4; ++i) acc[i] = dot(r + i);
-    sum_each(acc, out + r);
-  }
-  for (; r < end; ++r) out[r] = sum_of(dot(r));
 }
 
 // Touches the pages that the row a page further on begins: no hardware prefetcher crosses into a page, and where memory is
@@ -146,29 +150,79 @@ inline void touch_ahead(const uint8_t* row, int64_t bytes) {
   for (uintptr_t p = (from | (page - 1)) + 1; p <= from + uintptr_t(bytes); p += page) __builtin_prefetch(reinterpret_cast<const void*>(p));
 }
 
-template <class F>
-void matvec_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
+// Rows [begin, end), of which row(r) gives the one, times N tokens: the first `tokens` are written to out[t * stride + r].
+template <class F, int N, class Row>
+inline void multiply_rows(int64_t begin, int64_t end, const TokenStep<F>* x, int64_t K, int tokens, float* out, int64_t stride, Row row) {
+  // A single token's rows share their additions, several tokens' rows what is loaded of the tokens.
+  constexpr int R = N == 1 ? 1 : rows_together;
+  int64_t r = begin;
+  if constexpr (N == 1) {
+    for (; r + 4 <= end; r += 4) {
+      vf acc[4];
+      for (int i = 0; i < 4; ++i) {
+        decltype(row(r)) one[1] = {row(r + i)};
+        vf sum[1][1];
+        dot_rows<F>(one, x, K, sum);
+        acc[i] = sum[0][0];
+      }
+      sum_each(acc, out + r);
+    }
+  }
+  for (; r < end; r += R) {
+    vf acc[R][N], all[lanes] = {};
+    if constexpr (R == 2) {
+      decltype(row(r)) both[2] = {row(r), row(r + 1 < end ? r + 1 : r)};
+      dot_rows<F>(both, x, K, acc);
+    } else {
+      decltype(row(r)) one[1] = {row(r)};
+      dot_rows<F>(one, x, K, acc);
+    }
+    for (int i = 0; i < R; ++i)
+      for (int n = 0; n < N; ++n) all[i * N + n] = acc[i][n];
+    alignas(64) float sums[lanes];
+    store(sums, reduce_each(all, [](vf a, vf b) { return a + b; }));
+    for (int i = 0; i < R && r + i < end; ++i)
+      for (int n = 0; n < tokens; ++n) out[n * stride + r + i] = sums[i * N + n];
+  }
+}
+
+template <class F, int N>
+void multiply_tokens(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
   const int64_t K = w.columns, Kp = padded(K), groups = Kp / F::group, steps = Kp / step;
   TokenStep<F>* token = static_cast<TokenStep<F>*>(scratch);
-  for (int t = 0; t < tokens; ++t) prepare<F>(x.token(t, Kp), K, token + t * steps);
-  float* scales = reinterpret_cast<float*>(token + tokens * steps);
-  const Row unpacked{reinterpret_cast<uint8_t*>(scales + 2 * groups), scales, scales + groups};
-  for (int64_t g = K / F::group; g < groups; ++g) unpacked.scale[g] = unpacked.min[g] = 0;
-
-  const auto row = [&](int64_t r) {
+  for (int t = 0; t < tokens; ++t) prepare<F>(x.token(t, Kp), K, token + t, N);
+  for (int t = tokens; t < N; ++t)
+    for (int64_t k = 0; k < steps; ++k) token[k * N + t] = TokenStep<F>{};
+  const auto at = [&](int64_t r) {
     const uint8_t* p = w.data + r * w.row_bytes;
     touch_ahead(p, w.row_bytes);
     return p;
   };
   if constexpr (is_in_registers<F>) {
-    if (tokens == 1 && K >= step) {
-      multiply_rows(begin, end, out, [&](int64_t r) { return dot_row<F>(PackedRow<F>{row(r)}, token, K); });
+    if (K >= step) {
+      multiply_rows<F, N>(begin, end, token, K, tokens, out, stride, [&](int64_t r) { return PackedRow<F>{at(r)}; });
       return;
     }
   }
-  for (int64_t r = begin; r < end; ++r) {
-    unpack_row<F>(row(r), K, unpacked);
-    for (int t = 0; t < tokens; ++t) out[t * stride + r] = sum_of(dot_row<F>(UnpackedRow<F>{unpacked}, token + t * steps, K));
+  float* scales = reinterpret_cast<float*>(token + N * steps);
+  uint8_t* codes = reinterpret_cast<uint8_t*>(scales + 2 * rows_together * groups);
+  multiply_rows<F, N>(begin, end, token, K, tokens, out, stride, [&](int64_t r) {
+    const int64_t i = r % rows_together;
+    const Row row{codes + i * Kp, scales + 2 * i * groups, scales + (2 * i + 1) * groups};
+    for (int64_t g = K / F::group; g < groups; ++g) row.scale[g] = row.min[g] = 0;
+    unpack_row<F>(at(r), K, row);
+    return UnpackedRow<F>{row};
+  });
+}
+
+template <class F>
+void matvec_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
+  const auto some = [&](auto N) { multiply_tokens<F, N>(w, begin, end, x, tokens, out, stride, scratch); };
+  for (int rest = tokens; rest > 0; rest -= tokens_together, x = x.token(tokens_together, padded(w.columns)), out += tokens_together * stride) {
+    tokens = rest < tokens_together ? rest : tokens_together;
+    if (tokens == 1) some(std::integral_constant<int, 1>{});
+    else if (tokens == 2) some(std::integral_constant<int, 2>{});
+    else some(std::integral_constant<int, tokens_together>{});
   }
 }
 

@@ -7,7 +7,7 @@
 namespace lltool {
 
 // From this many tokens on it pays to unpack a tile of the weight; below, each row is read once for all tokens.
-constexpr int64_t panels_from = 16;
+constexpr int64_t panels_from = 5;
 
 void EmbedOp::row(const Run& run, int64_t t) const {
   float* to = run.executor.at(out) + t * out.width;
@@ -46,9 +46,10 @@ void LinearOp::prepare(const Run& run, bool panels) const {
     });
     return;
   }
+  const int64_t most = panel_tokens(T, panel);
   run.worker.parallel((T + panel - 1) / panel, [&](int64_t p) {
-    const int tokens = int(std::min<int64_t>(panel, T - p * panel));
-    const float* rows = from + p * panel * K;
+    const int tokens = int(std::min(most, T - p * most));
+    const float* rows = from + p * most * K;
     if (int8) e.kernels.quantize_panel(rows, K, tokens, K, e.quantized.token(p * panel, K));
     if (floats) e.kernels.pack_panel(rows, K, tokens, K, e.packed + p * panel * K);
   });

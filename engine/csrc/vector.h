@@ -34,6 +34,16 @@ template <class V, class T> inline V load(const T* p) {
   return v;
 }
 template <class V, class T> inline void store(T* p, V v) { std::memcpy(p, &v, sizeof(V)); }
+// The first `count` items at p; the other lanes are zero.
+template <int count> inline vi load_first(const int32_t* p) {
+#if defined(__AVX512VNNI__)
+  return (vi)_mm512_maskz_loadu_epi32((1 << count) - 1, p);
+#else
+  vi v{};
+  std::memcpy(&v, p, count * 4);
+  return v;
+#endif
+}
 inline vf splat(float x) { return x - vf{}; }
 inline vi splat(int32_t x) { return x - vi{}; }
 inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
@@ -52,6 +62,58 @@ inline vf round(vf a) { return vrndnq_f32(a); }
 #else
 inline vf round(vf a) { return (a + 12582912.0f) - 12582912.0f; }
 #endif
+
+// Writes numbers from -127 to 127, rounded to the nearest, as bytes.
+inline void store_bytes(int8_t* p, vf v) {
+#if defined(LLTOOL_NEON)
+  const int16x4_t halves = vmovn_s32(vcvtnq_s32_f32(v));
+  vst1_lane_s32(reinterpret_cast<int32_t*>(p), (int32x2_t)vmovn_s16(vcombine_s16(halves, halves)), 0);
+#else
+  typedef int8_t narrow __attribute__((vector_size(lanes)));
+  store(p, __builtin_convertvector(to_int(round(v)), narrow));
+#endif
+}
+
+// The lower and upper halves of a and b, lane by lane in turns.
+inline vi zip_low(vi a, vi b) {
+#if defined(__AVX512VNNI__)
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+#endif
+}
+inline vi zip_high(vi a, vi b) {
+#if defined(__AVX512VNNI__)
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+}
+// Each round moves the highest bit of a lane's (row, column) to the end; after as many as a row number has they are swapped.
+inline void transpose(vi (&v)[lanes]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < lanes; round *= 2) {
+    vi next[lanes];
+    for (int i = 0; i < lanes / 2; ++i) {
+      next[2 * i] = zip_low(v[i], v[i + lanes / 2]);
+      next[2 * i + 1] = zip_high(v[i], v[i + lanes / 2]);
+    }
+    for (int i = 0; i < lanes; ++i) v[i] = next[i];
+  }
+}
+
+// Lane i is what `combine` makes of all lanes of v[i]: a transposition that keeps the combined half of each round.
+template <class Combine> inline vf reduce_each(vf (&v)[lanes], Combine combine) {
+#pragma GCC unroll 4
+  for (int n = lanes / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i)
+      v[i] = combine((vf)zip_low((vi)v[i], (vi)v[i + n]), (vf)zip_high((vi)v[i], (vi)v[i + n]));
+  return v[0];
+}
 
 inline float sum_of(vf v) {
 #if defined(__AVX512VNNI__)
@@ -94,6 +156,19 @@ inline float highest(vf v) {
   float m = v[0];
   for (int i = 1; i < lanes; ++i) m = v[i] > m ? v[i] : m;
   return m;
+#endif
+}
+
+// Each four lanes: their largest.
+inline vf highest_of_fours(vf v) {
+#if defined(__AVX512VNNI__)
+  v = max(v, _mm512_permute_ps(v, 0xb1));
+  return max(v, _mm512_permute_ps(v, 0x4e));
+#elif defined(__AVX2__)
+  v = max(v, _mm256_permute_ps(v, 0xb1));
+  return max(v, _mm256_permute_ps(v, 0x4e));
+#else
+  return splat(highest(v));
 #endif
 }
 
