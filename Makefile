@@ -1,7 +1,8 @@
 # make demo | bench | check | test | gate: each sets up what it needs, once; make install: all. Wants Python 3.11 and g++.
 # make test-arm | sanitize: the native tests under qemu, and under sanitizers (.ci/ says what they want).
 PYTHON ?= python3
-# What `make bench` compares with, where it is installed: a Python with llama-cpp-python, the path of a llama-bench.
+# What `make bench` compares with, where it is installed: a Python with llama-cpp-python, paths of llama-bench programs (those
+# of llama.cpp and ik_llama.cpp; llama-batched-bench beside them runs several sequences). Each peer runs in its best mode.
 LLAMA_CPP_PYTHON ?= $(shell $(PYTHON) -c "import llama_cpp, sys; print(sys.executable)" 2>/dev/null)
 LLAMA_BENCH ?= $(shell command -v llama-bench)
 
@@ -18,10 +19,16 @@ install: $(VENV)/.developed
 demo: $(VENV)/.installed
 	$(BIN)/lltool demo
 
-bench: demo
-	$(BIN)/lltool bench -m $(MODEL)-Q4_0.gguf,$(MODEL)-Q8_0.gguf -p 512 -n 64 --plot .cache/demo/bench.png \
-	  $(if $(LLAMA_CPP_PYTHON),--peer llama-cpp-python:$(LLAMA_CPP_PYTHON)) \
-	  $(if $(LLAMA_BENCH),--peer llama-bench:$(LLAMA_BENCH))
+BENCH_MODELS ?= $(MODEL)-Q4_0.gguf $(MODEL)-Q8_0.gguf
+PEERS = $(LLAMA_BENCH:%=--peer llama-bench:%)
+COMMA := ,
+EMPTY :=
+MODELS_OF_BENCH = -m $(subst $(EMPTY) $(EMPTY),$(COMMA),$(strip $(BENCH_MODELS)))
+# A prompt and generation, a few tokens at once, and eight sequences: reports/bench*.csv, .json and .png
+bench: $(if $(filter $(MODEL)%,$(BENCH_MODELS)),demo,$(VENV)/.installed)
+	$(BIN)/lltool bench $(MODELS_OF_BENCH) -p 2,4,8,512 -n 128 -r 7 $(PEERS) \
+	  $(if $(LLAMA_CPP_PYTHON),--peer llama-cpp-python:$(LLAMA_CPP_PYTHON)) --save reports/bench
+	$(BIN)/lltool bench $(MODELS_OF_BENCH) -p 0 -n 32 -npl 8 -r 7 $(PEERS) --save reports/bench-8-sequences
 
 check: $(VENV)/.developed
 	$(BIN)/ruff check .

@@ -14,8 +14,14 @@ MAX_GROUP: int = 128
 def available_isas() -> list[str]:
     """Instruction sets this processor can run, best first."""
 
+def probe_read(isa: str, threads: int, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], seconds: float) -> float:
+    """Bytes a second."""
+
+def probe_multiply(isa: str, threads: int, kind: str, seconds: float) -> float:
+    """Multiply-adds a second of int8, int16 or float32."""
+
 class Executor:
-    def __init__(self, *, isa: str, threads: int, max_batch: int, head_rows: int, arena_width: int, vocabulary: int, pages: int, int8: bool, half_cache: bool) -> None: ...
+    def __init__(self, *, isa: str, decode: Sequence[Sequence[int]], batch: Sequence[Sequence[int]], poll: int, max_batch: int, head_rows: int, arena_width: int, vocabulary: int, pages: int, int8: bool, k_type: int, v_type: int, deterministic: bool) -> None: ...
 
     def embed(self, arg0: tuple[int, int], arg1: int, arg2: int, arg3: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], arg4: float, /) -> None: ...
 
@@ -25,7 +31,7 @@ class Executor:
 
     def rope(self, arg0: tuple[int, int], arg1: tuple[int, int], arg2: int, arg3: Sequence[float], arg4: float, arg5: bool, /) -> None: ...
 
-    def attention(self, arg0: tuple[int, int], arg1: tuple[int, int], arg2: tuple[int, int], arg3: tuple[int, int], arg4: int, arg5: int, arg6: int, arg7: int, arg8: float, arg9: int, arg10: float, /) -> None: ...
+    def attention(self, arg0: tuple[int, int], arg1: tuple[int, int], arg2: tuple[int, int], arg3: tuple[int, int], arg4: int, arg5: int, arg6: int, arg7: int, arg8: float, arg9: int, arg10: float, arg11: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], /) -> None: ...
 
     def elementwise(self, arg0: str, arg1: tuple[int, int], arg2: tuple[int, int], arg3: tuple[int, int], arg4: float, /) -> None: ...
 

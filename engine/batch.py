@@ -11,7 +11,7 @@ from lltool.engine.observe import Observation
 PAGE = 64  # tokens in a page of the cache
 
 Precision = Literal["int8", "f32"]  # of the products with quantized weights
-CacheType = Literal["f16", "f32"]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]  # how the cache holds keys, or values
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from lltool.engine.program import (
     Softcap,
     Weight,
 )
+from lltool.engine.threads import Threads
 from lltool.gguf.errors import InputError
+from lltool.gguf.ggml_types import GGMLType
 from lltool.quant import isa
 from lltool.quant.codec import decode
 
@@ -47,24 +49,32 @@ class CpuExecutor:
         pages: int,
         *,
         max_batch: int,
-        threads: int,
+        threads: int | Threads,
         precision: Precision = "int8",
-        cache_type: CacheType = "f16",
+        cache_type_k: CacheType = "f16",
+        cache_type_v: CacheType = "f16",
+        deterministic: bool = False,
         instruction_set: str | None = None,
     ) -> None:
         self.head_rows = min(HEAD_ROWS, max_batch)
         self._program = program
+        self._cache_types = (GGMLType[cache_type_k.upper()], GGMLType[cache_type_v.upper()])
         self._observers: list[Observe] = []
+        teams = Threads.of(threads)
         self._native = _native.Executor(
             isa=instruction_set or isa.chosen(),
-            threads=threads,
+            decode=teams.decode.places(),
+            batch=teams.batch.places(),
+            poll=teams.poll,
             max_batch=max_batch,
             head_rows=self.head_rows,
             arena_width=program.arena_width,
             vocabulary=program.logits.width,
             pages=pages,
             int8=precision == "int8",
-            half_cache=cache_type == "f16",
+            k_type=int(self._cache_types[0]),
+            v_type=int(self._cache_types[1]),
+            deterministic=deterministic,
         )
         self._steps: list[int] = []  # the native operation that a program's operation is part of
         for op in program.ops:
@@ -137,15 +147,19 @@ class CpuExecutor:
                 native.linear(place(x), parts, [place(residual)] if residual else [])
             case Rope(x, out, head_dim, frequencies, magnitude, interleaved):
                 native.rope(place(x), place(out), head_dim, list(frequencies), magnitude, interleaved)
-            case Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap):
+            case Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap, sinks):
                 if head_dim > _native.MAX_HEAD_DIM or heads // kv_heads > _native.MAX_GROUP:
                     raise InputError(
                         f"layer {layer}: {heads} heads of {head_dim} on {kv_heads} key/value heads; the kernels take "
                         f"heads of at most {_native.MAX_HEAD_DIM}, and {_native.MAX_GROUP} on one key/value head"
                     )
-                native.attention(
-                    place(q), place(k), place(v), place(out), layer, heads, kv_heads, head_dim, scale, window, softcap
-                )
+                if head_dim % 32 and {GGMLType.Q8_0, GGMLType.Q4_0} & set(self._cache_types):
+                    raise InputError(
+                        f"layer {layer}: heads of {head_dim}; a cache of q8_0 or q4_0 wants a multiple of 32"
+                    )
+                sizes = (layer, heads, kv_heads, head_dim)
+                places = (place(q), place(k), place(v), place(out))
+                native.attention(*places, *sizes, scale, window, softcap, self._vector(sinks))
             case Gated(gate, up, out, activation):
                 native.elementwise(activation, place(gate), place(up), place(out), 0.0)
             case Add(x, y, out):

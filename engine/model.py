@@ -17,9 +17,11 @@ from lltool.engine.compare import Compared
 from lltool.engine.config import ModelConfig
 from lltool.engine.observe import observe_linears
 from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
-from lltool.engine.threads import default_threads
+from lltool.engine.threads import Threads, check_threads
+from lltool.engine.tuning import read_tuned
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.mapped import LoadMode, prefetch
 from lltool.gguf.reader import GGUFFile, open_gguf
 from lltool.gguf.source import Tensor
 from lltool.quant.codec import decode
@@ -28,10 +30,8 @@ if TYPE_CHECKING:
     from lltool.engine.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096
-MAX_THREADS = 512  # as in ggml
 
 Tokens = List[int] | NDArray[np.integer]
-LoadMode = Literal["mmap", "none"]
 Wanted = Literal["all", "last", "none"] | NDArray[np.integer]
 
 
@@ -41,16 +41,18 @@ class Setup:
 
     pages: int
     batch: int
-    threads: int
+    threads: Threads
     precision: Precision
-    cache_type: CacheType
+    cache_type_k: CacheType
+    cache_type_v: CacheType
+    deterministic: bool = False
     instruction_set: str | None = None  # None: the process's own
 
 
 def _make_reference(program: Program, setup: Setup) -> Executor:
     from lltool.engine.reference import ReferenceExecutor
 
-    return ReferenceExecutor(program, setup.pages)
+    return ReferenceExecutor(program, setup.pages, cache_type_k=setup.cache_type_k, cache_type_v=setup.cache_type_v)
 
 
 def _make_cpu(program: Program, setup: Setup) -> Executor:
@@ -62,7 +64,9 @@ def _make_cpu(program: Program, setup: Setup) -> Executor:
         max_batch=setup.batch,
         threads=setup.threads,
         precision=setup.precision,
-        cache_type=setup.cache_type,
+        cache_type_k=setup.cache_type_k,
+        cache_type_v=setup.cache_type_v,
+        deterministic=setup.deterministic,
         instruction_set=setup.instruction_set,
     )
 
@@ -157,15 +161,12 @@ class Model:
 
     @property
     def threads(self) -> int:
-        return self.setup.threads
+        """Of one token; batches can have others (`setup.threads`)."""
+        return self.setup.threads.decode.threads
 
     @property
     def precision(self) -> Precision:
         return self.setup.precision
-
-    @property
-    def cache_type(self) -> CacheType:
-        return self.setup.cache_type
 
     @cached_property
     def tokenizer(self) -> "Tokenizer":
@@ -272,34 +273,44 @@ def load_model(
     path: str | Path,
     *,
     executor: str = "cpu",
-    threads: int | None = None,
+    threads: int | Threads | None = None,
     context: int | None = None,
     sequences: int = 1,
     batch: int = 512,
     precision: Precision = "int8",
-    cache_type: CacheType | None = None,
+    cache_type_k: CacheType | None = None,
+    cache_type_v: CacheType | None = None,
+    deterministic: bool = False,
     load_mode: LoadMode = "mmap",
     instruction_set: str | None = None,
     observe: Callable[[str], bool] | None = None,
 ) -> Model:
-    """Maps a GGUF model and makes it ready; weights are used where they lie. `load_mode` "none" reads it into memory.
+    """Maps a GGUF model and makes it ready; weights are used where they lie.
 
-    The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096);
-    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits; `instruction_set` is one of those that the
-    machine runs (default: `isa.chosen()`); `observe` says of which matrices, by name, the inputs are summed up
+    The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096).
+    `threads` are as many for every batch, or two teams (default: what `lltool bench --autotune` found, or one a core).
+    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits. Keys and values are kept as `cache_type_k`
+    and `cache_type_v` (default: f16, or f32 where all is computed in float32). `deterministic` makes a sequence's
+    logits independent, to the bit, of how its tokens were cut into batches and of what else was in them. `load_mode`
+    "none" reads the file into memory, "mlock" keeps it there. `instruction_set` is one of those that the machine runs
+    (default: `isa.chosen()`); `observe` says of which matrices, by name, the inputs are summed up
     (`executor.take_observations()`). Raises InputError naming file and tensor or key.
     """
-    for name, count in (("threads", threads), ("context", context), ("sequences", sequences), ("batch", batch)):
+    for name, count in (("context", context), ("sequences", sequences), ("batch", batch)):
         if count is not None and count < 1:
             raise InputError(f"{name} {count}, wanted at least 1")
-    if threads is not None and threads > MAX_THREADS:
-        raise InputError(f"threads {threads}, wanted at most {MAX_THREADS}")
-    cache_type = cache_type or ("f32" if precision == "f32" else "f16")
+    if threads is not None:
+        check_threads(Threads.of(threads))
+    default: CacheType = "f32" if precision == "f32" or executor == "reference" else "f16"
+    cache_types = (cache_type_k or default, cache_type_v or default)
     _check_choice("executor", executor, EXECUTORS)
     _check_choice("precision", precision, get_args(Precision))
-    _check_choice("cache_type", cache_type, get_args(CacheType))
+    _check_choice("cache_type_k", cache_types[0], get_args(CacheType))
+    _check_choice("cache_type_v", cache_types[1], get_args(CacheType))
     _check_choice("load_mode", load_mode, get_args(LoadMode))
-    file = open_gguf(path, copy=load_mode == "none")
+    file = open_gguf(path, load_mode)
+    if load_mode == "mmap":
+        prefetch(file.paths)
     try:
         weights = {tensor.name: _weight(tensor) for tensor in file.tensors}
         config = ModelConfig.from_gguf(file.metadata, weights)
@@ -309,7 +320,8 @@ def load_model(
         context = _choose_context(context, config)
         pages = sequences * -(-context // PAGE)
         batch = min(batch, pages * PAGE)
-        setup = Setup(pages, batch, threads or default_threads(), precision, cache_type, instruction_set)
+        chosen = _choose_threads(threads, file)
+        setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set)
         return Model(file, config, program, _make_executor(executor, program, setup), setup, context)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -332,6 +344,12 @@ def _choose_context(wanted: int | None, config: ModelConfig) -> int:
     if wanted is not None and wanted > config.context_length:
         raise InputError(f"context {wanted}, the model was made for {config.context_length} at most")
     return wanted or min(config.context_length, DEFAULT_CONTEXT)
+
+
+def _choose_threads(wanted: int | Threads | None, file: GGUFFile) -> Threads:
+    """Those asked for, or found to be best for models of this size, or one a core."""
+    tuned = read_tuned(file.size) if wanted is None else None
+    return tuned.threads if tuned else Threads.of(wanted)
 
 
 def _weight(tensor: Tensor) -> Weight:

@@ -99,6 +99,7 @@ class Attention:
     """Stores k and v of the batch in the cache of `layer`, then out = softmax(scale * q @ Kᵀ) @ V, causal.
 
     `window` > 0: a query at position p sees keys at positions > p - window. `softcap` > 0: cap * tanh(score / cap).
+    `sinks`, one a head, are scores of a key that every query sees and that has no value.
     """
 
     q: Buffer
@@ -112,6 +113,7 @@ class Attention:
     scale: float
     window: int = 0
     softcap: float = 0.0
+    sinks: str | None = None
 
 
 @dataclass(frozen=True)
@@ -269,11 +271,23 @@ class Tracer:
         return out
 
     def attention(
-        self, q: Buffer, k: Buffer, v: Buffer, *, layer: int, head_dim: int, scale: float, window: int, softcap: float
+        self,
+        q: Buffer,
+        k: Buffer,
+        v: Buffer,
+        *,
+        layer: int,
+        head_dim: int,
+        scale: float,
+        window: int,
+        softcap: float,
+        sinks: str | None = None,
     ) -> Buffer:
         out = self._buffer(q.width)
         heads, kv_heads = q.width // head_dim, k.width // head_dim
-        self.ops.append(Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap))
+        if sinks is not None:
+            self._take(sinks, (heads,))
+        self.ops.append(Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap, sinks))
         return out
 
     def gated(self, gate: Buffer, up: Buffer, activation: Activation) -> Buffer:

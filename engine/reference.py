@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lltool.engine.batch import PAGE, Batch
+from lltool.engine.batch import PAGE, Batch, CacheType
 from lltool.engine.compare import compare_rows
 from lltool.engine.observe import Observation
 from lltool.engine.program import (
@@ -29,7 +29,8 @@ from lltool.engine.program import (
     Select,
     Softcap,
 )
-from lltool.quant.codec import decode
+from lltool.gguf.ggml_types import GGMLType
+from lltool.quant.codec import decode, encode
 
 Floats = NDArray[Any]  # of the executor's dtype
 
@@ -48,13 +49,25 @@ ACTIVATIONS: dict[Activation, Callable[[Floats], Floats]] = {"silu": silu, "gelu
 
 
 class ReferenceExecutor:
-    """Runs a Program in `dtype`, one operation at a time, with weights decoded on first use and kept."""
+    """Runs a Program in `dtype`, one operation at a time, with weights decoded on first use and kept.
+
+    Keys and values are rounded as a cache of those types rounds them, each head's by itself.
+    """
 
     head_rows = 64
 
-    def __init__(self, program: Program, pages: int, *, dtype: type[np.floating] = np.float32) -> None:
+    def __init__(
+        self,
+        program: Program,
+        pages: int,
+        *,
+        dtype: type[np.floating] = np.float32,
+        cache_type_k: CacheType = "f32",
+        cache_type_v: CacheType = "f32",
+    ) -> None:
         self._program = program
         self._dtype = np.dtype(dtype)
+        self._cache_types = (cache_type_k, cache_type_v)
         self._weights: dict[str, NDArray[np.float32]] = {}
         # Keyed by place in the arena, so that a plan which gives a place away too early shows here too.
         self._arena: dict[int, Floats] = {}
@@ -142,8 +155,8 @@ class ReferenceExecutor:
         tokens = len(batch.tokens)
         q = self._get(op.q).reshape(tokens, op.heads, op.head_dim)
         rows = batch.tables[batch.sequences, batch.positions // PAGE] * PAGE + batch.positions % PAGE  # (T,)
-        self._k[op.layer][rows] = self._get(op.k).reshape(tokens, op.kv_heads, op.head_dim)
-        self._v[op.layer][rows] = self._get(op.v).reshape(tokens, op.kv_heads, op.head_dim)
+        for cache, x, kind in zip((self._k, self._v), (op.k, op.v), self._cache_types, strict=True):
+            cache[op.layer][rows] = _round(self._get(x).reshape(tokens, op.kv_heads, op.head_dim), kind)
 
         out = np.empty_like(q)
         for sequence in np.unique(batch.sequences):
@@ -159,9 +172,12 @@ class ReferenceExecutor:
             distance = positions[:, None] - seen  # (T, n)
             hidden = (distance < 0) | (distance >= op.window if op.window else False)
             scores = np.where(hidden, -np.inf, scores)
+            if op.sinks:
+                sinks = np.broadcast_to(self._weight(op.sinks)[:, None, None], (*scores.shape[:2], 1))
+                scores = np.concatenate([scores, sinks], axis=-1)  # (H, T, n + 1)
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             weights /= weights.sum(axis=-1, keepdims=True)
-            out[mine] = np.einsum("htn,nhd->thd", weights, v, optimize=True)
+            out[mine] = np.einsum("htn,nhd->thd", weights[..., : len(seen)], v, optimize=True)
         self._set(op.out, out.reshape(tokens, op.out.width))
 
     def _get(self, buffer: Buffer) -> Floats:
@@ -181,6 +197,15 @@ class ReferenceExecutor:
     def _decode_rows(self, name: str, rows: NDArray[np.int32]) -> Floats:
         weight = self._program.weights[name]
         return decode(weight.data[rows], weight.type).astype(self._dtype, copy=False)
+
+
+def _round(x: Floats, kind: CacheType) -> Floats:
+    """The values x (T, KvH, Hd) as a cache of that type gives them back; f32 stands for the executor's own type."""
+    if kind == "f32":
+        return x
+    type = GGMLType[kind.upper()]
+    rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), np.float32)
+    return decode(encode(rows, type), type).reshape(x.shape)
 
 
 def _rotate(x: Floats, positions: NDArray[np.int32], op: Rope) -> Floats:

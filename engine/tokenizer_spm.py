@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.sentencepiece_model import TokenType
+from lltool.gguf.string_array import StringArray
 
 SPACE = "\u2581"
 
@@ -61,18 +62,25 @@ def bytes_of_token(text: str, type: int) -> bytes:
 
 def _unique_texts(tokens: Sequence[str]) -> list[bytes]:
     """Token texts as SentencePiece takes them: UTF-8 without NUL, none empty, of equal ones the last."""
-    texts = list(tokens)
-    try:
-        pieces = list(map(str.encode, texts))
-    except UnicodeEncodeError:
-        pieces = [b"" if any("\ud800" <= char <= "\udfff" for char in text) else text.encode() for text in texts]
-    if len(set(pieces)) == len(pieces) and all(pieces) and b"\0" not in b"".join(pieces):
-        return pieces
+    if isinstance(tokens, StringArray) and len(tokens):  # mostly nothing is wrong with the bytes of the file
+        joined = tokens.joined(b"\0")
+        pieces = joined.split(b"\0")
+        if len(set(pieces)) == len(pieces) == len(tokens) and all(pieces) and _is_utf8(joined):
+            return pieces
+    pieces = [b"" if any("\ud800" <= char <= "\udfff" for char in text) else text.encode() for text in tokens]
     last = dict(zip(pieces, range(len(pieces)), strict=True))
     return [
         piece if piece and b"\0" not in piece and last[piece] == id else _placeholder(id)
         for id, piece in enumerate(pieces)
     ]
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _placeholder(id: int) -> bytes:

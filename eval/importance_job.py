@@ -15,6 +15,7 @@ from lltool.engine.batch import Precision
 from lltool.engine.chat import ChatTemplate
 from lltool.engine.model import Model, load_model
 from lltool.engine.program import Weight
+from lltool.engine.threads import Threads
 from lltool.eval.importance import (
     Collected,
     Coverage,
@@ -52,7 +53,7 @@ class ImportanceJob:
     output: Path
     context: int = 512
     batch: int = 512
-    threads: int | None = None
+    threads: int | Threads | None = None
     precision: Precision = "int8"
     first: int = 0
     chunks: int | None = None

@@ -82,7 +82,15 @@ def run_logits(program: Program, batch: Batch, pages: int, threads: int) -> Floa
 
 
 def _make_executor(program: Program, batch: Batch, pages: int, threads: int) -> CpuExecutor:
-    return CpuExecutor(program, pages, max_batch=len(batch.tokens), threads=threads, precision="f32", cache_type="f32")
+    return CpuExecutor(
+        program,
+        pages,
+        max_batch=len(batch.tokens),
+        threads=threads,
+        precision="f32",
+        cache_type_k="f32",
+        cache_type_v="f32",
+    )
 
 
 def _as_floats(weight: Weight) -> Weight:

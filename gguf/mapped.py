@@ -3,14 +3,19 @@
 import mmap
 import os
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
-from threading import Lock
-from typing import BinaryIO
+from pathlib import Path
+from threading import Lock, Thread
+from typing import BinaryIO, Literal
 
 import numpy as np
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.source import Bytes
+
+# How a file is used: mapped, and read when its pages are touched; read at once; mapped, read, and kept in memory.
+LoadMode = Literal["mmap", "none", "mlock"]
 
 _READ = 64 << 20  # bytes at once
 _KEPT = 128 << 20  # bytes of the last windows that stay mapped: a writer has two at a time
@@ -19,15 +24,17 @@ _KEPT = 128 << 20  # bytes of the last windows that stay mapped: a writer has tw
 class MappedFile:
     """`data` is the whole file, (bytes,); `window` a part of it that is read once.
 
-    With `copy` the file is read into memory at once instead of when its pages are touched.
+    Raises InputError for memory that is not to be locked.
     """
 
-    def __init__(self, file: BinaryIO, *, copy: bool = False) -> None:
+    def __init__(self, file: BinaryIO, mode: LoadMode = "mmap") -> None:
         # Views hold on to the map, so it is closed by the last of them and not by hand.
-        self._copied = copy
-        self._mapped = _read_whole(file) if copy else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._stays = mode != "mmap"
+        self._mapped = _read_whole(file) if mode == "none" else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         _want_large_pages(self._mapped)
         self.data: Bytes = np.frombuffer(self._mapped, np.uint8)
+        if mode == "mlock":
+            _lock(self.data, file.name)
         self._windows: deque[tuple[int, int]] = deque()
         self._bytes = 0  # of these windows
         self._lock = Lock()
@@ -37,7 +44,7 @@ class MappedFile:
 
         Unmaps the pages of long past windows; a view of one still works, it is mapped again.
         """
-        if self._copied:
+        if self._stays:
             return self.data[start:stop]
         if start < stop:
             page = start // mmap.PAGESIZE * mmap.PAGESIZE
@@ -60,6 +67,21 @@ def _want_large_pages(memory: mmap.mmap) -> None:
             memory.madvise(mmap.MADV_HUGEPAGE)
 
 
+def _lock(data: Bytes, name: str) -> None:
+    """Reads what is mapped and keeps it in memory for as long as it is."""
+    import ctypes
+    import resource
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlock(ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes)) == 0:
+        return
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    raise InputError(
+        f"{name}: {data.nbytes >> 20} MiB cannot be locked in memory ({os.strerror(ctypes.get_errno()).lower()}); "
+        f"the limit, `ulimit -l`, is {limit >> 10} KiB: raise it or load without mlock"
+    )
+
+
 def _read_whole(file: BinaryIO) -> mmap.mmap:
     size = os.fstat(file.fileno()).st_size
     memory = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)  # private: shared memory is seldom given large pages
@@ -71,3 +93,17 @@ def _read_whole(file: BinaryIO) -> mmap.mmap:
     if done != size:
         raise InputError(f"{file.name}: has {done} bytes of the {size} that it had when it was opened")
     return memory
+
+
+def prefetch(paths: Sequence[Path]) -> None:
+    """Has the system read files, in order, while others work: faults alone read a cold file in small pieces."""
+    if hasattr(os, "posix_fadvise"):
+        Thread(target=_prefetch, args=(paths,), name="prefetch", daemon=True).start()
+
+
+def _prefetch(paths: Sequence[Path]) -> None:
+    with suppress(OSError):  # what is wrong with a file is told by who uses it
+        for path in paths:
+            with path.open("rb") as file:
+                for start in range(0, os.fstat(file.fileno()).st_size, _READ):
+                    os.posix_fadvise(file.fileno(), start, _READ, os.POSIX_FADV_WILLNEED)

@@ -9,7 +9,7 @@ from typing import Self
 from lltool.gguf import shards
 from lltool.gguf.errors import InputError
 from lltool.gguf.header import Header, TensorEntry, parse_header
-from lltool.gguf.mapped import MappedFile
+from lltool.gguf.mapped import LoadMode, MappedFile
 from lltool.gguf.metadata import Value
 from lltool.gguf.source import Bytes, Tensor
 
@@ -58,20 +58,20 @@ class GGUFFile:
         self.close()
 
 
-def open_gguf(path: str | Path, *, copy: bool = False) -> GGUFFile:
-    """Opens a GGUF file, and with any shard of a split model the others; with `copy`, in memory instead of mapped.
+def open_gguf(path: str | Path, mode: LoadMode = "mmap") -> GGUFFile:
+    """Opens a GGUF file, and with any shard of a split model the others.
 
     Raises InputError for what is not a whole, valid file and OSError for one that cannot be read.
     """
     path = Path(path)
-    opened = _open_part(path, copy)
+    opened = _open_part(path, mode)
     count = shards.shard_count(path, opened.header.metadata)
     if count == 1:
         return GGUFFile(path, [opened])
 
     parts = []
     for index, shard in enumerate(shards.find_shards(path, count)):
-        part = opened if shard == path else _open_part(shard, copy)
+        part = opened if shard == path else _open_part(shard, mode)
         shards.check_shard(shard, part.header.metadata, index, count)
         parts.append(part)
     model = GGUFFile(path, parts)
@@ -89,16 +89,16 @@ class _Part:
         self.header: Header = parse_header(path, mapped.data.data)
 
 
-def _open_part(path: Path, copy: bool) -> _Part:
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
+def _open_part(path: Path, mode: LoadMode) -> _Part:
+    kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
         raise InputError(f"{path}: a folder, wanted a GGUF file; `lltool convert` makes one of a checkpoint")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(kind):
         raise InputError(f"{path}: not a regular file, wanted a GGUF file")
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
-        mapped = MappedFile(file, copy=copy)
+        mapped = MappedFile(file, mode)
     return _Part(path, mapped)
 
 

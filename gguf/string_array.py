@@ -60,8 +60,10 @@ class StringArray(Sequence[str]):
         text = self.joined(b"\0").decode("utf-8", "surrogateescape") if len(self) else ""
         strings = text.split("\0")
         if len(strings) == len(self) and _joins_cleanly(text):
-            yield from strings
-            return
+            return iter(strings)
+        return self._one_by_one()
+
+    def _one_by_one(self) -> Iterator[str]:
         start, encoded = 0, bytes(self.encoded)
         for end in self._ends:
             yield encoded[start + 8 : end].decode("utf-8", "surrogateescape")

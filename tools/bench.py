@@ -1,23 +1,23 @@
 """`lltool bench`: tokens a second of models, over all that can be set, in llama-bench's words."""
 
 import argparse
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
+from lltool.tools.arguments import print_json
 from lltool.tools.bench_arguments import AXES, parse_arguments
+from lltool.tools.engine_arguments import set_priority
 
 if TYPE_CHECKING:
     from lltool.eval.bench.measure import Progress
     from lltool.eval.bench.peers.peer import Peer
     from lltool.eval.bench.plan import Point
     from lltool.eval.bench.record import Row
-
-_NICE = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}  # of llama.cpp's priorities
 
 
 def main(argv: list[str]) -> int:
@@ -31,10 +31,15 @@ def main(argv: list[str]) -> int:
 
             return bench_history.main(rest)
     arguments = parse_arguments(argv)
+    if arguments.autotune:
+        return _autotune(arguments)
     from lltool.eval.bench.record import Interrupted
 
-    points, peers, history = _plan(arguments), _find_peers(arguments), _open_history(arguments)
-    _set_priority(arguments.prio)
+    points = _plan(arguments)
+    if arguments.profile:
+        return _profile(points, arguments)
+    peers, history = _find_peers(arguments), _open_history(arguments)
+    set_priority(arguments.prio)
     try:
         rows = _measure(points, peers, history, arguments)
     except Interrupted as stop:
@@ -63,6 +68,36 @@ def _measure(
             return measure_beside(points, peers, effort, progress=progress, **known)
         found = measure(points, effort, memory=not arguments.no_memory, progress=progress, **known)
     return [to_row(measurement) for measurement in found]
+
+
+def _autotune(arguments: argparse.Namespace) -> int:
+    from lltool.engine.tuning import keep_tuned
+    from lltool.eval.bench.autotune import autotune, format_search
+
+    if arguments.threads:
+        raise InputError("--autotune looks for the best -t; leave out -t")
+    found = []
+    for path in arguments.model:
+        size, search = autotune(path)
+        file = keep_tuned(size, search.tuned)
+        found.append({"model": str(path), **asdict(search.tuned), "decode_ns": search.decode, "batch_ns": search.batch})
+        if arguments.output != "json":
+            print(f"{path}\n\n{format_search(search)}\n")
+        print(f"lltool: kept in {file}, the default for models of about this size", file=sys.stderr)
+    if arguments.output == "json":
+        print_json(found)
+    return 0
+
+
+def _profile(points: "Sequence[Point]", arguments: argparse.Namespace) -> int:
+    from lltool.eval.bench.profile import profile
+    from lltool.eval.bench.profile_tables import format_profiles, plot_profiles
+
+    profiles = profile(points, arguments.repetitions)
+    print(format_profiles(profiles, arguments.output))
+    if arguments.plot:
+        print(plot_profiles(profiles, arguments.plot), file=sys.stderr)
+    return 0
 
 
 def _find_peers(arguments: argparse.Namespace) -> "list[Peer]":
@@ -100,7 +135,7 @@ def _open_history(arguments: argparse.Namespace) -> Path | None:
 
 def _plan(arguments: argparse.Namespace) -> "list[Point]":
     """The points to measure. What cannot be had is an error, or a warning once where it is measured without."""
-    from lltool.eval.bench.plan import find_unmet, grid, resolve, workloads
+    from lltool.eval.bench.plan import find_unmet, grid, resolve, with_tuned_threads, workloads
 
     runs = workloads(
         arguments.n_prompt or (512,),
@@ -113,6 +148,8 @@ def _plan(arguments: argparse.Namespace) -> "list[Point]":
     points = grid(arguments.model, runs, **axes)
     for point in points:
         resolve(point.settings)
+    if not arguments.threads:
+        points = with_tuned_threads(points)
     for unmet in dict.fromkeys(unmet for point in points if (unmet := find_unmet(point.settings))):
         _warn(unmet, arguments)
     return points
@@ -129,12 +166,13 @@ def _report(rows: "Sequence[Row]", history: Path | None, arguments: argparse.Nam
     from lltool.eval.bench.tables import format_rows
 
     def show(form: str) -> str:
-        if form != "md" or all(row["ratio"] is None for row in rows):
+        if form != "md" or not has_peers:
             return format_rows(rows, form)
-        from lltool.eval.bench.peers.pairing import format_ratios
+        from lltool.eval.bench.peers.ratio_tables import format_ratios
 
         return format_ratios(rows)
 
+    has_peers = any(row["ratio"] is not None for row in rows)
     try:
         print(show(arguments.output), flush=True)
         if arguments.output_err:
@@ -142,10 +180,30 @@ def _report(rows: "Sequence[Row]", history: Path | None, arguments: argparse.Nam
     finally:  # though nobody reads them any more
         if history:
             keep(history, rows)
-    if arguments.plot and rows:
+    if not rows:
+        return
+    if arguments.plot:
         from lltool.eval.bench.plots import plot_rows
 
         print(plot_rows(rows, arguments.plot), file=sys.stderr)
+    if arguments.save:
+        for path in _save(rows, arguments.save, has_peers):
+            print(path, file=sys.stderr)
+
+
+def _save(rows: "Sequence[Row]", stem: Path, has_peers: bool) -> Iterator[Path]:
+    """CSV, JSON and a picture."""
+    from lltool.eval.bench.peers.ratio_tables import plot_ratios
+    from lltool.eval.bench.plots import plot_rows
+    from lltool.eval.bench.tables import format_rows
+    from lltool.gguf.whole_file import whole_file
+
+    for form in ("csv", "json"):
+        target = stem.with_name(f"{stem.name}.{form}")
+        with whole_file(target) as temporary:
+            temporary.write_text(format_rows(rows, form) + "\n", encoding="utf-8")
+        yield target
+    yield (plot_ratios if has_peers else plot_rows)(rows, stem.with_name(f"{stem.name}.png"))
 
 
 def _progress(arguments: argparse.Namespace) -> "AbstractContextManager[Progress]":
@@ -159,14 +217,3 @@ def _progress(arguments: argparse.Namespace) -> "AbstractContextManager[Progress
             print(f"lltool: run {done + 1} of {total}: {note}", file=sys.stderr)
 
     return nullcontext(tell)
-
-
-def _set_priority(level: int) -> None:
-    if level == 0:
-        return
-    if not hasattr(os, "setpriority"):
-        raise InputError(f"--prio {level}: this system has no priorities to set; wanted 0")
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE[level])
-    except PermissionError:
-        raise InputError(f"--prio {level}: a higher priority is not this user's to take; wanted 0 or -1") from None

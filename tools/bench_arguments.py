@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lltool.tools.arguments import command_parser, image_file, positive
+from lltool.tools.engine_arguments import priority
 
 EXAMPLES = """
 lltool bench -m model.gguf
@@ -14,6 +15,8 @@ lltool bench -m a.gguf,b.gguf -p 128,512 -n 32,128 -t 1-4 -o csv
 lltool bench -m model.gguf -p 512 -n 0 -ub 64-512*2 -d 0,4096 --until 2% --plot speed.png
 lltool bench -m model.gguf -p 128 -n 32 -npl 1,2,4,8
 lltool bench -m model.gguf --peer transformers --peer llama-cpp-python:/opt/venv/bin/python --peer llama-bench:PATH
+lltool bench -m model.gguf -p 512 -n 128 --profile --plot profile.png
+lltool bench -m model.gguf --autotune
 lltool bench -m model.gguf -o sql | sqlite3 results.sqlite
 lltool bench compare before.json after.json
 lltool bench history --test tg128 --last 10
@@ -97,12 +100,12 @@ def _look_up(text: str, known: dict[str, Any]) -> Any:
 AXES: dict[str, tuple[tuple[str, ...], Callable[[str], list[Any]], str]] = {
     "batch": (("-b", "--batch-size"), _counts, "tokens submitted at once (default 2048)"),
     "ubatch": (("-ub", "--ubatch-size"), _counts, "tokens computed at once (default 512)"),
-    "type_k": (("-ctk", "--cache-type-k"), _words, "f16 or f32, the same for both (default f16)"),
-    "type_v": (("-ctv", "--cache-type-v"), _words, "f16 or f32"),
-    "threads": (("-t", "--threads"), _counts, "numbers of threads (default: one a core)"),
+    "type_k": (("-ctk", "--cache-type-k"), _words, "keys: f32, f16, bf16, q8_0, q4_0 (default f16)"),
+    "type_v": (("-ctv", "--cache-type-v"), _words, "values: as -ctk (default f16)"),
+    "threads": (("-t", "--threads"), _counts, "numbers of threads (default: what --autotune found, or one a core)"),
     "cpu_mask": (("-C", "--cpu-mask"), _words, "processors to run on, in hexadecimal (default 0x0: any)"),
-    "cpu_strict": (("--cpu-strict",), _bits, "0: threads may change processors"),
-    "poll": (("--poll",), _counts, "50: threads spin for a short time before they sleep"),
+    "cpu_strict": (("--cpu-strict",), _bits, "1: each thread stays on one processor (default 0)"),
+    "poll": (("--poll",), _counts, "0 to 100: how long idle threads spin before they sleep (default 50)"),
     "n_gpu_layers": (("-ngl", "--n-gpu-layers"), parse_range, "layers on a GPU (default -1: as many as there is room)"),
     "n_cpu_moe": (("-ncmoe", "--n-cpu-moe"), _counts, "layers whose experts stay on the CPU (default 0)"),
     "split_mode": (("-sm", "--split-mode"), _words, "none or layer: how GPUs share a model (default layer)"),
@@ -110,7 +113,7 @@ AXES: dict[str, tuple[tuple[str, ...], Callable[[str], list[Any]], str]] = {
     "no_kv_offload": (("-nkvo", "--no-kv-offload"), _bits, "1: the cache stays in main memory (default 0)"),
     "flash_attn": (("-fa", "--flash-attn"), _flash, "on or auto: attention in tiles (default auto)"),
     "devices": (("-dev", "--device"), _words, "auto or none (default auto)"),
-    "load_mode": (("-lm", "--load-mode"), _words, "mmap, or none: read into memory (default auto: mmap)"),
+    "load_mode": (("-lm", "--load-mode"), _words, "mmap, mlock, or none: read in (default auto: mmap)"),
     "lazy_mode": (("-lzm", "--lazy-mode"), _words, "auto or off (default auto)"),
     "embeddings": (("-embd", "--embeddings"), _bits, "0: logits are computed"),
     "tensor_split": (("-ts", "--tensor-split"), _splits, "0: shares of GPUs"),
@@ -151,16 +154,25 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     effort.add_argument("--until", type=_fraction, metavar="2%", help="repeat until the interval is ± that narrow")
     effort.add_argument("--max-time", type=positive, default=600, metavar="S", help="and not longer (default 600)")
     effort.add_argument("--delay", type=_seconds, default=0.0, metavar="S", help="rest before each run (default 0)")
-    effort.add_argument("--prio", type=_priority, default=0, metavar="-1...3", help="of the process (default 0)")
+    effort.add_argument("--prio", type=priority, default=0, metavar="-1...3", help="of the process (default 0)")
     effort.add_argument("--no-warmup", action="store_true", help="time the first run as well")
     effort.add_argument(
         "--no-memory", action="store_true", help="leave out memory and load times, which take one run more of each test"
+    )
+    effort.add_argument(
+        "--profile", action="store_true", help="instead: time of each operation, and how near it is to what limits it"
+    )
+    effort.add_argument(
+        "--autotune",
+        action="store_true",
+        help="instead: find the best -t and -tb for models of this size, and keep them",
     )
     effort.add_argument("--peer", action="append", default=[], metavar="NAME", help="another engine, in turns")
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", choices=FORMATS, default="md", help="what is printed (default md)")
     output.add_argument("-oe", "--output-err", choices=FORMATS, help="the same on stderr")
     output.add_argument("--plot", type=image_file, metavar="FILE", help="draw a picture, .png or .svg")
+    output.add_argument("--save", type=Path, metavar="STEM", help="write STEM.csv, STEM.json and a picture, STEM.png")
     output.add_argument("--db", type=Path, metavar="FILE", help="keep the results there (~/.cache/lltool/bench.sqlite)")
     output.add_argument("--no-history", action="store_true", help="do not keep them")
     output.add_argument("--progress", action="store_true", help="a line on stderr before each run")
@@ -209,7 +221,3 @@ def _seconds(text: str) -> float:
     if not 0 <= value < 86400:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
-
-
-def _priority(text: str) -> int:
-    return int(_look_up(text, {str(level): level for level in range(-1, 4)}))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
 from lltool.tools.arguments import output_file, positive, print_json
+from lltool.tools.engine_arguments import engine_options
 
 if TYPE_CHECKING:
     from lltool.eval.divergence import DivergenceResult
@@ -89,8 +90,8 @@ def _settings(arguments: argparse.Namespace, context: int) -> dict[str, Any]:
         "context": context,
         "sequences": max(1, arguments.batch_size // context),
         "batch": arguments.batch_size,
-        "threads": arguments.threads,
         "precision": arguments.precision,
+        **engine_options(arguments),
     }
 
 

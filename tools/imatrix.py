@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
 from lltool.tools.arguments import command_parser, positive, print_json, printable
+from lltool.tools.engine_arguments import add_thread_arguments, threads_of
 
 if TYPE_CHECKING:
     from lltool.eval.importance import Coverage
@@ -71,10 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         "correlation with that of endless text is R (default 0.99); looked at every -ofreq chunks",
     )
     parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
-    parser.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
     parser.add_argument(
         "--precision", choices=("f32", "int8"), default="f32", help="int8: faster on quantized models, less exact"
     )
+    add_thread_arguments(parser)
     return parser
 
 
@@ -103,7 +104,7 @@ def _collect(merged: tuple[Path, ...], arguments: argparse.Namespace) -> int:
         output=arguments.output_file,
         context=arguments.ctx_size,
         batch=arguments.batch_size,
-        threads=arguments.threads,
+        threads=threads_of(arguments),
         precision=arguments.precision,
         first=arguments.chunk,
         chunks=arguments.chunks,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from lltool.gguf.errors import InputError
 from lltool.tools import divergence, tasks
 from lltool.tools.arguments import command_parser, output_file, paths, positive, print_json
+from lltool.tools.engine_arguments import add_engine_arguments, engine_options
 
 if TYPE_CHECKING:
     from lltool.engine.model import Model
@@ -48,8 +49,8 @@ def main(argv: list[str]) -> int:
         context=method.window,
         sequences=max(1, min(batch, longest) // method.window),  # no more windows than a text has
         batch=batch,
-        threads=arguments.threads,
         precision=arguments.precision,
+        **engine_options(arguments),
     ) as model:
         _say("tokenizing the input ..")
         start = perf_counter()
@@ -121,7 +122,6 @@ def _parser() -> argparse.ArgumentParser:
         "--score", choices=("half", "all"), default="half", help="score the second half of llama's windows, or all"
     )
     parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
-    parser.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
     parser.add_argument(
         "-o", "--output", choices=("text", "md", "csv", "json"), default="text", help="format (default text)"
@@ -131,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         "--losses", type=_losses_file, metavar="FILE", help="write each scored token's log-probability: .csv or .npy"
     )
     divergence.add_arguments(parser)
+    add_engine_arguments(parser)
     return parser
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import GGUFFile
 from lltool.tools.arguments import command_parser, positive, print_json
+from lltool.tools.engine_arguments import add_engine_arguments, engine_options
 
 if TYPE_CHECKING:
     from lltool.engine.chat import ChatTemplate, Message
@@ -48,10 +49,10 @@ def main(argv: list[str]) -> int:
     start = perf_counter()
     with load_model(
         arguments.model,
-        threads=arguments.threads,
         context=arguments.ctx_size,
         batch=arguments.batch_size,
         precision=arguments.precision,
+        **engine_options(arguments),
     ) as model:
         model_seconds = perf_counter() - start
         is_chat = arguments.interactive or prompt is None or arguments.system is not None
@@ -102,8 +103,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "-c", "--ctx-size", type=positive, help="context in tokens (default: the model's, at most 4096)"
     )
     parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
-    parser.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
     parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
+    add_engine_arguments(parser)
     arguments = parser.parse_args(argv)
     for flag in ("--system", "--chat-template-file", "--interactive"):
         if arguments.raw and getattr(arguments, flag[2:].replace("-", "_")):

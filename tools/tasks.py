@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lltool.gguf.errors import InputError
 from lltool.tools.arguments import command_parser, positive, print_json
+from lltool.tools.engine_arguments import add_engine_arguments, engine_options
 from lltool.tools.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ def _add(kinds: "_Kinds", task: str, description: str, help: str) -> argparse.Ar
     kind.add_argument("-m", "--model", type=Path, required=True, help="GGUF file")
     kind.add_argument("-c", "--ctx-size", type=positive, help="longest text, in tokens (default: up to 4096)")
     kind.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens at once (default 512)")
-    kind.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
     kind.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
     kind.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_engine_arguments(kind)
     return kind
 
 
@@ -109,8 +110,8 @@ def _load(arguments: argparse.Namespace) -> "Model":
         context=arguments.ctx_size,
         sequences=2,
         batch=arguments.batch_size,
-        threads=arguments.threads,
         precision=arguments.precision,
+        **engine_options(arguments),
     )
 
 

@@ -5,13 +5,16 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <mutex>
 #include <stdexcept>
 #include <tuple>
 
+#include "attention_op.h"
 #include "isa.h"
 #include "observe.h"
 #include "ops.h"
+#include "probe.h"
 
 namespace nb = nanobind;
 using namespace lltool;
@@ -110,17 +113,18 @@ static void add_linear(Session& s, Place x, const std::vector<Part>& parts, std:
 }
 
 static void add_attention(Session& s, Place q, Place k, Place v, Place out, int layer, int heads, int kv_heads, int head_dim,
-                          float scale, int window, float softcap) {
+                          float scale, int window, float softcap, Array1<float> sinks) {
   require(layer >= 0 && window >= 0 && head_dim > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
           "attention: wanted whole groups of heads");
   require(head_dim <= max_head_dim && heads / kv_heads <= attention_rows, "attention: a head or group is too large");
   require(q.second == int64_t(heads) * head_dim && out.second == q.second && k.second == int64_t(kv_heads) * head_dim &&
               v.second == k.second,
           "attention: shapes do not agree");
+  require(sinks.size() == 0 || int64_t(sinks.size()) == heads, "attention: wanted a sink for each head or none");
   auto op = std::make_unique<AttentionOp>();
   op->q = buffer(q), op->out = buffer(out);
   op->layer = layer, op->heads = heads, op->kv_heads = kv_heads, op->head_dim = head_dim;
-  op->scale = scale, op->window = window, op->softcap = softcap;
+  op->scale = scale, op->window = window, op->softcap = softcap, op->sinks = floats(sinks);
   op->tiling = s.executor.add_tiling(heads / kv_heads, window);
   s.executor.add_cache_layer(layer, heads, kv_heads, head_dim);
   s.executor.add_row(std::make_unique<StoreOp>(buffer(k), buffer(v), layer));
@@ -141,15 +145,28 @@ NB_MODULE(_native, m) {
   m.attr("MAX_HEAD_DIM") = max_head_dim;
   m.attr("MAX_GROUP") = attention_rows; // query heads a key/value head
   m.def("available_isas", &available_isas, "Instruction sets this processor can run, best first.");
+  m.def("probe_read", [](const std::string& isa, int threads, Array1<uint8_t> data, double seconds) {
+    nb::gil_scoped_release release;
+    return probe_read(isa, threads, data.data(), int64_t(data.size()), seconds);
+  }, nb::arg("isa"), nb::arg("threads"), nb::arg("data"), nb::arg("seconds"), "Bytes a second.");
+  m.def("probe_multiply", [](const std::string& isa, int threads, const std::string& kind, double seconds) {
+    nb::gil_scoped_release release;
+    return probe_multiply(isa, threads, kind, seconds);
+  }, nb::arg("isa"), nb::arg("threads"), nb::arg("kind"), nb::arg("seconds"), "Multiply-adds a second of int8, int16 or float32.");
   nb::class_<Session>(m, "Executor")
       .def(
           "__init__",
-          [](Session* self, const std::string& isa, int threads, int max_batch, int head_rows, int64_t arena_width,
-             int64_t vocabulary, int64_t pages, bool int8, bool half_cache) {
-            new (self) Session(Settings{isa, threads, max_batch, head_rows, arena_width, vocabulary, pages, int8, half_cache});
+          [](Session* self, const std::string& isa, Team decode, Team batch, int poll, int max_batch, int head_rows,
+             int64_t arena_width, int64_t vocabulary, int64_t pages, bool int8, int k_type, int v_type, bool deterministic) {
+            require(!decode.empty() && !batch.empty(), "a team has at least one thread");
+            const int threads = int(std::max(decode.size(), batch.size()));
+            new (self) Session(Settings{isa, threads, max_batch, head_rows, arena_width, vocabulary, pages, int8,
+                                        CacheType(k_type), CacheType(v_type), deterministic, std::move(decode),
+                                        std::move(batch), poll});
           },
-          nb::kw_only(), nb::arg("isa"), nb::arg("threads"), nb::arg("max_batch"), nb::arg("head_rows"), nb::arg("arena_width"),
-          nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"), nb::arg("half_cache"))
+          nb::kw_only(), nb::arg("isa"), nb::arg("decode"), nb::arg("batch"), nb::arg("poll"), nb::arg("max_batch"),
+          nb::arg("head_rows"), nb::arg("arena_width"), nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"),
+          nb::arg("k_type"), nb::arg("v_type"), nb::arg("deterministic"))
       .def("embed", &Session::embed)
       .def("norm", [](Session& s, Place x, Place out, Array1<float> weight, float eps, int groups) {
         require(groups > 0 && int64_t(weight.size()) * groups == x.second && out.second == x.second, "norm: shapes do not agree");

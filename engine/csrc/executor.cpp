@@ -8,11 +8,21 @@
 #include <stdexcept>
 #include <utility>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "isa.h"
 
 namespace lltool {
 
-static const EngineKernels& kernels_for(const std::string& name) {
+void advise_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  madvise(data, bytes, MADV_HUGEPAGE); // an advice: a system without them says no, and nothing changes
+#endif
+}
+
+const EngineKernels& kernels_for(const std::string& name) {
   switch (find_isa(name)) {
 #if defined(LLTOOL_X86)
   case Isa::avx512: return engine_avx512;
@@ -60,17 +70,19 @@ void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim)
   if (c.kv_heads) throw std::invalid_argument("layer " + std::to_string(layer) + " has two attentions");
   c.kv_heads = kv_heads;
   c.head_dim = head_dim;
-  c.page_elements = int64_t(kv_heads) * head_dim * page_tokens;
-  const size_t bytes = size_t(settings.pages * c.page_elements) * (settings.half_cache ? 2 : 4);
-  c.k = Memory<uint8_t>(bytes);
-  c.v = Memory<uint8_t>(bytes);
+  if ((has_blocks(settings.k_type) || has_blocks(settings.v_type)) && head_dim % 32)
+    throw std::invalid_argument("a cache type with blocks wants heads of a multiple of 32");
+  c.k_bytes = cache_bytes(settings.k_type, int64_t(head_dim) * page_tokens);
+  c.v_bytes = cache_bytes(settings.v_type, int64_t(head_dim) * page_tokens);
+  c.offset = page_bytes;
+  page_bytes += kv_heads * (c.k_bytes + c.v_bytes);
   attention_floats_ = std::max(attention_floats_, attention_scratch(head_dim));
   const size_t parts = size_t(settings.pages / part_pages) + 2, tokens = size_t(std::min(settings.max_batch, few_tokens));
   partial_floats_ = std::max(partial_floats_, parts * tokens * size_t(heads) * attention_partial(head_dim));
 }
 
 int Executor::add_tiling(int group, int window) {
-  const int tokens = std::max(1, std::min(16, attention_rows / group));
+  const int tokens = std::max(1, attention_rows / group);
   for (size_t i = 0; i < tilings.size(); ++i)
     if (tilings[i].tokens == tokens && tilings[i].window == window) return int(i);
   tilings.push_back({tokens, window, {}});
@@ -79,7 +91,7 @@ int Executor::add_tiling(int group, int window) {
 
 void Executor::cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) const {
   tiling.pieces.clear();
-  const int part = batch_.tokens <= few_tokens ? part_pages : std::numeric_limits<int>::max();
+  const int part = batch_.tokens <= few_tokens && !settings.deterministic ? part_pages : std::numeric_limits<int>::max();
   for (const Segment& s : segments) {
     for (int first = 0; first < s.tokens; first += tiling.tokens) {
       Piece p{s.row + first, std::min(tiling.tokens, s.tokens - first), s.position + first, s.sequence, 0, 1, 0, 0};
@@ -107,20 +119,22 @@ void Executor::finish() {
   q_scale_ = Memory<float>(rows * columns / 8);
   q_sum_ = Memory<int32_t>(rows * columns / 4);
   packed_ = Memory<float>(rows * columns);
-  quantized = {q_.data(), q_scale_.data(), q_sum_.data()};
+  outliers_ = Memory<float>(rows * 16);
+  quantized = {q_.data(), q_scale_.data(), q_sum_.data(), outliers_.data()};
   packed = packed_.data();
   scratch_bytes_ = matmul_scratch(columns_);
   scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);
+  cache_ = Memory<uint8_t>(size_t(settings.pages * page_bytes) + 64); // kernels read whole vectors
   attention_ = Memory<float>(attention_floats_ * threads);
   partials_ = Memory<float>(partial_floats_);
-  pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()));
+  pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()), settings.poll);
 }
 
 Quantized Executor::own_quantized(int thread) const {
   uint8_t* p = own_.data() + int64_t(thread) * columns_ * 5 / 2;
   float* scale = reinterpret_cast<float*>(p + columns_);
-  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 8)};
+  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 8), nullptr};
 }
 
 void Executor::fill_ropes(Pool::Worker& worker, const Batch& batch) {
@@ -170,7 +184,7 @@ void Executor::run(const Batch& batch) {
   }
   for (Tiling& tiling : tilings) cut_pieces(segments_, tiling);
   const bool with_head = batch.outputs > 0 && batch.outputs <= settings.head_rows;
-  pool_->run([&](Pool::Worker& worker) {
+  pool_->run(team(batch.tokens), [&](Pool::Worker& worker) {
     fill_ropes(worker, batch);
     const Run body{*this, batch, batch.tokens, 0, worker};
     run_ops(0, head_, body);
@@ -186,7 +200,7 @@ const float* Executor::logits(int64_t start, int64_t stop) {
   if (start < 0 || stop > batch_.outputs || start >= stop || stop - start > settings.head_rows)
     throw std::invalid_argument("logits: no such block of rows");
   if (start < head_start_ || stop > head_stop_) {
-    pool_->run([&](Pool::Worker& worker) {
+    pool_->run(team(stop - start), [&](Pool::Worker& worker) {
       const Run head{*this, batch_, stop - start, start, worker};
       run_ops(head_, ops_.size(), head);
     });
@@ -207,7 +221,7 @@ void Executor::score(int64_t start, int64_t stop, const int32_t* targets, double
   for (int64_t block = start; block < stop; block += settings.head_rows) {
     const int64_t end = std::min<int64_t>(stop, block + settings.head_rows);
     const float* rows = logits(block, end);
-    pool_->run([&](Pool::Worker& worker) {
+    pool_->run(team(end - block), [&](Pool::Worker& worker) {
       worker.parallel(end - block, [&](int64_t i) {
         const float* x = rows + i * n;
         out[block - start + i] = double(x[targets[block - start + i]]) - kernels.log_sum_exp(x, n);
@@ -220,7 +234,7 @@ void Executor::compare(int64_t start, int64_t stop, const float* base, const int
   check_targets(stop - start, targets);
   const int64_t n = settings.vocabulary;
   const float* rows = logits(start, stop);
-  pool_->run([&](Pool::Worker& worker) {
+  pool_->run(team(stop - start), [&](Pool::Worker& worker) {
     worker.parallel(stop - start, [&](int64_t i) {
       const float *x = base + i * n, *y = rows + i * n;
       const Comparison c = kernels.compare(x, y, n);
@@ -234,11 +248,7 @@ void Executor::compare(int64_t start, int64_t stop, const float* base, const int
 void Executor::copy_page(int64_t source, int64_t target) {
   if (source < 0 || target < 0 || source >= settings.pages || target >= settings.pages)
     throw std::invalid_argument("copy_page: no such page");
-  for (auto& layer : cache) {
-    const size_t bytes = size_t(layer.page_elements) * (settings.half_cache ? 2 : 4);
-    std::memcpy(layer.k.data() + size_t(target) * bytes, layer.k.data() + size_t(source) * bytes, bytes);
-    std::memcpy(layer.v.data() + size_t(target) * bytes, layer.v.data() + size_t(source) * bytes, bytes);
-  }
+  std::memcpy(cache_.data() + target * page_bytes, cache_.data() + source * page_bytes, size_t(page_bytes));
 }
 
 } // namespace lltool

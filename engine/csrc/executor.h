@@ -10,22 +10,30 @@
 
 namespace lltool {
 
+// Large memory in large pages, where the system has them: a cache that is read through is read half as fast in small ones.
+constexpr size_t large_page = size_t(2) << 20;
+void advise_large_pages(void* data, size_t bytes);
+
 // Memory that is taken once and touched only when used.
 template <class T> class Memory {
 public:
   Memory() = default;
-  explicit Memory(size_t n) : data_(static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64)))), size_(n) {}
+  explicit Memory(size_t n) : size_(n) {
+    data_ = static_cast<T*>(::operator new(n * sizeof(T), alignment()));
+    if (n * sizeof(T) >= large_page) advise_large_pages(data_, n * sizeof(T));
+  }
   Memory(Memory&& other) noexcept : data_(other.data_), size_(other.size_) { other.data_ = nullptr; }
   Memory& operator=(Memory&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     return *this;
   }
-  ~Memory() { ::operator delete(data_, std::align_val_t(64)); }
+  ~Memory() { ::operator delete(data_, alignment()); }
   T* data() const { return data_; }
   size_t size() const { return size_; }
 
 private:
+  std::align_val_t alignment() const { return std::align_val_t(size_ * sizeof(T) >= large_page ? large_page : 64); }
   T* data_ = nullptr;
   size_t size_ = 0;
 };
@@ -39,7 +47,11 @@ struct Settings {
   std::string isa;
   int threads, max_batch, head_rows;
   int64_t arena_width, vocabulary, pages;
-  bool int8, half_cache;
+  bool int8;
+  CacheType k_type, v_type;
+  bool deterministic; // a token's results do not depend on the batch it is in
+  Team decode, batch; // for one token, and for several; `threads` is the size of the larger
+  int poll;
 };
 
 // The tokens of one call. `tables` is (sequences, table_width) page ids.
@@ -131,10 +143,12 @@ public:
     float magnitude;
     Memory<float> cosine, sine; // (max_batch, frequencies)
   };
+  // A layer's part of a page: keys of each head, laid out as cache-inl.h says, then values. The layers of a page lie together,
+  // so that a short text needs little memory and a page is one copy.
   struct CacheLayer {
     int kv_heads = 0, head_dim = 0;
-    int64_t page_elements = 0; // of K; V has as many
-    Memory<uint8_t> k, v;      // pages of (kv_heads, head_dim, 64) and (kv_heads, 64, head_dim)
+    int64_t k_bytes = 0, v_bytes = 0; // of a head
+    int64_t offset = 0;
   };
 
   // How attentions with so many tokens a task, and with that window, share out the running batch.
@@ -143,6 +157,8 @@ public:
     std::vector<Piece> pieces;
   };
 
+  uint8_t* keys(const CacheLayer& c, int64_t page) const { return cache_.data() + page * page_bytes + c.offset; }
+  uint8_t* values(const CacheLayer& c, int64_t page) const { return keys(c, page) + c.kv_heads * c.k_bytes; }
   float* at(Buffer b) const { return b.offset < 0 ? logits_.data() : arena_.data() + b.offset * settings.max_batch; }
   uint8_t* scratch(int thread) const { return scratch_.data() + size_t(thread) * scratch_bytes_; }
   float* partials() const { return partials_.data(); }
@@ -152,12 +168,14 @@ public:
   const EngineKernels& kernels;
   std::vector<RopeTable> ropes;
   std::vector<CacheLayer> cache;
+  int64_t page_bytes = 0;
   std::vector<Tiling> tilings;
   Quantized quantized{};         // activations of the running linear, shared by the threads
   float* packed = nullptr;
   Quantized own_quantized(int thread) const; // one token, a thread's own
 
 private:
+  const Team& team(int64_t rows) const { return rows == 1 ? settings.decode : settings.batch; }
   void run_ops(size_t begin, size_t end, const Run& run);
   void cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) const;
   void check_targets(int64_t count, const int32_t* targets) const;
@@ -169,9 +187,9 @@ private:
   RowOps* open_ = nullptr; // the group that the next row operation joins
   std::unique_ptr<Pool> pool_;
   Memory<float> arena_, logits_, attention_, partials_, packed_;
-  Memory<uint8_t> scratch_, own_;
+  Memory<uint8_t> scratch_, own_, cache_;
   Memory<int8_t> q_;
-  Memory<float> q_scale_;
+  Memory<float> q_scale_, outliers_;
   Memory<int32_t> q_sum_;
   int64_t columns_ = 64;
   std::vector<Segment> segments_; // of the running batch

@@ -3,9 +3,9 @@
 
 #include "attention-inl.h"
 #include "compare-inl.h"
-#include "matmul-inl.h"
-#include "matvec-inl.h"
+#include "floats-inl.h"
 #include "observe-inl.h"
+#include "probe-inl.h"
 
 namespace {
 
@@ -65,7 +65,8 @@ double log_sum_exp(const float* x, int64_t n) {
 namespace lltool {
 const EngineKernels LLTOOL_TABLE = {
     lanes,      panel,         can_multiply, can_decode, decode_row,      quantize_row, quantize_panel, pack_panel, matvec,
-    matvec_f32, matmul,        matmul_f32,   rms_norm,   gated,           softcap,      log_sum_exp,    compare,    attention,
-    merge_attention, store_half, add_squares,
+    matvec_f32, matmul,        matmul_f32,   can_multiply_shorts, shorten_panel, matmul_shorts, rms_norm,   gated,           softcap,      log_sum_exp,    compare,    attention,
+    merge_attention, store_cache, add_squares,
+    {multiply_int8, multiply_int16, multiply_float, read_memory},
 };
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace lltool {
 
@@ -16,6 +17,20 @@ constexpr int64_t padded(int64_t columns) { return (columns + 127) / 128 * 128; 
 constexpr int64_t panel_tokens(int64_t T, int64_t most) {
   const int64_t panels = (T + most - 1) / most;
   return (T + panels - 1) / panels;
+}
+
+// What the KV cache holds, by ggml's numbers.
+enum class CacheType : int { f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 8, bf16 = 30 };
+
+constexpr bool has_blocks(CacheType type) { return type == CacheType::q8_0 || type == CacheType::q4_0; }
+// Bytes of n values, of a multiple of 32 where there are blocks.
+constexpr int64_t cache_bytes(CacheType type, int64_t n) {
+  switch (type) {
+  case CacheType::f32: return n * 4;
+  case CacheType::q8_0: return n / 32 * 34;
+  case CacheType::q4_0: return n / 32 * 18;
+  default: return n * 2;
+  }
 }
 
 // A weight matrix as it lies in the file.
@@ -46,6 +61,14 @@ struct Quantized {
   }
 };
 
+// Activations as 14 bits in int16: x[k] ~ scale[k / 32] * q[k], in panels (floats-inl.h).
+struct Shortened {
+  int16_t* q;
+  float* scale;
+
+  Shortened token(int64_t t, int64_t K) const { return {q + t * K, scale + t * (K / 32)}; }
+};
+
 struct AttentionTask {
   const float* q;     // (tokens, group, head_dim)
   float* out;         // as q
@@ -58,9 +81,12 @@ struct AttentionTask {
   int window;
   int first_page, end_page; // which of the sequence's pages
   const int32_t* pages;     // their ids, from the sequence's first
-  const void *k_pages, *v_pages; // this layer's and kv head's first page
-  int64_t page_stride;           // elements between pages of one kv head
-  bool half;                     // pages hold f16, else f32
+  const uint8_t *k_pages, *v_pages; // this layer's and kv head's first page
+  int64_t page_stride;              // bytes between pages
+  CacheType k_type, v_type;
+  const float* sinks; // null, or a logit a head of the group that takes weight and has no value
+  bool exact;         // multiply in float32
+  bool tiled;         // in the way that gives a row the same bits whatever other rows there are
   float* scratch;                // attention_scratch(...) floats
   float* partial; // null, or where sums over a part of the keys go instead of `out`: attention_partial(...) floats a row
 };
@@ -75,6 +101,14 @@ struct Peak {
 struct Comparison {
   Peak x, y;
   double divergence; // of softmax(y) from softmax(x)
+};
+
+// Loops for probe.cpp; each returns what it did, in multiply-adds or bytes.
+struct Probes {
+  int64_t (*multiply_int8)(int64_t steps);
+  int64_t (*multiply_int16)(int64_t steps);
+  int64_t (*multiply_float)(int64_t steps);
+  int64_t (*read)(const uint8_t* data, int64_t bytes);
 };
 
 struct EngineKernels {
@@ -101,6 +135,12 @@ struct EngineKernels {
   void (*matmul_f32)(const Matrix& w, int64_t begin, int64_t end, const float* panels, int64_t T, float* out, int64_t stride,
                      void* scratch);
 
+  // For float weights (can_decode, not can_multiply) of so many columns: as matmul, on panels of shortened activations.
+  bool (*can_multiply_shorts)(int64_t columns);
+  void (*shorten_panel)(const float* x, int64_t stride, int tokens, int64_t K, Shortened out);
+  void (*matmul_shorts)(const Matrix& w, int64_t begin, int64_t end, Shortened x, int64_t T, float* out, int64_t stride,
+                        void* scratch);
+
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*gated)(int activation, const float* gate, const float* up, int64_t n, float* out); // 0 silu, 1 gelu (tanh)
   void (*softcap)(const float* x, float cap, int64_t n, float* out);
@@ -111,10 +151,13 @@ struct EngineKernels {
   void (*attention)(const AttentionTask& task);
   // out of the task, from `count` partial results of it that lie `stride` floats apart.
   void (*merge_attention)(const AttentionTask& task, const float* parts, int count, int64_t stride);
-  void (*store_half)(const float* x, int64_t n, uint16_t* out, int64_t stride);
+  // A token's key or value, of one head, into its slot of a page.
+  void (*store_cache)(CacheType type, const float* x, int64_t dim, void* page, int slot, bool is_key);
 
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
   void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);
+
+  Probes probes;
 };
 
 constexpr int64_t observed_columns = 64; // that an observer's task sums up: four cache lines of a row
@@ -128,12 +171,15 @@ constexpr int attention_rows = 128; // query rows (tokens x heads of a group) a 
 constexpr int attention_width(int head_dim) { return (head_dim + 15) / 16 * 16; }
 // Outputs, running maximum and sum of a row.
 constexpr size_t attention_partial(int head_dim) { return size_t(attention_width(head_dim)) + 2; }
-// Floats for attention: a page as floats (K transposed, V); queries, scores and results of the rows.
+// Floats for attention: a page decoded, its keys and values converted; queries and results of the rows; scores of 64 rows, and
+// ten numbers a row or key.
 constexpr size_t attention_scratch(int head_dim) {
-  return 2 * size_t(page_tokens) * size_t(attention_width(head_dim)) +
-         size_t(attention_rows) * (size_t(head_dim) + page_tokens + attention_partial(head_dim)) + 64;
+  return size_t(attention_width(head_dim)) * (3 * page_tokens + 2 * attention_rows) + 64 * page_tokens + 10 * attention_rows;
 }
 
 extern const EngineKernels engine_scalar, engine_avx2, engine_avx512, engine_neon, engine_neon_dot;
+
+// Throws std::invalid_argument for a name that is none of available_isas().
+const EngineKernels& kernels_for(const std::string& isa);
 
 } // namespace lltool

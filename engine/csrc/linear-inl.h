@@ -73,8 +73,8 @@ void decode_row(int type, const uint8_t* row, int64_t K, float* out) { find_deco
 
 constexpr int strip = 32 * lanes; // columns that are rounded at once: a scale for each lane of a vector
 
-// At most `strip` floats to int8, each 32 with the scale that maps the largest to 127.
-inline void quantize_strip(const float* x, int64_t columns, int8_t* q, float* scale) {
+// At most `strip` floats to integers, each 32 with the scale that maps the largest to `most`.
+template <int most, class Integer> inline void quantize_strip(const float* x, int64_t columns, Integer* q, float* scale) {
   const int groups = int(columns / 32);
   vf top[lanes];
   for (int g = 0; g < lanes; ++g) {
@@ -82,10 +82,10 @@ inline void quantize_strip(const float* x, int64_t columns, int8_t* q, float* sc
     for (int i = 0; i < 32 && g < groups; i += lanes) top[g] = max(top[g], abs(load<vf>(x + 32 * g + i)));
   }
   const vf largest = reduce_each(top, [](vf a, vf b) { return max(a, b); });
-  const vf inverse = largest > 0.0f ? 127.0f / largest : vf{};
-  store(scale, largest / 127.0f);
+  const vf inverse = largest > 0.0f ? float(most) / largest : vf{};
+  store(scale, largest / float(most));
   for (int g = 0; g < groups; ++g)
-    for (int i = 0; i < 32; i += lanes) store_bytes(q + 32 * g + i, load<vf>(x + 32 * g + i) * inverse[g]);
+    for (int i = 0; i < 32; i += lanes) store_rounded(q + 32 * g + i, load<vf>(x + 32 * g + i) * inverse[g]);
 }
 
 // Row layout, in steps of lane_groups groups of 32, a group each 16 bytes (4 lanes) of a vector: q is first the groups'
@@ -102,7 +102,7 @@ inline void quantize_lanes(const float* x, int8_t* q, float* scale) {
     store(largest + i, top / 127.0f);
     store(inverse + i, top > 0.0f ? 127.0f / top : vf{});
   }
-  for (int i = 0; i < 32; i += lanes) store_bytes(q + i, load<vf>(x + i) * load<vf>(inverse + i % 16));
+  for (int i = 0; i < 32; i += lanes) store_rounded(q + i, load<vf>(x + i) * load<vf>(inverse + i % 16));
   for (int i = 0; i < 4; ++i) scale[i] = largest[4 * i];
 }
 
@@ -184,7 +184,7 @@ void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quant
       std::memcpy(part, x + t * stride + k, size_t(count) * 4);
       for (int i = 0; i < lltool::outlier_columns && out.outliers; ++i)
         if (columns[i] >= k && columns[i] < k + count) part[columns[i] - k] = 0;
-      quantize_strip(part, count, q[t], scale[t]);
+      quantize_strip<127>(part, count, q[t], scale[t]);
     }
     transpose_rows<panel>(reinterpret_cast<const int32_t*>(q), strip / 4, count / 4, reinterpret_cast<int32_t*>(out.q + k * panel));
     transpose_rows<panel>(scale[0], lanes, count / 32, out.scale + k / 32 * panel);

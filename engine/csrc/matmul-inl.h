@@ -112,43 +112,4 @@ void matmul(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T,
   });
 }
 
-void matmul_f32(const Matrix& w, int64_t begin, int64_t end, const float* panels, int64_t T, float* out, int64_t stride, void* scratch) {
-  constexpr int width = 2 * lanes; // rows a tile: two vectors share each broadcast of an activation
-  const int64_t K = w.columns;
-  float *tile = static_cast<float*>(scratch), *row = tile + width * K; // tile (K, width)
-  const Decode decode = find_decode(w.type);
-  for (int64_t first = begin; first < end; first += width) {
-    const int64_t rows = end - first < width ? end - first : width;
-    for (int64_t r = 0; r < width; ++r) {
-      if (r < rows) decode(w.data + (first + r) * w.row_bytes, K, row);
-      for (int64_t k = 0; k < K; ++k) tile[k * width + r] = r < rows ? row[k] : 0.0f;
-    }
-    const float* x = panels;
-    const int64_t most = lltool::panel_tokens(T, panel);
-    for (int64_t t = 0; t < T; t += most, x += panel * K) {
-      alignas(64) float result[panel * width] = {};
-      // Sums of 256 products each: rounding errors grow with the length of a running sum.
-      for (int64_t start = 0; start < K; start += 256) {
-        const int64_t stop = start + 256 < K ? start + 256 : K;
-        vf low[panel], high[panel];
-        for (int i = 0; i < panel; ++i) low[i] = high[i] = vf{};
-        for (int64_t k = start; k < stop; ++k) {
-          const vf a = load<vf>(tile + k * width), b = load<vf>(tile + k * width + lanes);
-          for (int i = 0; i < panel; ++i) {
-            low[i] += a * x[k * panel + i];
-            high[i] += b * x[k * panel + i];
-          }
-        }
-        for (int i = 0; i < panel; ++i) {
-          float* r = result + i * width;
-          store(r, load<vf>(r) + low[i]);
-          store(r + lanes, load<vf>(r + lanes) + high[i]);
-        }
-      }
-      for (int64_t i = 0; i < most && t + i < T; ++i)
-        std::memcpy(out + (t + i) * stride + first, result + i * width, size_t(rows) * 4);
-    }
-  }
-}
-
 } // namespace

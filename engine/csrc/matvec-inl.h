@@ -232,24 +232,4 @@ void matvec(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens
   });
 }
 
-inline float dot_f32(const float* a, const float* b, int64_t K) {
-  vf acc[4] = {};
-  int64_t k = 0;
-  for (; k + 4 * lanes <= K; k += 4 * lanes)
-    for (int i = 0; i < 4; ++i) acc[i] += load<vf>(a + k + i * lanes) * load<vf>(b + k + i * lanes);
-  float tail = 0;
-  for (; k < K; ++k) tail += a[k] * b[k];
-  return sum_of((acc[0] + acc[1]) + (acc[2] + acc[3])) + tail;
-}
-
-void matvec_f32(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out,
-                int64_t stride, void* scratch) {
-  float* row = static_cast<float*>(scratch);
-  const Decode decode = find_decode(w.type);
-  for (int64_t r = begin; r < end; ++r) {
-    decode(w.data + r * w.row_bytes, w.columns, row);
-    for (int t = 0; t < tokens; ++t) out[t * stride + r] = dot_f32(row, x + t * x_stride, w.columns);
-  }
-}
-
 } // namespace

@@ -48,24 +48,6 @@ struct RopeOp : RowOp {
   void row(const Run& run, int64_t t) const override;
 };
 
-// Keys and values of the batch go into the cache.
-struct StoreOp : RowOp {
-  Buffer k, v;
-  int layer;
-  StoreOp(Buffer k_, Buffer v_, int l) : k(k_), v(v_), layer(l) {}
-  void row(const Run& run, int64_t t) const override;
-};
-
-struct AttentionOp : Op {
-  Buffer q, out;
-  int layer, heads, kv_heads, head_dim, window, tiling;
-  float scale, softcap;
-  void run(const Run& run) const override;
-
-private:
-  AttentionTask task(const Run& run, const Piece& piece, int64_t head) const;
-};
-
 // Operations on each element: out = f(x, y), row by row.
 struct ElementwiseOp : RowOp {
   enum class Kind { silu, gelu_tanh, add, scale, softcap };

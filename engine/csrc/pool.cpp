@@ -1,8 +1,14 @@
 #include "pool.h"
 
+#include <algorithm>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 #include <system_error>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -18,12 +24,36 @@ static void pause() {
 #endif
 }
 
-// A pause is 10 to 40 ns. Between two steps of a decode loop lie tens of microseconds: spin over that, then sleep.
-constexpr int spins_before_sleep = 8000;
+// A thread's processors: kept on some, then on all that it had before.
+class Affinity {
+#if defined(__linux__)
+public:
+  ~Affinity() { keep_on({}); }
+  // Processors that were taken from this process meanwhile are no reason not to compute.
+  void keep_on(const std::vector<int>& cpus) {
+    if (cpus == now_) return;
+    if (now_.empty()) sched_getaffinity(0, sizeof before_, &before_);
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (int cpu : cpus) CPU_SET(size_t(cpu), &set);
+    sched_setaffinity(0, sizeof set, cpus.empty() ? &before_ : &set);
+    now_ = cpus;
+  }
+
+private:
+  cpu_set_t before_;
+  std::vector<int> now_;
+#else
+public:
+  void keep_on(const std::vector<int>&) {}
+#endif
+};
+
 // Inside a step all threads should be running; when one with work was descheduled, give way to it.
 constexpr int spins_before_yield = 1000;
 
-Pool::Pool(int threads, int phases) : phases_(new Phase[size_t(phases)]), phase_count_(phases) {
+Pool::Pool(int threads, int phases, int poll)
+    : phases_(new Phase[size_t(phases)]), seats_(new Seat[size_t(std::max(threads, 1))]), phase_count_(phases), poll_(poll) {
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
   try {
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
@@ -38,12 +68,8 @@ Pool::Pool(int threads, int phases) : phases_(new Phase[size_t(phases)]), phase_
 Pool::~Pool() { stop(); }
 
 void Pool::stop() {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    stop_ = true;
-    epoch_.fetch_add(1);
-  }
-  wake_.notify_all();
+  stop_ = true;
+  for (size_t i = 1; i <= workers_.size(); ++i) call(int(i));
   for (auto& worker : workers_) worker.join();
 }
 
@@ -59,18 +85,25 @@ void Pool::wait(int spin) {
     std::this_thread::yield();
 }
 
-void Pool::run(const std::function<void(Worker&)>& f) {
+void Pool::call(int index) {
+  Seat& seat = seats_[size_t(index)];
+  seat.calls.fetch_add(1);
+  if (!seat.asleep.load()) return;
+  { std::lock_guard<std::mutex> lock(mutex_); }
+  seat.wake.notify_one();
+}
+
+void Pool::run(const Team& team, const std::function<void(Worker&)>& f) {
+  Affinity affinity;
+  affinity.keep_on(team.at(0));
   for (int i = 0; i < used_; ++i) { // by the last job; all of them would be 50 KB, for every token
     phases_[size_t(i)].next.store(0, std::memory_order_relaxed);
     phases_[size_t(i)].done.store(0, std::memory_order_relaxed);
   }
   job_ = &f;
+  team_ = &team;
   inside_.store(0);
-  epoch_.fetch_add(1);
-  if (asleep_.load() > 0) {
-    { std::lock_guard<std::mutex> lock(mutex_); }
-    wake_.notify_all();
-  }
+  for (size_t i = 1; i < std::min(team.size(), workers_.size() + 1); ++i) call(int(i));
   Worker self{this, 0};
   f(self);
   used_ = self.phase;
@@ -88,21 +121,35 @@ bool Pool::join() {
   return false;
 }
 
-void Pool::work(int index) {
-  uint32_t seen = 0;
-  for (;;) {
-    for (int spin = 0; epoch_.load() == seen && spin < spins_before_sleep; ++spin) pause();
-    if (epoch_.load() == seen) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      asleep_.fetch_add(1);
-      wake_.wait(lock, [&] { return epoch_.load() != seen; });
-      asleep_.fetch_sub(1);
+// Between two steps of a decode loop lie tens of microseconds: looks that long, then sleeps.
+void Pool::await_call(Seat& seat, uint32_t seen) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point end = Clock::now() + std::chrono::microseconds(10 * poll_);
+  do {
+    for (int spin = 0; spin < 32; ++spin) {
+      if (seat.calls.load() != seen) return;
+      pause();
     }
-    seen = epoch_.load();
+  } while (Clock::now() < end);
+  std::unique_lock<std::mutex> lock(mutex_);
+  seat.asleep = true;
+  seat.wake.wait(lock, [&] { return seat.calls.load() != seen; });
+  seat.asleep = false;
+}
+
+void Pool::work(int index) {
+  Affinity affinity;
+  Seat& seat = seats_[size_t(index)];
+  for (uint32_t seen = 0;;) {
+    await_call(seat, seen);
+    seen = seat.calls.load();
     if (stop_) return;
     if (!join()) continue; // too late
-    Worker self{this, index};
-    (*job_)(self);
+    if (size_t(index) < team_->size()) { // a thread can be late for its own job and in time for the next
+      affinity.keep_on((*team_)[size_t(index)]);
+      Worker self{this, index};
+      (*job_)(self);
+    }
     inside_.fetch_sub(1);
   }
 }

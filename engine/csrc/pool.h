@@ -12,10 +12,18 @@
 
 namespace lltool {
 
+// The processors that each thread of a team may run on; none: any.
+using Team = std::vector<std::vector<int>>;
+
 class Pool {
   struct Phase {
     alignas(64) std::atomic<int64_t> next{0};
     alignas(64) std::atomic<int64_t> done{0};
+  };
+  struct Seat { // of a worker
+    alignas(64) std::atomic<uint32_t> calls{0};
+    std::atomic<bool> asleep{false};
+    std::condition_variable wake;
   };
 
 public:
@@ -36,16 +44,19 @@ public:
     }
   };
 
-  Pool(int threads, int phases);
+  // Idle threads look for work for poll * 10 us before they sleep; 0 to 100.
+  Pool(int threads, int phases, int poll);
   ~Pool();
   Pool(const Pool&) = delete;
 
-  // Runs f on the caller's thread, number 0, and on all others that come in time. It may call parallel() at most `phases`
-  // times, each thread the same.
-  void run(const std::function<void(Worker&)>& f);
+  // Runs f on the caller's thread, number 0, and on those of the team's others that come in time; at most as many as the
+  // pool has. It may call parallel() at most `phases` times, each thread the same.
+  void run(const Team& team, const std::function<void(Worker&)>& f);
 
 private:
   void work(int index);
+  void call(int index);
+  void await_call(Seat& seat, uint32_t seen);
   void stop();
   bool join();
   Phase& phase(int i);
@@ -55,14 +66,13 @@ private:
   static void wait(int spin);
 
   std::unique_ptr<Phase[]> phases_;
-  int phase_count_, used_ = 0;
+  std::unique_ptr<Seat[]> seats_;
+  int phase_count_, poll_, used_ = 0;
   const std::function<void(Worker&)>* job_ = nullptr;
-  alignas(64) std::atomic<uint32_t> epoch_{0}; // jobs begun
-  alignas(64) std::atomic<int> inside_{-1};    // workers that run the job; below 0: there is none to join
+  const Team* team_ = nullptr;
+  alignas(64) std::atomic<int> inside_{-1}; // workers that run the job; below 0: there is none to join
   std::atomic<bool> stop_{false};
-  std::atomic<int> asleep_{0};
   std::mutex mutex_;
-  std::condition_variable wake_;
   std::vector<std::thread> workers_;
 };
 

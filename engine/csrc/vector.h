@@ -10,6 +10,7 @@
 #endif
 
 #include "formats/bits.h"
+#include "half.h"
 
 namespace {
 
@@ -21,6 +22,11 @@ constexpr int lanes = 8, panel = 4;
 constexpr int lanes = 4, panel = 12;
 #else
 constexpr int lanes = 4, panel = 4;
+#endif
+#if defined(__AVX512VNNI__) || defined(LLTOOL_NEON)
+constexpr int registers = 32;
+#else
+constexpr int registers = 16;
 #endif
 
 typedef float vf __attribute__((vector_size(lanes * 4)));
@@ -44,6 +50,18 @@ template <int count> inline vi load_first(const int32_t* p) {
   return v;
 #endif
 }
+// `lanes` halves as floats.
+inline vf widen_halves(const uint16_t* p) {
+#if defined(__AVX512VNNI__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  vf v;
+  for (int i = 0; i < lanes; ++i) v[i] = f16_to_f32(p[i]);
+  return v;
+#endif
+}
 inline vf splat(float x) { return x - vf{}; }
 inline vi splat(int32_t x) { return x - vi{}; }
 inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
@@ -63,15 +81,15 @@ inline vf round(vf a) { return vrndnq_f32(a); }
 inline vf round(vf a) { return (a + 12582912.0f) - 12582912.0f; }
 #endif
 
-// Writes numbers from -127 to 127, rounded to the nearest, as bytes.
-inline void store_bytes(int8_t* p, vf v) {
+// Writes numbers, rounded to the nearest, as integers that hold them.
+template <class Integer> inline void store_rounded(Integer* p, vf v) {
 #if defined(LLTOOL_NEON)
   const int16x4_t halves = vmovn_s32(vcvtnq_s32_f32(v));
-  vst1_lane_s32(reinterpret_cast<int32_t*>(p), (int32x2_t)vmovn_s16(vcombine_s16(halves, halves)), 0);
-#else
-  typedef int8_t narrow __attribute__((vector_size(lanes)));
-  store(p, __builtin_convertvector(to_int(round(v)), narrow));
+  if constexpr (sizeof(Integer) == 2) return store(p, halves);
+  if constexpr (sizeof(Integer) == 1) return vst1_lane_s32(reinterpret_cast<int32_t*>(p), (int32x2_t)vmovn_s16(vcombine_s16(halves, halves)), 0);
 #endif
+  typedef Integer narrow __attribute__((vector_size(lanes * sizeof(Integer))));
+  store(p, __builtin_convertvector(to_int(round(v)), narrow));
 }
 
 // The lower and upper halves of a and b, lane by lane in turns.
@@ -239,6 +257,22 @@ template <int max_code, int N> inline void dot4_splat(vi (&acc)[N], vb w, const 
 #endif
 }
 
+// acc[i] + the sum of both int16 of lane i of w times those at x.
+inline vi dot2_splat(vi acc, vi w, const int16_t* x) {
+#if defined(__AVX512VNNI__)
+  asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const int32_t*)x));
+  return acc;
+#else
+  int32_t two;
+  std::memcpy(&two, x, 4);
+#if defined(__AVX2__)
+  return acc + (vi)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(two));
+#else
+  return acc + (w << 16 >> 16) * (int32_t(uint32_t(two) << 16) >> 16) + (w >> 16) * (two >> 16);
+#endif
+#endif
+}
+
 // Four lanes each of s[first], s[first + stride], and so on, of stride * lanes / 4 floats.
 template <int first, int stride> inline vf spread(const float* s) {
 #if defined(__AVX512VNNI__)
@@ -281,6 +315,18 @@ inline vf exp(vf x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   return (vf)((vi)p + (to_int(n) << 23));
+}
+// 2^x to 2 ulp for x <= 0; exactly 0 below -127, where the exponent's bits come to nothing.
+inline vf exp2(vf x) {
+  x = max(x, splat(-127.0f));
+  const vf shifted = x + 12582912.0f; // its lowest bits are the nearest integer
+  const vf r = x - (shifted - 12582912.0f);
+  vf p = r * 1.32647271e-3f + 9.67151265e-3f;
+  p = p * r + 5.55073374e-2f;
+  p = p * r + 2.40222421e-1f;
+  p = p * r + 6.93146978e-1f;
+  p = p * r + 1.0f;
+  return (vf)((vi)p + ((vi)shifted << 23));
 }
 // Small arguments by Cephes' polynomial (no cancellation), the rest through e^2x.
 inline vf tanh(vf x) {

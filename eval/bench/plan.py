@@ -3,17 +3,17 @@
 Names, defaults and order of the settings are llama-bench's.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from lltool.engine.batch import Precision
-from lltool.engine.model import MAX_THREADS
-from lltool.engine.threads import default_threads
+from lltool.engine.batch import CacheType, Precision
+from lltool.engine.threads import Team, Threads, check_threads, default_threads, parse_mask
+from lltool.engine.tuning import Tuned, read_tuned
 from lltool.gguf.errors import InputError
+from lltool.gguf.reader import open_gguf
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Settings:
     no_op_offload: bool = False
     batch: int = 2048  # tokens submitted at once
     ubatch: int = 512  # tokens computed at once
-    type_k: str = "f16"
-    type_v: str = "f16"
+    type_k: CacheType = "f16"
+    type_v: CacheType = "f16"
     no_kv_offload: bool = False
     flash_attn: int = -1  # 1: on, 0: off, -1: as the engine likes
     threads: int = field(default_factory=default_threads)
@@ -136,13 +136,27 @@ def grid(models: Sequence[Path], runs: Sequence[Workload], **axes: Sequence[Any]
     return list(dict.fromkeys(points))
 
 
+def with_tuned_threads(points: Sequence[Point]) -> list[Point]:
+    """The points with as many threads as a model that is loaded without a number gets (engine/tuning.py)."""
+    tuned: dict[Path, Tuned | None] = {}
+    for model in dict.fromkeys(point.settings.model for point in points):
+        with open_gguf(model) as file:
+            tuned[model] = read_tuned(file.size)
+    found = []
+    for point in points:
+        kept, is_decode = tuned[point.settings.model], not point.workload.prompt and point.workload.sequences == 1
+        threads = point.settings.threads if kept is None else kept.decode if is_decode else kept.batch
+        found.append(replace(point, settings=replace(point.settings, threads=threads)))
+    return found
+
+
 # The values that the engine can have; of those in brackets, what it has in their place without a difference.
 _WITHOUT_GPU = "this build computes on the CPU alone"
 _POSSIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "fit_target": ((0,), _WITHOUT_GPU),
     "fit_min_ctx": ((0,), _WITHOUT_GPU),
     "split_mode": (("none", "layer"), _WITHOUT_GPU),
-    "load_mode": (("auto", "none", "mmap"), "the file is mapped, or read into memory"),
+    "load_mode": (("auto", "none", "mmap", "mlock"), "the file is mapped, or read into memory"),
     "lazy_mode": (("auto", "off"), "the file is mapped and used where it lies"),
     "main_gpu": ((0,), _WITHOUT_GPU),
     "devices": (("auto", "none"), _WITHOUT_GPU),
@@ -151,11 +165,9 @@ _POSSIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "no_host": ((False,), _WITHOUT_GPU),
     "repack": ((False,), "the file is mapped and used where it lies"),
     "embeddings": ((False,), "the bench computes logits"),
-    "type_k": (("f16", "f32"), "the engine has no other type for its cache yet"),
-    "type_v": (("f16", "f32"), "the engine has no other type for its cache yet"),
+    "type_k": (get_args(CacheType), "the engine has no other type for its cache"),
+    "type_v": (get_args(CacheType), "the engine has no other type for its cache"),
     "flash_attn": ((-1, 1), "the engine has one attention, which never makes the whole matrix"),
-    "cpu_strict": ((False,), "the engine does not bind each thread to a core"),
-    "poll": ((50,), "the engine's threads spin for a fixed short time"),
     "precision": (("int8", "f32"), "the kernels have no other"),
 }
 
@@ -170,22 +182,16 @@ def resolve(settings: Settings) -> Settings:
         if value not in possible:
             found, *wanted = (str(int(v) if isinstance(v, bool) else v) for v in (value, *possible))
             raise InputError(f"{name} {found}, wanted {' or '.join(wanted)}: {reason}")
-    if settings.type_k != settings.type_v:
-        raise InputError(
-            f"type_k {settings.type_k} with type_v {settings.type_v}: the cache has one type, wanted them equal"
-        )
-    cpus_of(settings.cpu_mask)
-    for name in ("batch", "ubatch", "threads"):
+    check_threads(threads_of(settings))
+    for name in ("batch", "ubatch"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name} {getattr(settings, name)}, wanted at least 1")
-    if settings.threads > MAX_THREADS:
-        raise InputError(f"threads {settings.threads}, wanted at most {MAX_THREADS}")
     return replace(
         settings,
         n_gpu_layers=0,
         n_cpu_moe=0,
         split_mode="none",
-        load_mode="none" if settings.load_mode == "none" else "mmap",
+        load_mode="mmap" if settings.load_mode == "auto" else settings.load_mode,
         lazy_mode="off",
         devices="none",
         no_op_offload=False,
@@ -202,17 +208,7 @@ def find_unmet(settings: Settings) -> str | None:
     return f"-ngl {settings.n_gpu_layers}: this build has no GPU executor, all layers ran on the CPU"
 
 
-def cpus_of(mask: str) -> set[int] | None:
-    """The processors of a mask in hexadecimal; None for 0, which leaves them to the system. Raises InputError."""
-    try:
-        bits = int(mask, 16)
-    except ValueError:
-        raise InputError(f"cpu_mask {mask!r}, wanted a number in hexadecimal such as 0x3") from None
-    if bits == 0:
-        return None
-    cpus = {number for number in range(bits.bit_length()) if bits >> number & 1}
-    if not hasattr(os, "sched_getaffinity"):
-        raise InputError(f"cpu_mask {mask}: this system cannot bind threads to processors; wanted 0x0")
-    if missing := cpus - os.sched_getaffinity(0):
-        raise InputError(f"cpu_mask {mask}: processor {min(missing)} is not this process's to use")
-    return cpus
+def threads_of(settings: Settings) -> Threads:
+    """Raises InputError for a mask that is none."""
+    team = Team(settings.threads, tuple(sorted(parse_mask(settings.cpu_mask))), settings.cpu_strict)
+    return Threads(team, team, settings.poll)

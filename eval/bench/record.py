@@ -1,14 +1,16 @@
 """What is known of a measurement, and the flat row of it: llama-bench's columns in its order, then ours."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from statistics import mean, stdev
+from dataclasses import asdict, dataclass, field, fields
+from statistics import mean, median, stdev
 from typing import Any
 
 from lltool import __version__
 from lltool.eval.bench.latency import summarize_latency
+from lltool.eval.bench.limits import Limits
 from lltool.eval.bench.plan import Point, Run, Settings
 from lltool.eval.bench.statistics import summarize
+from lltool.eval.bench.work import Work
 from lltool.eval.provenance import cpu_name, tool_digest
 from lltool.gguf.describe import Description
 
@@ -70,6 +72,10 @@ OWN_COLUMNS = {
     "ratio": "REAL",  # of a peer's row: how many times as fast we were in the same test, run for run
     "ratio_low": "REAL",
     "ratio_high": "REAL",
+    "read_bytes_per_s": "REAL",  # weights and cache that must be read, and the part of the measured read bandwidth
+    "read_share": "REAL",
+    "multiply_adds_per_s": "REAL",  # and the part of the measured peak
+    "multiply_share": "REAL",
     "ttft_ms": "REAL",
     "token_ms_p50": "REAL",
     "token_ms_p95": "REAL",
@@ -111,6 +117,8 @@ class Measurement:
     first_token_ms: float | None = None  # from the start of loading
     peak_rss_bytes: int | None = None
     energy_j: float | None = None
+    work: Work | None = None  # of one run
+    limits: Limits | None = None
     notes: tuple[str, ...] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
     drift: float = 0.0  # relative standard deviation from one time of measuring to the next
@@ -160,6 +168,7 @@ def to_row(m: Measurement) -> Row:
         "median_ts": summary.median,
         "low_ts": summary.low,
         "high_ts": summary.high,
+        **_efforts(m),
         "ttft_ms": latency.ttft,
         "token_ms_p50": latency.token_p50,
         "token_ms_p95": latency.token_p95,
@@ -173,10 +182,27 @@ def to_row(m: Measurement) -> Row:
         "samples_prompt_ns": [run.prompt_ns for run in m.runs],
         "notes": list(m.notes),
         "model_sha256": m.model_sha256,
-        "settings": {"precision": ran.precision, "asked": _asked(m.point.settings, ran)},
+        "settings": {"precision": ran.precision, "asked": _asked(m.point.settings, ran), **_limits(m)},
         "machine": dict(m.machine),
     }
     return row | {name: own.get(name) for name in OWN_COLUMNS}
+
+
+def _limits(m: Measurement) -> Row:
+    return {"limits": asdict(m.limits)} if m.limits else {}
+
+
+def _efforts(m: Measurement) -> Row:
+    """How much the median run read and multiplied, and how near that is to what the machine can do."""
+    if not (m.work and m.limits):
+        return {}
+    seconds = median(m.nanoseconds) * 1e-9
+    return {
+        "read_bytes_per_s": m.work.read / seconds,
+        "read_share": m.work.read_seconds(m.limits) / seconds,
+        "multiply_adds_per_s": m.work.multiply_adds / seconds,
+        "multiply_share": m.work.multiply_seconds(m.limits) / seconds,
+    }
 
 
 def _asked(asked: Settings, ran: Settings) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """Our engine under the clock: one loaded model that runs workloads behind a past it fills once."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from time import perf_counter, perf_counter_ns
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.cache import Sequence as CachedSequence
 from lltool.engine.model import Wanted, load_model
-from lltool.eval.bench.plan import Run, Settings, Workload, cpus_of
+from lltool.eval.bench.plan import Run, Settings, Workload, threads_of
+from lltool.gguf.mapped import LoadMode
 
 
 class Runner:
@@ -20,19 +20,18 @@ class Runner:
 
     def __init__(self, ran: Settings, runs: Sequence[Workload], *, executor: str = "cpu", seed: int = 0) -> None:
         start = perf_counter()
-        self._cpus = cpus_of(ran.cpu_mask)
-        with _pinned(self._cpus):  # the threads that start now stay there
-            self.model = load_model(
-                ran.model,
-                executor=executor,
-                threads=ran.threads,
-                context=max(run.context for run in runs),
-                sequences=max(run.sequences for run in runs) + any(run.depth for run in runs),
-                batch=ran.ubatch,
-                precision=ran.precision,
-                cache_type="f32" if ran.type_k == "f32" else "f16",
-                load_mode="none" if ran.load_mode == "none" else "mmap",
-            )
+        self.model = load_model(
+            ran.model,
+            executor=executor,
+            threads=threads_of(ran),
+            context=max(run.context for run in runs),
+            sequences=max(run.sequences for run in runs) + any(run.depth for run in runs),
+            batch=ran.ubatch,
+            precision=ran.precision,
+            cache_type_k=ran.type_k,
+            cache_type_v=ran.type_v,
+            load_mode=cast(LoadMode, ran.load_mode),
+        )
         self.load_ms = (perf_counter() - start) * 1e3
         self._submitted = ran.batch
         self._random = np.random.default_rng(seed)
@@ -40,24 +39,23 @@ class Runner:
 
     def run(self, workload: Workload) -> Run:
         """Times one repetition; the past of `depth` tokens is there before the clock starts."""
-        with _pinned(self._cpus):
-            sequences = self._fork(workload)
-            count = workload.prompt + workload.generation
-            tokens = self._draw(workload.sequences, count)
-            prompt, steps = tokens[:, : workload.prompt], range(workload.prompt, count)
-            try:
-                start = perf_counter_ns()
-                ends = [start]
-                if workload.prompt:
-                    self._feed(sequences, prompt)
-                    ends = [perf_counter_ns()]
-                for step in steps:
-                    self._feed(sequences, tokens[:, step : step + 1])
-                    ends.append(perf_counter_ns())
-            finally:
-                for sequence in sequences:
-                    sequence.free()
-            return Run(ends[-1] - start, ends[0] - start, tuple(np.diff(ends).tolist()))
+        sequences = self._fork(workload)
+        count = workload.prompt + workload.generation
+        tokens = self._draw(workload.sequences, count)
+        prompt, steps = tokens[:, : workload.prompt], range(workload.prompt, count)
+        try:
+            start = perf_counter_ns()
+            ends = [start]
+            if workload.prompt:
+                self._feed(sequences, prompt)
+                ends = [perf_counter_ns()]
+            for step in steps:
+                self._feed(sequences, tokens[:, step : step + 1])
+                ends.append(perf_counter_ns())
+        finally:
+            for sequence in sequences:
+                sequence.free()
+        return Run(ends[-1] - start, ends[0] - start, tuple(np.diff(ends).tolist()))
 
     def close(self) -> None:
         self.model.close()
@@ -97,17 +95,3 @@ class Runner:
 
     def _draw(self, sequences: int, count: int) -> NDArray[np.int32]:
         return self._random.integers(0, self.model.config.vocab, (sequences, count), dtype=np.int32)
-
-
-@contextmanager
-def _pinned(cpus: set[int] | None) -> Iterator[None]:
-    """This thread on these processors alone."""
-    if cpus is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -63,12 +63,14 @@ def format_jsonl(rows: Sequence[Row]) -> str:
     return "\n".join(json.dumps(row) for row in rows)
 
 
-def format_csv(rows: Sequence[Row]) -> str:
+def format_csv(rows: Sequence[Row], columns: Mapping[str, str] = COLUMNS) -> str:
     """A header and a line a row, every field quoted: True and False are 1 and 0, lists are JSON, null is empty."""
     text = io.StringIO()
-    text.write(",".join(COLUMNS) + "\n")
+    text.write(",".join(columns) + "\n")
     writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
-    writer.writerows(["" if (value := stored(row, name)) is None else value for name in COLUMNS] for row in rows)
+    writer.writerows(
+        ["" if (value := stored(row, name, columns)) is None else value for name in columns] for row in rows
+    )
     return text.getvalue().rstrip("\n")
 
 
@@ -79,8 +81,8 @@ def format_sql(rows: Sequence[Row]) -> str:
     """
     single = [row for row in rows if row["n_parallel"] == 1]
     lines = [create_table("llama_bench", LLAMA_BENCH_COLUMNS), create_table("lltool_bench", COLUMNS), ""]
-    lines += [_insert("llama_bench", LLAMA_BENCH_COLUMNS, row) for row in single]
-    lines += [_insert("lltool_bench", COLUMNS, row) for row in rows]
+    lines += [insert_row("llama_bench", LLAMA_BENCH_COLUMNS, row) for row in single]
+    lines += [insert_row("lltool_bench", COLUMNS, row) for row in rows]
     return "\n".join(lines)
 
 
@@ -91,16 +93,17 @@ def create_table(name: str, columns: Mapping[str, str]) -> str:
     return f"CREATE TABLE IF NOT EXISTS {name} (\n{body}\n);"
 
 
-def stored(row: Row, name: str) -> Any:
+def stored(row: Row, name: str, columns: Mapping[str, str] = COLUMNS) -> Any:
     """A value as CSV and SQL hold it."""
     value = row.get(name)
-    if COLUMNS[name] == "JSON":
+    if columns[name] == "JSON":
         return json.dumps(value)
     return int(value) if isinstance(value, bool) else value
 
 
-def _insert(table: str, columns: Mapping[str, str], row: Row) -> str:
-    values = (stored(row, name) for name in columns)
+def insert_row(table: str, columns: Mapping[str, str], row: Row) -> str:
+    """The statement that adds a row."""
+    values = (stored(row, name, columns) for name in columns)
     quoted = ("NULL" if value is None else "'" + str(value).replace("'", "''") + "'" for value in values)
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(quoted)});"
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lltool.engine import _native
-from lltool.engine.batch import PAGE, Batch, CacheType, Precision
+from lltool.engine.batch import PAGE, Batch, Precision
 from lltool.engine.cpu import CpuExecutor
 from lltool.engine.program import NOT_MULTIPLIED, Buffer, Program, Tracer, Weight
 from lltool.engine.reference import ReferenceExecutor
@@ -24,6 +24,7 @@ ISAS = _native.available_isas()
 TYPES = [type for type in LAYOUT if type not in NOT_MULTIPLIED]
 FLOAT_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
 VOCAB = 40
+NONE = np.empty(0, np.float32)
 QKV = ("q.weight", "k.weight", "v.weight")
 
 Array = NDArray[np.float32]
@@ -82,10 +83,14 @@ def run_all(executor: CpuExecutor | ReferenceExecutor, batch: Batch) -> Array:
 
 
 def int8_values(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    """Activations that int8 holds exactly: integers up to 127, which each 32 reach, times a power of two."""
-    groups = rng.integers(-127, 128, (rows, columns // 32, 32))
-    groups[..., 0] = 127
-    scales = 2.0 ** rng.integers(-8, -5, (rows, columns // 32, 1))
+    """Activations that int8 holds exactly: integers up to 127 times a power of two.
+
+    Three of each eight columns that share a scale in a row reach 127, so twelve of 32, of which a panel may keep eight.
+    """
+    groups = rng.integers(-127, 128, (rows, columns // 32, 2, 4, 4))  # halves of 32, lanes, columns of a lane
+    groups[..., 0, :, :2] = 127
+    groups[..., 1, :, 0] = -127
+    scales = 2.0 ** rng.integers(-8, -5, (rows, columns // 32, 1, 1, 1))
     return (groups * scales).reshape(rows, columns).astype(np.float32)
 
 
@@ -197,53 +202,10 @@ def test_rope_turns_pairs_and_leaves_the_rest(isa: str, interleaved: bool) -> No
     compare(program(weights, 48, build), one_sequence(38), isa, 1e-6)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("cache", ["f32", "f16"])
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "window", "softcap"),
-    [(4, 2, 16, 0, 0.0), (9, 1, 80, 0, 0.0), (2, 2, 24, 70, 0.0), (6, 2, 64, 5, 20.0), (1, 1, 256, 300, 0.0)],
-)
-def test_attention(
-    isa: str, cache: CacheType, heads: int, kv_heads: int, head_dim: int, window: int, softcap: float
-) -> None:
-    """Two sequences in one batch, then more tokens of both behind what the cache holds; pages out of order.
-
-    Of a few tokens, keys past the fourth page are another thread's part.
-    """
-    rng = np.random.default_rng(heads * head_dim)
-    width = heads * head_dim
-    weights = [f32_weight("embed", rng.standard_normal((VOCAB, width), np.float32))]
-    for name, rows in (("q", width), ("k", kv_heads * head_dim), ("v", kv_heads * head_dim)):
-        values = rng.standard_normal((rows, width), np.float32) / np.sqrt(width).astype(np.float32)
-        weights.append(f32_weight(f"{name}.weight", values))
-
-    def build(g: Tracer, x: Buffer) -> Buffer:
-        q, k, v = g.linear(x, QKV, (width, kv_heads * head_dim, kv_heads * head_dim))
-        return g.attention(q, k, v, layer=0, head_dim=head_dim, scale=0.5, window=window, softcap=softcap)
-
-    made = program(weights, width, build)
-    cpu = CpuExecutor(made, 18, max_batch=600, threads=2, cache_type=cache, instruction_set=isa)
-    reference = ReferenceExecutor(made, 18)
-    tables = rng.permutation(18).astype(np.int32).reshape(2, 9)
-    starts = [0, 0]
-    for counts in ((500, 40), (1, 1), (4, 3), (30, 90)):
-        positions = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)]).astype(np.int32)
-        total = sum(counts)
-        batch = Batch(
-            tokens=np.sort(rng.integers(0, VOCAB, total).astype(np.int32)),  # each part of the keys has others
-            positions=positions,
-            sequences=np.repeat(np.arange(2, dtype=np.int32), counts),
-            tables=tables,
-            outputs=np.arange(total, dtype=np.int32),
-        )
-        expected, found = run_all(reference, batch), run_all(cpu, batch)
-        # f16 keys and values round to 2^-11; scores of a few units move the weights by as much.
-        assert np.max(np.abs(found - expected)) < (2e-5 if cache == "f32" else 6e-3) * np.abs(expected).max()
-        starts = [s + n for s, n in zip(starts, counts, strict=True)]
-
-
 def compare(made: Program, batch: Batch, isa: str, tolerance: float) -> None:
-    cpu = CpuExecutor(made, 4, max_batch=64, threads=2, precision="f32", cache_type="f32", instruction_set=isa)
+    cpu = CpuExecutor(
+        made, 4, max_batch=64, threads=2, precision="f32", cache_type_k="f32", cache_type_v="f32", instruction_set=isa
+    )
     expected, found = run_all(ReferenceExecutor(made, 4, dtype=np.float64), batch), run_all(cpu, batch)
     assert np.max(np.abs(found - expected)) < tolerance * np.abs(expected).max()
 
@@ -259,7 +221,7 @@ def test_blocks_of_logits_scores_and_copied_pages() -> None:
         return g.attention(q, k, v, layer=0, head_dim=32, scale=0.2, window=0, softcap=0.0)
 
     made = program(weights, 64, build)
-    cpu = CpuExecutor(made, 4, max_batch=128, threads=2)
+    cpu = CpuExecutor(made, 4, max_batch=128, threads=2, precision="f32")
     batch = one_sequence(100)
     cpu.run(batch)
     whole = np.concatenate([cpu.logits(i, min(i + 32, 100)).copy() for i in range(0, 100, 32)])
@@ -309,8 +271,9 @@ import resource
 from lltool.engine import _native
 memory = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (memory + (1 << 28),) * 2)
-session = _native.Executor(isa="scalar", threads=1000, max_batch=1, head_rows=1, arena_width=16, vocabulary=16, pages=1,
-                           int8=True, half_cache=True)
+session = _native.Executor(isa="scalar", decode=[[]] * 1000, batch=[[]], poll=0, max_batch=1, head_rows=1,
+                           arena_width=16, vocabulary=16, pages=1, int8=True, k_type=1, v_type=1,
+                           deterministic=False)
 try:
     session.finish()
 except RuntimeError as error:
@@ -330,24 +293,33 @@ except RuntimeError as error:
         lambda e, w: e.linear((0, 64), [((64, 40), 0, 64, w.data, np.ones(39, np.float32))], []),
         lambda e, w: e.norm((0, 64), (0, 64), np.ones(32, np.float32), 1e-5, 1),
         lambda e, w: e.rope((0, 64), (0, 64), 32, [1.0] * 17, 1.0, False),
-        lambda e, w: e.attention((0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 0, 32, 1.0, 0, 0.0),
-        lambda e, w: e.attention((0, 64), (64, 32), (96, 64), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0),
+        lambda e, w: e.attention((0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 0, 32, 1.0, 0, 0.0, NONE),
+        lambda e, w: e.attention((0, 64), (64, 32), (96, 64), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, NONE),
+        lambda e, w: e.attention(
+            (0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, np.ones(3, np.float32)
+        ),
         lambda e, w: e.elementwise("add", (0, 64), (64, 32), (96, 64), 0.0),
     ],
 )
 def test_operations_whose_shapes_do_not_agree_are_refused(add: Callable[[_native.Executor, Weight], None]) -> None:
     executor = _native.Executor(
         isa="scalar",
-        threads=1,
+        decode=[[]],
+        batch=[[]],
+        poll=0,
         max_batch=1,
         head_rows=1,
         arena_width=256,
         vocabulary=40,
         pages=1,
         int8=True,
-        half_cache=True,
+        k_type=1,
+        v_type=1,
+        deterministic=False,
     )
-    with pytest.raises(ValueError, match=r"shapes do not agree|whole groups|as wide as the output"):
+    with pytest.raises(
+        ValueError, match=r"shapes do not agree|whole groups|a sink for each head|as wide as the output"
+    ):
         add(executor, f32_weight("w", np.ones((VOCAB, 64), np.float32)))
 
 

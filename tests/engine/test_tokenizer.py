@@ -1,6 +1,7 @@
 """Tokenizers against llama.cpp's expected ids, Hugging Face's tokenizers, and the rules for special tokens."""
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lltool.engine import tokenizer_bpe, tokenizer_spm
 from lltool.engine.tokenizer import StreamDecoder, Tokenizer
 from lltool.engine.tokenizer_check import TEXTS, compare_tokenizers
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType, array, boolean, string, u32
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.sentencepiece_model import TokenType
+from lltool.gguf.string_array import StringArray
 
 VOCABULARIES = ("llama-bpe", "llama-spm", "qwen2", "gpt-2", "phi-3", "falcon", "starcoder", "deepseek-llm")
 
 
+@pytest.mark.parametrize("short", [tokenizer_bpe._SHORT_TEXT, -1], ids=["table", "library"])
 @pytest.mark.parametrize("name", VOCABULARIES)
-def test_golden_ids_and_back(shared: Path, name: str) -> None:
+def test_golden_ids_and_back(shared: Path, name: str, short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_bpe, "_SHORT_TEXT", short)
     path = shared / "golden" / "vocab" / f"ggml-vocab-{name}.gguf"
     with open_gguf(path) as file:
         tokenizer = Tokenizer.from_gguf(file.metadata)
@@ -75,10 +80,33 @@ def test_gemma3_finds_runs_of_white_space_longest_first(gemma3: Tokenizer) -> No
     assert [gemma3.piece(id) for id in gemma3.encode("a  b", add_special=False)] == [b"a", b"  ", b"b"]
 
 
+@settings(deadline=None, max_examples=300)
+@given(text=st.text() | st.text("aeinorst THE.,'1 \n\t_éß"))
+def test_prompts_and_long_texts_are_merged_alike(smollm2: Tokenizer, text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        short = smollm2.encode(text)
+        patch.setattr(tokenizer_bpe, "_SHORT_TEXT", -1)
+        assert smollm2.encode(text) == short
+
+
+def test_a_word_without_end_is_merged_by_the_library(smollm2: Tokenizer) -> None:
+    assert smollm2.decode(smollm2.encode("ab" * 2000)) == "ab" * 2000
+    assert "_library" in vars(smollm2.encode_plain.__self__)  # type: ignore[attr-defined]
+
+
 def test_every_text_comes_back(smollm2: Tokenizer, gemma3: Tokenizer) -> None:
     for text in TEXTS:
         assert smollm2.decode(smollm2.encode(text)) == text
         assert gemma3.decode(gemma3.encode(text)) == text
+
+
+@pytest.mark.parametrize("texts", [[b"a", b"\xc3\xa9"], [b"b\0c", b"x"], [b"", b"x"], [b"x", b"x"], [b"\xc3", b"\xa9"]])
+def test_texts_in_a_file_are_those_of_a_list(texts: list[bytes]) -> None:
+    data = b"".join(struct.pack("<Q", len(text)) + text for text in texts)
+    strings = StringArray.scan(memoryview(data), 0, len(texts))
+    found = tokenizer_spm._unique_texts(strings)
+    assert found == tokenizer_spm._unique_texts(list(strings))
+    assert (found == texts) == (texts[0] == b"a")
 
 
 @settings(deadline=None)

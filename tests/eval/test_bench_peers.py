@@ -14,10 +14,13 @@ import pytest
 
 from lltool import __version__
 from lltool.eval.bench.history import recall
+from lltool.eval.bench.limits import Limits
 from lltool.eval.bench.peers import pairing
 from lltool.eval.bench.peers.llama_bench import LlamaBench
-from lltool.eval.bench.peers.pairing import Interrupted, format_ratios, measure_beside
+from lltool.eval.bench.peers.pairing import Interrupted, measure_beside
+from lltool.eval.bench.peers.peer import runs_in_one
 from lltool.eval.bench.peers.python_peers import LlamaCppPython, Transformers, export_once
+from lltool.eval.bench.peers.ratio_tables import format_ratios
 from lltool.eval.bench.peers.specification import parse_peer
 from lltool.eval.bench.peers.worker import Worker
 from lltool.eval.bench.plan import Run, Settings, Workload, grid, resolve
@@ -26,6 +29,8 @@ from lltool.eval.bench.schedule import Effort
 from lltool.gguf.errors import InputError
 from lltool.tools.bench import main
 
+LIMITS = Limits(2, "scalar", read=1e15, read_large_pages=2e15, int8=8e15, int16=4e15, float32=2e15)
+
 FAKE_LLAMA_CPP = '''
 """Stands in for llama-cpp-python: checks how it is called."""
 import ctypes, types
@@ -33,8 +38,9 @@ __version__ = "9.9"
 llama_token = ctypes.c_int32
 llama_log_callback = lambda function: function
 llama_log_set = llama_backend_init = lambda *arguments: None
-llama_model_default_params = llama_context_default_params = types.SimpleNamespace
-llama_model_load_from_file = lambda path, options: path.endswith(b".gguf")
+llama_context_default_params = types.SimpleNamespace
+llama_model_default_params = lambda: types.SimpleNamespace(use_extra_bufts=None)
+llama_model_load_from_file = lambda path, options: path.endswith(b".gguf") and isinstance(options.use_extra_bufts, bool)
 def llama_init_from_model(model, options):
     assert options.n_threads == options.n_threads_batch == 2 and options.n_ctx == 12
     assert (options.n_batch, options.n_ubatch) == (2048, 512)
@@ -61,7 +67,8 @@ with Path("{log}").open("a") as log:
     log.write(" ".join(sys.argv[1:]) + "\\n")
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 ns = 2000 if given.get("--repack", given.get("-rtr")) == "1" else 4000
-row = {{"build_commit": "abcd123", "build_number": 7, "model_type": "llama 256M", "flash_attn": -1, "samples_ns": [ns]}}
+row = {{"build_commit": "abcd123", "build_number": 7, "model_type": "llama 256M", "flash_attn": -1}}
+row["samples_ns"] = [ns] * int(given["-r"])
 print(json.dumps([row]))
 '''
 
@@ -133,38 +140,66 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Run(1000, 1000 if workload.prompt else 0, (1000,) * workload.generation)
 
     monkeypatch.setattr(pairing.Runner, "run", run)
+    monkeypatch.setattr(pairing, "measure_limits", lambda threads: LIMITS)
     return found
 
 
 def test_engines_run_in_turns_there_and_back(real_model: Callable[[str], Path], calls: list[str]) -> None:
     peer = FakePeer(calls)
-    points = grid([real_model("smollm2-q4_1")], [Workload(8, 0), Workload(0, 4)], threads=[2])
+    points = grid([real_model("smollm2-q4_1")], [Workload(512, 0), Workload(0, 64)], threads=[2])
     seen: list[tuple[int, int, str]] = []
     rows = measure_beside(points, [peer], Effort(2), progress=lambda *told: seen.append(told))
-    assert calls[:6] == ["ours pp8", "slow pp8", "fast pp8", "ours tg4", "slow tg4", "fast tg4"]
-    assert calls[6:9] == ["fast pp8", "slow pp8", "ours pp8"]
-    assert len(calls) == 18  # a round to warm up and two that count
-    assert seen[0] == (0, 6, f"{points[0].settings.model.name}, pp8")
+    assert calls[:5] == [
+        "slow pp128",
+        "fast pp128",
+        "fast pp128",
+        "slow pp128",
+        "ours pp512",
+    ]  # a trial, and to warm up
+    assert calls[5:10] == ["slow tg16", "fast tg16", "fast tg16", "slow tg16", "ours tg64"]
+    assert calls[10:] == [
+        *("ours pp512", "fast pp512", "ours tg64", "fast tg64"),
+        *("fast pp512", "ours pp512"),
+        *("fast tg64", "ours tg64"),
+    ]
+    assert seen[0] == (0, 6, f"{points[0].settings.model.name}, pp512: modes")
+    assert seen[2] == (2, 6, f"{points[0].settings.model.name}, pp512")
     assert seen[-1][:2] == (6, 6)
     assert peer.closed == ["fast", "slow"]
-    assert [row["engine"].split()[-1] for row in rows] == [__version__, "slow", "fast"] * 2
-    assert [row["ratio"] for row in rows] == [None, 3, 2] * 2
-    ours, slow, fast = rows[:3]
-    assert (slow["samples_ns"], slow["avg_ns"], slow["median_ts"]) == ([3000, 3000], 3000, pytest.approx(8e9 / 3000))
-    assert (slow["build_commit"], slow["flash_attn"], slow["n_threads"]) == ("other-1.0", -1, 2)
-    assert (ours["ttft_ms"], slow["ttft_ms"]) == (pytest.approx(0.001), None)
-    assert (slow["settings"]["is_best_mode"], fast["settings"]["is_best_mode"]) == (False, True)
+    assert [row["engine"].split()[-1] for row in rows] == [__version__, "fast"] * 2
+    assert [row["ratio"] for row in rows] == [None, 2] * 2
+    ours, fast = rows[:2]
+    assert (fast["samples_ns"], fast["avg_ns"], fast["median_ts"]) == ([2000, 2000], 2000, pytest.approx(512e9 / 2000))
+    assert (fast["build_commit"], fast["flash_attn"], fast["n_threads"]) == ("other-1.0", -1, 2)
+    assert (ours["ttft_ms"], fast["ttft_ms"]) == (pytest.approx(0.001), None)
+    assert fast["settings"]["modes_ns"] == {"other 1.0 slow": 3000, "other 1.0 fast": 2000}
     assert len({row["settings"]["session"] for row in rows}) == 1
+    assert ours["read_bytes_per_s"] == pytest.approx(2 * fast["read_bytes_per_s"])
+    assert ours["read_share"] == pytest.approx(ours["read_bytes_per_s"] / LIMITS.read_large_pages)
+    assert ours["multiply_share"] > 2 * fast["multiply_share"] * 0.999
     lines = format_ratios(rows).splitlines()
-    assert [line.split("|")[3].strip() for line in lines[2:5]] == [ours["engine"], "other 1.0 slow", "other 1.0 fast *"]
-    assert [cell.strip() for cell in lines[3].split("|")[6:8]] == ["3.00 (3.00 – 3.00)", "3.00 – 3.00"]
-    assert "- *: the best of this engine's modes" in lines
+    assert [line.split("|")[3].strip() for line in lines[2:4]] == [ours["engine"], "other 1.0 fast"]
+    assert [cell.strip() for cell in lines[3].split("|")[-3:-1]] == ["2.00 (2.00 – 2.00)", "2.00 – 2.00"]
+    named = "llama 135M Q4_1, pp512: other 1.0 fast is the fastest of its modes in a trial"
+    assert f"- {named} (1.50 × as long: other 1.0 slow)" in lines
+
+
+def test_a_few_tokens_run_several_times_and_the_median_counts(
+    real_model: Callable[[str], Path], calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [runs_in_one(Workload(n, 0)) for n in (1, 2, 8, 30, 64, 512)] == [15, 15, 8, 2, 1, 1]
+    times = iter([5000, 9000, 1000, 7000])
+    monkeypatch.setattr(pairing.Runner, "run", lambda *_: Run(next(times), 0))
+    monkeypatch.setattr(pairing, "runs_in_one", lambda workload: 3)
+    points = grid([real_model("smollm2-q4_1")], [Workload(4, 0)], threads=[2])
+    rows = measure_beside(points, [FakePeer(calls)], Effort(1), warm=True)
+    assert rows[0]["samples_ns"] == [7000]
 
 
 def test_runs_go_on_until_the_ratio_is_known(
     real_model: Callable[[str], Path], calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = iter([1000] * 2 + [2000, 2500, 1500, 1000, 3000] + [2000] * 40)
+    times = iter([1000, 1500, 1500, 1000] + [2000, 2500, 1500, 1000, 3000] + [2000] * 40)
     monkeypatch.setattr(FakeEngine, "time", lambda *_: next(times))
     points = grid([real_model("smollm2-q4_1")], [Workload(8, 0)], threads=[2])
     rows = measure_beside(points, [FakePeer(calls)], Effort(2, until=0.02, most=20))
@@ -179,22 +214,26 @@ def test_ctrl_c_keeps_the_rounds_that_were_finished(
     time = FakeEngine.time
 
     def stop(self: FakeEngine, workload: Workload, tokens: Sequence[int]) -> int:
-        if len(calls) > 9:
+        if len(calls) > 9:  # four of the trial, one to warm up, two rounds
             raise KeyboardInterrupt
         return time(self, workload, tokens)
 
     monkeypatch.setattr(FakeEngine, "time", stop)
     peer = FakePeer(calls)
-    points = grid([real_model("smollm2-q4_1")], [Workload(8, 0)], threads=[2])
+    points = grid([real_model("smollm2-q4_1")], [Workload(80, 0)], threads=[2])
     with pytest.raises(Interrupted) as stopped:
         measure_beside(points, [peer], Effort(5))
-    assert [len(row["samples_ns"]) for row in stopped.value.rows] == [2, 2, 2]
+    assert [len(row["samples_ns"]) for row in stopped.value.rows] == [2, 2]
     assert peer.closed == ["fast", "slow"]
 
 
 def test_what_peers_cannot_do_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--peer runs one sequence at a time; leave out -npl"):
-        measure_beside(grid([tmp_path / "m.gguf"], [Workload(8, 0, 0, 2)], threads=[2]), [FakePeer([])])
+    several = [Workload(8, 0, 0, 2)]
+    for peer in (LlamaCppPython(), Transformers()):
+        with pytest.raises(InputError, match="runs one sequence at a time; leave out -npl, or the peer"):
+            peer.load(SETTINGS, several)
+    with pytest.raises(InputError, match="llama-batched-bench: wanted for -npl, beside llama-bench"):
+        LlamaBench(fake_bench(tmp_path).path).load(SETTINGS, several)
     with pytest.raises(InputError, match="--peer cannot be bound to processors with -C"):
         measure_beside(grid([tmp_path / "m.gguf"], [Workload(8, 0)], cpu_mask=["0x1"]), [FakePeer([])])
 
@@ -203,8 +242,10 @@ def test_llama_cpp_python_is_asked_for_the_same_shape(peer_python: str) -> None:
     peer = LlamaCppPython(peer_python)
     assert peer.find_missing() is None
     runs = [Workload(8, 0), Workload(6, 2, 4)]
-    (engine,) = peer.load(SETTINGS, runs)
-    assert (engine.name, engine.columns["build_commit"]) == ("llama-cpp-python 9.9", "llama-cpp-python-9.9")
+    engine, plain = peer.load(SETTINGS, runs)
+    assert (engine.name, engine.columns["build_commit"]) == ("llama-cpp-python 9.9 repack", "llama-cpp-python-9.9")
+    assert plain.name == "llama-cpp-python 9.9 no repack"
+    plain.close()
     assert all(engine.time(run, list(range(run.context))) > 0 for run in runs)
     with pytest.raises(InputError, match="peer llama-cpp-python: RuntimeError: llama_decode gave 1"):
         engine.time(Workload(7, 0), list(range(7)))
@@ -229,28 +270,66 @@ def test_workers_that_fail_are_one_line(tmp_path: Path) -> None:
 def test_llama_bench_runs_with_and_without_repacking(tmp_path: Path) -> None:
     peer = fake_bench(tmp_path)
     assert peer.find_missing() is None
-    runs = [Workload(8, 0), Workload(0, 4), Workload(8, 4, 16)]
+    runs = [Workload(80, 0), Workload(0, 4), Workload(80, 4, 16)]
     packed, plain = peer.load(SETTINGS, runs)
     assert [(packed.time(run, ()), plain.time(run, ())) for run in runs] == [(2000, 4000)] * 3
     assert (packed.name, plain.name) == ("llama.cpp abcd123 repack", "llama.cpp abcd123 no repack")
     assert packed.columns == {"build_commit": "abcd123", "build_number": 7, "flash_attn": -1}
-    rest = "-t 2 -b 2048 -ub 512 -ngl 0 --repack 1 -r 1 -o json"
+    first = "-m m.gguf -t 2 -b 2048 -ub 512 -ngl 0"
     assert (tmp_path / "log").read_text().splitlines()[::2] == [
-        f"-m m.gguf -p 8 -n 0 {rest}",
-        f"-m m.gguf -p 0 -n 4 {rest}",
-        f"-m m.gguf -p 0 -n 0 -pg 8,4 -d 16 {rest}",
+        f"{first} -p 80 -n 0 --repack 1 -r 1 -o json",
+        f"{first} -p 0 -n 4 --repack 1 -r 15 -o json",
+        f"{first} -p 0 -n 0 -pg 80,4 -d 16 --repack 1 -r 1 -o json",
     ]
 
 
+FAKE_BATCHED = """#!/bin/sh
+echo "$@" >> {log}
+echo "|    PP |     TG |    B |   N_KV |   T_PP s | S_PP t/s |   T_TG s | S_TG t/s |      T s |    S t/s |"
+echo "|-------|--------|------|--------|----------|----------|----------|----------|----------|----------|"
+echo "|     1 |     16 |    8 |    136 |    0.024 |   333.33 |    0.250 |   512.00 |    0.274 |   496.35 |"
+"""
+
+
+def test_several_sequences_run_in_the_program_beside(tmp_path: Path) -> None:
+    peer = fake_bench(tmp_path)
+    peer.batched.write_text(FAKE_BATCHED.format(log=tmp_path / "batched"))
+    peer.batched.chmod(0o755)
+    runs = [Workload(0, 16, 0, 8), Workload(20, 16, 0, 8), Workload(0, 16, 300, 8)]
+    packed, plain = peer.load(SETTINGS, runs)
+    assert [plain.time(run, ()) for run in runs] == [250_000_000, 274_000_000, 250_000_000]
+    assert packed.time(runs[0], ()) == 250_000_000
+    assert plain.name == "llama.cpp abcd123 no repack"
+    first = "-m m.gguf -t 2 -b 2048 -ub 512 -ngl 0"
+    assert (tmp_path / "batched").read_text().splitlines() == [
+        f"{first} -npp 1 -ntg 16 -npl 8 -c 2048 --no-repack",
+        f"{first} -npp 20 -ntg 16 -npl 8 -c 2048 --no-repack",
+        f"{first} -npp 300 -ntg 16 -npl 8 -c 4096 --no-repack",
+        f"{first} -npp 1 -ntg 16 -npl 8 -c 2048",
+    ]
+    with pytest.raises(InputError, match="cannot do pp20 @ d300 x 8"):
+        plain.time(Workload(20, 0, 300, 8), ())
+    peer.batched.write_text("#!/bin/sh\necho no room >&2; exit 1")
+    with pytest.raises(
+        InputError, match=r"batched-bench: gave no result for tg16 x 8 of m\.gguf, exit code 1: no room"
+    ):
+        plain.time(runs[0], ())
+
+
 def test_llama_bench_of_other_builds(tmp_path: Path) -> None:
-    """ik_llama.cpp's has -rtr and no -d; one that knows no repacking has one mode."""
-    engines = fake_bench(tmp_path, "-p, --n-prompt\n  -rtr, --run-time-repack <0|1>").load(SETTINGS, [Workload(8, 0)])
-    assert [engine.time(Workload(8, 0), ()) for engine in engines] == [2000, 4000]
+    """ik_llama.cpp's has -rtr, and -gp in place of -d; one that knows no repacking has one mode."""
+    text = "-p, --n-prompt\n  -gp <pp,tg>\n  -rtr, --run-time-repack <0|1>"
+    engines = fake_bench(tmp_path, text).load(SETTINGS, [Workload(80, 0), Workload(0, 64, 100)])
+    assert [engine.time(Workload(80, 0), ()) for engine in engines] == [2000, 4000]
     assert [engine.name for engine in engines] == [f"ik_llama.cpp abcd123 {mode}" for mode in ("repack", "no repack")]
-    (engine,) = fake_bench(tmp_path, "-p, --n-prompt").load(SETTINGS, [Workload(8, 0)])
-    assert (engine.time(Workload(8, 0), ()), engine.name) == (4000, "llama.cpp abcd123")
-    with pytest.raises(InputError, match="this llama-bench has no -d"):
-        fake_bench(tmp_path, "-p, --n-prompt").load(SETTINGS, [Workload(8, 0, 4)])
+    assert engines[0].time(Workload(0, 64, 100), ()) == 2000
+    assert " -p 0 -n 0 -gp 100,64 -rtr 1 " in (tmp_path / "log").read_text().splitlines()[-1]
+    with pytest.raises(InputError, match="this llama-bench cannot do pp80 @ d100"):
+        fake_bench(tmp_path, text).load(SETTINGS, [Workload(80, 0, 100)])
+    (engine,) = fake_bench(tmp_path, "-p, --n-prompt").load(SETTINGS, [Workload(80, 0)])
+    assert (engine.time(Workload(80, 0), ()), engine.name) == (4000, "llama.cpp abcd123")
+    with pytest.raises(InputError, match="this llama-bench cannot do tg4 @ d4"):
+        fake_bench(tmp_path, "-p, --n-prompt").load(SETTINGS, [Workload(0, 4, 4)])
     assert "its help has no -p" in (fake_bench(tmp_path, "hello").find_missing() or "")
     assert "cannot be run (No such file" in (LlamaBench(tmp_path / "missing").find_missing() or "")
 
@@ -258,9 +337,9 @@ def test_llama_bench_of_other_builds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("echo cannot load >&2; exit 1", "gave no result for pp8 of m.gguf, exit code 1: cannot load"),
-        ("echo '[]'", "gave no result for pp8 of m.gguf, exit code 0: \\[\\]"),
-        ("echo '[{\"samples_ns\": [1, 2]}]'", "its JSON has samples_ns \\[1, 2\\], wanted one whole number"),
+        ("echo cannot load >&2; exit 1", "gave no result for pp80 of m.gguf, exit code 1: cannot load"),
+        ("echo '[]'", "gave no result for pp80 of m.gguf, exit code 0: \\[\\]"),
+        ("echo '[{\"samples_ns\": [1, 2]}]'", "its JSON has samples_ns \\[1, 2\\], wanted 1 whole number"),
         ("exit 0", "exit code 0: it said nothing"),
     ],
 )
@@ -268,9 +347,9 @@ def test_a_llama_bench_that_fails_is_one_line(tmp_path: Path, script: str, messa
     path = tmp_path / "llama-bench"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-    (engine,) = LlamaBench(path).load(SETTINGS, [Workload(8, 0)])
+    (engine,) = LlamaBench(path).load(SETTINGS, [Workload(80, 0)])
     with pytest.raises(InputError, match=message):
-        engine.time(Workload(8, 0), ())
+        engine.time(Workload(80, 0), ())
 
 
 def test_peers_are_named_on_the_command_line(tmp_path: Path, peer_python: str) -> None:
@@ -319,16 +398,21 @@ def test_command_puts_peers_in_every_form(
     plain = [*("-m", str(real_model("smollm2-q4_1"))), *("-p", "8", "-n", "0", "-r", "2", "-t", "2")]
     arguments = [*plain, "--peer", peer, "--db", str(tmp_path / "h.sqlite")]
     assert main(arguments) == 0
-    assert "llama.cpp abcd123 no repack" in capsys.readouterr().out
+    assert "(2.00 × as long: llama.cpp abcd123 no repack)" in capsys.readouterr().out
     assert main([*arguments, "-o", "csv", "--plot", str(tmp_path / "x.png")]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "-o", "csv", "--save", str(tmp_path / "found")]) == 0
     found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["engine"].split()[0], row["ratio"]) for row in found] == [
         ("lltool", ""),
         ("llama.cpp", "2.0"),
-        ("llama.cpp", "4.0"),
     ]
     assert (tmp_path / "x.png").exists()
-    assert [row["ratio"] for row in recall(tmp_path / "h.sqlite")] == [None, 2, 4] * 2
+    assert [row["ratio"] for row in recall(tmp_path / "h.sqlite")] == [None, 2] * 3
+    assert list(csv.DictReader((tmp_path / "found.csv").open())) == found
+    kept = json.loads((tmp_path / "found.json").read_text())
+    assert [row["ratio"] for row in kept] == [None, 2]
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("calls")
@@ -376,12 +460,9 @@ def test_an_installed_llama_bench_runs(real_model: Callable[[str], Path]) -> Non
         pytest.skip("needs llama-bench in PATH")
     points = grid([real_model("smollm2-q4_1")], [Workload(8, 0), Workload(4, 2, 4)], threads=[1])
     rows = measure_beside(points, [LlamaBench(Path(path))], Effort(2), warm=False)
-    assert [row["engine"].split(" ", 2)[::2] for row in rows[1:3]] == [
-        ["llama.cpp", "repack"],
-        ["llama.cpp", "no repack"],
-    ]
+    assert len(rows[1]["settings"]["modes_ns"]) == 2
     assert all(0.01 < row["ratio"] < 100 for row in rows if row["ratio"] is not None)
-    assert [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in rows] == [(8, 0, 0)] * 3 + [(4, 2, 4)] * 3
+    assert [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in rows] == [(8, 0, 0)] * 2 + [(4, 2, 4)] * 2
     assert rows[1]["build_commit"] != rows[0]["build_commit"]
 
 

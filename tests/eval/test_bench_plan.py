@@ -1,12 +1,12 @@
 """The grid of a benchmark: which points there are, and what runs when they are asked for."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lltool.eval.bench.plan import Point, Settings, Workload, cpus_of, find_unmet, grid, resolve, workloads
+from lltool.engine.threads import Team, Threads, available_cpus
+from lltool.eval.bench.plan import Point, Settings, Workload, find_unmet, grid, resolve, threads_of, workloads
 from lltool.gguf.errors import InputError
 
 A, B = Path("a.gguf"), Path("b.gguf")
@@ -54,13 +54,13 @@ def test_layers_for_a_gpu_are_told_and_not_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("threads", 0, "threads 0, wanted at least 1"),
-        ("threads", 513, "threads 513, wanted at most 512"),
+        ("threads", 0, "threads 0, wanted 1 to 512"),
+        ("threads", 513, "threads 513, wanted 1 to 512"),
         ("batch", 0, "batch 0, wanted at least 1"),
         ("ubatch", 0, "ubatch 0, wanted at least 1"),
-        ("type_k", "q8_0", "type_k q8_0, wanted f16 or f32"),
-        ("type_v", "f32", "type_k f16 with type_v f32"),
-        ("load_mode", "mlock", "load_mode mlock, wanted auto or none or mmap"),
+        ("type_k", "q5_0", "type_k q5_0, wanted f32 or f16 or bf16 or q8_0 or q4_0: the engine"),
+        ("type_v", "q8_1", "type_v q8_1, wanted f32"),
+        ("load_mode", "dio", "load_mode dio, wanted auto or none or mmap or mlock"),
         ("flash_attn", 0, "flash_attn 0, wanted -1 or 1"),
         ("split_mode", "row", "split_mode row, wanted none or layer: this build computes on the CPU"),
         ("main_gpu", 1, "main_gpu 1, wanted 0"),
@@ -69,10 +69,9 @@ def test_layers_for_a_gpu_are_told_and_not_refused() -> None:
         ("tensor_buft_overrides", "a=CPU", "tensor_buft_overrides a=CPU, wanted none"),
         ("repack", True, "repack 1, wanted 0: the file is mapped"),
         ("embeddings", True, "embeddings 1, wanted 0"),
-        ("cpu_strict", True, "cpu_strict 1, wanted 0"),
-        ("poll", 100, "poll 100, wanted 50"),
+        ("poll", 101, "poll 101, wanted 0 to 100"),
         ("precision", "f16", "precision f16, wanted int8 or f32"),
-        ("cpu_mask", "0xZ", "cpu_mask '0xZ', wanted a number in hexadecimal"),
+        ("cpu_mask", "0xZ", "'0xZ' is no mask of processors, wanted a number in hexadecimal"),
         ("cpu_mask", hex(1 << 5000), "is not this process's to use"),
     ],
 )
@@ -81,11 +80,11 @@ def test_what_cannot_be_had_is_named(field: str, value: object, message: str) ->
         resolve(replace(Settings(A), **{field: value}))
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
-def test_cpu_mask_is_read_as_bits() -> None:
-    first = min(os.sched_getaffinity(0))
-    assert cpus_of("0x0") is cpus_of("0") is None
-    assert cpus_of(f"{1 << first:x}") == cpus_of(hex(1 << first)) == {first}
+def test_threads_of_settings() -> None:
+    first = min(available_cpus())
+    found = threads_of(Settings(A, threads=3, cpu_mask=hex(1 << first), cpu_strict=True, poll=7))
+    assert found == Threads(Team(3, (first,), strict=True), Team(3, (first,), strict=True), poll=7)
+    assert threads_of(Settings(A, threads=2)) == Threads.of(2)
 
 
 def test_nothing_to_measure_is_an_error() -> None:

@@ -1,7 +1,11 @@
 """The reader on hand-made bytes: what a good file gives, and one case for each thing that a file can have wrong."""
 
+import ctypes
+import gc
+import mmap
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -127,11 +131,79 @@ def test_views_outlive_the_file(write) -> None:
 def test_a_copy_in_memory_keeps_what_was_read(write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "_KEPT", 1)  # every window but the last is unmapped
     path = write(GOOD)
-    with open_gguf(path) as file, open_gguf(path, copy=True) as copy:
+    with open_gguf(path) as file, open_gguf(path, "none") as copy:
         path.write_bytes(b"")  # a map would fall into the hole
         assert [t.data().tolist() for t in copy.tensors] == [t.data().tolist() for t in copy.tensors]
         assert copy.tensor("first").data()[0, 15] == 15
         assert file.size == copy.size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_locked_file_stays_in_memory(write) -> None:
+    path = write(GOOD)
+    try:
+        before = locked_bytes()
+        with open_gguf(path, "mlock") as file:
+            assert locked_bytes() - before >= file.size
+    except InputError as error:
+        pytest.skip(str(error))
+    gc.collect()  # tensors and what reads them know each other
+    assert locked_bytes() == before
+
+
+def locked_bytes() -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmLck:"))
+    return int(line.split()[1]) << 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no such limit")
+def test_a_file_that_cannot_be_locked_is_an_error_that_names_the_limit(write) -> None:
+    code = """
+import os, resource, sys
+from lltool.gguf.errors import InputError
+from lltool.gguf.mapped import MappedFile
+with open(sys.argv[1], "rb") as file:
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+    if os.geteuid() == 0:  # root may lock what it wants
+        os.setuid(65534)
+    try:
+        MappedFile(file, "mlock")
+    except InputError as error:
+        print(error)
+"""
+    path = write(GOOD)
+    run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert re.fullmatch(
+        rf"{path}: 0 MiB cannot be locked in memory \([a-z ]+\); the limit, `ulimit -l`, is 0 KiB: raise it or load "
+        r"without mlock\n",
+        run.stdout,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cannot see what is cached")
+def test_files_are_read_ahead_in_the_background(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.write_bytes(bytes(1 << 20))
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if any(map(is_cached, paths)):
+        pytest.skip("this file system keeps everything in memory")
+    mapped.prefetch([*paths, tmp_path / "missing"])
+    deadline = time.monotonic() + 10
+    while not all(map(is_cached, paths)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert all(map(is_cached, paths))
+
+
+def is_cached(path: Path) -> bool:
+    """Whether all pages of a file are in memory."""
+    data = np.memmap(path, np.uint8, "r")
+    pages = np.zeros(-(-len(data) // mmap.PAGESIZE), np.uint8)
+    arguments = (ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(len(data)), ctypes.c_void_p(pages.ctypes.data))
+    assert ctypes.CDLL(None).mincore(*arguments) == 0
+    return bool((pages & 1).all())
 
 
 def one_key(type: int, payload: bytes) -> bytes:

@@ -6,19 +6,32 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from lltool.eval.bench.peers.peer import Engine
+from lltool.eval.bench.peers.peer import Engine, runs_in_one
 from lltool.eval.bench.plan import Settings, Workload
 from lltool.eval.bench.record import LLAMA_BENCH_COLUMNS
 from lltool.gguf.errors import InputError
 
-# What the help offers for weights laid out anew for the processor, and the arguments of the modes with and without.
-REPACKING: dict[str, dict[str, tuple[str, ...]]] = {
-    "--repack": {"repack": ("--repack", "1"), "no repack": ("--repack", "0")},
-    "-rtr": {"repack": ("-rtr", "1"), "no repack": ("-rtr", "0")},
-    "--no-repack": {"repack": (), "no repack": ("--no-repack",)},
+
+@dataclass(frozen=True)
+class Mode:
+    """With or without weights laid out anew: the arguments for llama-bench and for llama-batched-bench."""
+
+    name: str = ""
+    single: tuple[str, ...] = ()
+    batched: tuple[str, ...] = ()
+
+
+# By what the help of llama-bench offers.
+MODES: dict[str, tuple[Mode, ...]] = {
+    "--repack": (Mode("repack", ("--repack", "1")), Mode("no repack", ("--repack", "0"), ("--no-repack",))),
+    "-rtr": (Mode("repack", ("-rtr", "1"), ("-rtr",)), Mode("no repack", ("-rtr", "0"))),
+    "--no-repack": (Mode("repack"), Mode("no repack", ("--no-repack",), ("--no-repack",))),
 }
+# A line of llama-batched-bench's table: PP, TG, B, N_KV, then seconds and speeds of the prompt and of the generation.
+_BATCHED = re.compile(r"\|" + r" *(\d+) \|" * 4 + r" *([\d.]+) \| *[\d.]+ \| *([\d.]+) \|")
 # Columns that say how the peer ran; what was measured, and names that ours gives, are not taken from it.
 _TAKEN = tuple(LLAMA_BENCH_COLUMNS)[: tuple(LLAMA_BENCH_COLUMNS).index("n_prompt")]
 _KEPT = ("cpu_info", "model_filename", "model_type", "model_size", "model_n_params", "n_gpu_layers")
@@ -38,12 +51,22 @@ class LlamaBench:
 
     def load(self, settings: Settings, runs: Sequence[Workload]) -> list[Engine]:
         words = set(re.findall(r"(?<!\S)-[-\w]+", self._help()))
-        if any(run.depth for run in runs) and "-d" not in words:
-            raise InputError(f"{self.path}: this llama-bench has no -d; leave out -d, or the peer")
-        plain: dict[str, tuple[str, ...]] = {"": ()}
-        modes = next((modes for flag, modes in REPACKING.items() if flag in words), plain)
+        for run in runs:
+            if run.sequences > 1:
+                if not self.batched.exists():
+                    raise InputError(
+                        f"{self.batched}: wanted for -npl, beside llama-bench; build it, or leave out -npl"
+                    )
+            elif run.depth and "-d" not in words and ("-gp" not in words or run.prompt):
+                raise InputError(f"{self.path}: this llama-bench cannot do {run}; leave out -d, or the peer")
+        modes = next((modes for flag, modes in MODES.items() if flag in words), (Mode(),))
         family = "ik_llama.cpp" if "-rtr" in words else "llama.cpp"
-        return [LoadedBench(self.path, settings, family, mode, arguments) for mode, arguments in modes.items()]
+        return [LoadedBench(self, settings, family, mode, frozenset(words)) for mode in modes]
+
+    @property
+    def batched(self) -> Path:
+        """The program that runs several sequences."""
+        return self.path.with_name(self.path.name.replace("llama-bench", "llama-batched-bench"))
 
     def _help(self) -> str:
         found = subprocess.run([self.path, "--help"], capture_output=True, text=True, check=False)
@@ -54,45 +77,80 @@ class LlamaBench:
 class LoadedBench:
     """One mode of it. The program loads the model and warms up for each run; neither is timed."""
 
-    path: Path
+    programs: LlamaBench
     settings: Settings
     family: str
-    mode: str
-    arguments: tuple[str, ...]
+    mode: Mode
+    words: frozenset[str]  # options that llama-bench has
     name: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     def time(self, workload: Workload, tokens: Sequence[int]) -> int:
         """Nanoseconds of one run; the program draws its own tokens."""
-        row = self._run(workload)
-        commit, samples = row.get("build_commit", "of an unnamed build"), row.get("samples_ns")
-        if not (isinstance(samples, list) and len(samples) == 1 and isinstance(samples[0], int) and samples[0] > 0):
-            raise InputError(f"{self.path}: its JSON has samples_ns {samples!r}, wanted one whole number")
-        self.name = f"{self.family} {commit} {self.mode}".rstrip()
-        self.columns = {name: row[name] for name in _TAKEN if name in row and name not in _KEPT}
-        return samples[0]
+        if workload.sequences > 1:
+            if not self.name:
+                self._time(Workload(1, 0))  # llama-batched-bench does not tell which build it is of
+            return self._time_batched(workload)
+        return self._time(workload)
 
     def close(self) -> None:
         """Nothing runs between the runs."""
 
-    def _run(self, workload: Workload) -> dict[str, Any]:
-        s, w = self.settings, workload
+    def _time(self, workload: Workload) -> int:
+        count = runs_in_one(workload)
+        row = self._run(workload, count)
+        commit, samples = row.get("build_commit", "of an unnamed build"), row.get("samples_ns")
+        if not (isinstance(samples, list) and len(samples) == count and all(isinstance(ns, int) for ns in samples)):
+            raise InputError(f"{self.programs.path}: its JSON has samples_ns {samples!r}, wanted {count} whole numbers")
+        self.name = f"{self.family} {commit} {self.mode.name}".rstrip()
+        self.columns = {name: row[name] for name in _TAKEN if name in row and name not in _KEPT}
+        return int(median(samples))
+
+    def _time_batched(self, workload: Workload) -> int:
+        """Generation alone comes behind `depth` tokens of each sequence, or one: the program wants a prompt."""
+        w, is_generation = workload, not workload.prompt
+        if w.depth and not is_generation:
+            raise InputError(f"{self.programs.batched}: cannot do {w}; leave out -d, or the peer")
+        prompt = max(w.depth, 1) if is_generation else w.prompt
+        room = w.sequences * -(-(prompt + w.generation) // 256) * 256  # llama.cpp gives a sequence multiples of 256
+        lengths = ["-npp", f"{prompt}", "-ntg", f"{w.generation}", "-npl", f"{w.sequences}", "-c", f"{room}"]
+        times = []
+        for _ in range(runs_in_one(workload)):
+            found = self._call(self.programs.batched, [*lengths, *self.mode.batched])
+            lines = [match for line in found.stdout.splitlines() if (match := _BATCHED.match(line))]
+            if len(lines) != 1:
+                raise self._failure(self.programs.batched, w, found)
+            first, rest = float(lines[0][5]), float(lines[0][6])
+            times.append(rest if is_generation else first + rest)
+        return round(median(times) * 1e9)
+
+    def _run(self, workload: Workload, count: int) -> dict[str, Any]:
+        w = workload
         test = ["-p", f"{w.prompt}", "-n", f"{w.generation}"]
-        if w.prompt and w.generation:
+        if w.depth and "-d" not in self.words:
+            test = ["-p", "0", "-n", "0", "-gp", f"{w.depth},{w.generation}"]
+        elif w.prompt and w.generation:
             test = ["-p", "0", "-n", "0", "-pg", f"{w.prompt},{w.generation}"]
-        test += ["-d", f"{w.depth}"] if w.depth else []
-        sizes = ["-t", f"{s.threads}", "-b", f"{s.batch}", "-ub", f"{s.ubatch}", "-ngl", f"{s.n_gpu_layers}"]
-        types = ["-ctk", s.type_k, "-ctv", s.type_v] if (s.type_k, s.type_v) != ("f16", "f16") else []
-        command = [self.path, "-m", s.model, *test, *sizes, *types, *self.arguments, "-r", "1", "-o", "json"]
-        found = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        test += ["-d", f"{w.depth}"] if w.depth and "-d" in self.words else []
+        found = self._call(self.programs.path, [*test, *self.mode.single, "-r", f"{count}", "-o", "json"])
         try:
             rows = json.loads(found.stdout) if found.returncode == 0 else None
         except ValueError:
             rows = None
         if not (isinstance(rows, list) and len(rows) == 1 and isinstance(rows[0], dict)):
-            words = (found.stderr or found.stdout).strip().splitlines()
-            raise InputError(
-                f"{self.path}: gave no result for {w} of {s.model.name}, exit code {found.returncode}: "
-                f"{words[-1] if words else 'it said nothing'}"
-            )
+            raise self._failure(self.programs.path, w, found)
         return rows[0]
+
+    def _call(self, program: Path, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+        s = self.settings
+        sizes = ["-t", f"{s.threads}", "-b", f"{s.batch}", "-ub", f"{s.ubatch}", "-ngl", f"{s.n_gpu_layers}"]
+        types = ["-ctk", s.type_k, "-ctv", s.type_v] if (s.type_k, s.type_v) != ("f16", "f16") else []
+        command = [program, "-m", s.model, *sizes, *types, *arguments]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+
+    def _failure(self, program: Path, workload: Workload, found: "subprocess.CompletedProcess[str]") -> InputError:
+        words = (found.stderr or found.stdout).strip().splitlines()
+        return InputError(
+            f"{program}: gave no result for {workload} of {self.settings.model.name}, exit code {found.returncode}: "
+            f"{words[-1] if words else 'it said nothing'}"
+        )

@@ -1,11 +1,12 @@
 """Ours and other engines under one clock: A B A B, and B A B A the next time, judged by the ratios of neighbours.
 
-On a shared machine absolute speeds wander by a third within minutes; the ratio of neighbouring runs does not.
+On a shared machine absolute speeds wander by a third within minutes; the ratio of neighbouring runs does not. Of a peer
+with several modes the one that a short trial shows to be fastest runs, for each test its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from statistics import median
 from time import monotonic, sleep
@@ -14,16 +15,15 @@ from uuid import uuid4
 
 import numpy as np
 
-from lltool.eval.bench.peers.peer import Engine, Peer
+from lltool.eval.bench.limits import Limits, better_of, measure_limits
+from lltool.eval.bench.peers.peer import Engine, Peer, runs_in_one
 from lltool.eval.bench.plan import Point, Run, Settings, Workload, resolve
 from lltool.eval.bench.record import Interrupted, Measurement, Row, to_row
-from lltool.eval.bench.rows import format_speed, speed_of
 from lltool.eval.bench.runner import Runner
 from lltool.eval.bench.schedule import Effort
 from lltool.eval.bench.statistics import summarize
-from lltool.eval.bench.tables import test_name
 from lltool.eval.bench.watch import Conditions, Watch, describe_conditions
-from lltool.eval.markdown import format_table
+from lltool.eval.bench.work import Work, work_of_all
 from lltool.gguf.describe import describe
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
@@ -49,8 +49,11 @@ class _Test:
     workload: Workload
     started: str = ""
     ours: list[Run] = field(default_factory=list)
+    work: Work | None = None
     conditions: list[Conditions] = field(default_factory=list)
-    theirs: list[list[int]] = field(default_factory=list)  # a round, in the order of the engines
+    trials: list[int] = field(default_factory=list)  # nanoseconds of each engine
+    engines: list[int] = field(default_factory=list)  # one of each peer: the fastest of its modes
+    theirs: list[list[int]] = field(default_factory=list)  # a round, in the order of `engines`
 
 
 def measure_beside(
@@ -68,8 +71,6 @@ def measure_beside(
 
     Raises InputError for what one of them cannot do, and Interrupted.
     """
-    if any(point.workload.sequences > 1 for point in points):
-        raise InputError("--peer runs one sequence at a time; leave out -npl")
     if any(point.settings.cpu_mask != "0x0" for point in points):
         raise InputError("--peer cannot be bound to processors with -C; run all of `lltool bench` under taskset")
     groups: dict[Settings, list[Point]] = {}
@@ -103,7 +104,9 @@ class _Bench:
     seed: int
     tests: list[_Test] = field(default_factory=list)
     engines: list[tuple[int, Engine]] = field(default_factory=list)  # each with the number of its peer
+    vocabulary: int = 0
     facts: tuple[Any, str] | None = None
+    limits: Limits | None = None
 
     def run(self, peers: Sequence[Peer], warm: bool, tell: Progress) -> None:
         runs = [point.workload for point in self.points]
@@ -116,44 +119,69 @@ class _Bench:
                     stack.callback(engine.close)
                     self.engines.append((number, engine))
             file = runner.model.file
-            self.facts = describe(file), sha256_of(file.paths)
+            self.facts, self.vocabulary = (describe(file), sha256_of(file.paths)), runner.model.config.vocab
             self.tests = [_Test(workload) for workload in runs]
+            for test in self.tests:
+                test.work = work_of_all(runner.model.program, test.workload, self.ran)
+            self.limits = measure_limits(self.ran.threads)
+            for number, test in enumerate(self.tests):
+                tell(
+                    number, (1 + self.effort.repetitions) * len(runs), f"{self.ran.model.name}, {test.workload}: modes"
+                )
+                self._try_modes(test, random)
+                if warm:
+                    runner.run(test.workload)
             watch, end, done = Watch(self.ran.threads), monotonic() + self.effort.seconds, 0
-            while done - warm < self.effort.repetitions or self._wants_more(done - warm, monotonic() < end):
-                for number, test in enumerate(self.tests):
-                    total = max(done + 1, self.effort.repetitions + warm) * len(runs)
+            while done < self.effort.repetitions or self._wants_more(done, monotonic() < end):
+                for number, test in enumerate(self.tests, len(runs)):
+                    total = max(done + 2, self.effort.repetitions + 1) * len(runs)
                     tell(done * len(runs) + number, total, f"{self.ran.model.name}, {test.workload}")
-                    tokens = random.integers(0, runner.model.config.vocab, test.workload.context).tolist()
-                    self._round(test, runner, watch, tokens, is_back=done % 2 == 1, counts=done >= warm)
+                    self._round(test, runner, watch, self._draw(test.workload, random), is_back=done % 2 == 1)
                 done += 1
-            tell(done * len(runs), done * len(runs), "")
+            tell((done + 1) * len(runs), (done + 1) * len(runs), "")
+            self.limits = better_of(self.limits, measure_limits(self.ran.threads))
 
-    def _round(
-        self, test: _Test, runner: Runner, watch: Watch, tokens: list[int], *, is_back: bool, counts: bool
-    ) -> None:
-        started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        theirs, ours, conditions = [0] * len(self.engines), Run(0, 0), Conditions()
-        order = range(-1, len(self.engines))
+    def _draw(self, workload: Workload, random: np.random.Generator) -> list[int]:
+        tokens: list[int] = random.integers(0, self.vocabulary, workload.context).tolist()
+        return tokens
+
+    def _try_modes(self, test: _Test, random: np.random.Generator) -> None:
+        """Each engine there and back on a short form of the test; that also warms them up."""
+        w = test.workload
+        short = replace(w, prompt=min(w.prompt, 128), generation=min(w.generation, 16), depth=min(w.depth, 512))
+        numbers = list(range(len(self.engines)))
+        tokens = self._draw(short, random)
+        found: list[list[int]] = [[] for _ in numbers]
+        for number in numbers + numbers[::-1]:
+            found[number].append(self.engines[number][1].time(short, tokens))
+        test.trials = [min(times) for times in found]
+        for peer in dict.fromkeys(peer for peer, _ in self.engines):
+            modes = [number for number in numbers if self.engines[number][0] == peer]
+            test.engines.append(min(modes, key=lambda number: test.trials[number]))
+
+    def _round(self, test: _Test, runner: Runner, watch: Watch, tokens: list[int], *, is_back: bool) -> None:
+        test.started = test.started or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        theirs, ours, conditions = [0] * len(test.engines), Run(0, 0), Conditions()
+        order = range(-1, len(test.engines))
         for index in reversed(order) if is_back else order:
             if self.effort.delay:
                 sleep(self.effort.delay)
             if index < 0:
                 watch.start()
-                ours = runner.run(test.workload)
+                runs = [runner.run(test.workload) for _ in range(runs_in_one(test.workload))]
                 conditions = watch.stop()
+                ours = sorted(runs, key=lambda run: run.nanoseconds)[len(runs) // 2]
             else:
-                theirs[index] = self.engines[index][1].time(test.workload, tokens)
-        if counts:
-            test.started = test.started or started
-            test.ours.append(ours)
-            test.conditions.append(conditions)
-            test.theirs.append(theirs)
+                theirs[index] = self.engines[test.engines[index]][1].time(test.workload, tokens)
+        test.ours.append(ours)
+        test.conditions.append(conditions)
+        test.theirs.append(theirs)
 
     def _wants_more(self, rounds: int, has_time: bool) -> bool:
         """Whether some ratio is not yet known as closely as `until` wants."""
         if self.effort.until is None or rounds >= self.effort.cap or not has_time:
             return False
-        scatters = [summarize(_ratios(test, i)).scatter for test in self.tests for i in range(len(self.engines))]
+        scatters = [summarize(_ratios(test, i)).scatter for test in self.tests for i in range(len(test.engines))]
         return any(scatter is None or scatter > self.effort.until for scatter in scatters)
 
     def rows(self) -> list[Row]:
@@ -180,6 +208,8 @@ class _Bench:
                     runs=tuple(runs),
                     notes=tuple(notes),
                     machine=self.machine,
+                    work=test.work,
+                    limits=self.limits,
                     drift=self.drift,
                     disturbance=median(conditions.disturbance for conditions in test.conditions),
                 )
@@ -188,43 +218,19 @@ class _Bench:
             return found
 
         rows = [row(test.ours, notes)]
-        for index, (_, engine) in enumerate(self.engines):
-            times = [theirs[index] for theirs in test.theirs]
-            found = row([Run(ns, 0) for ns in times], ()) | dict.fromkeys(_UNKNOWN) | dict(engine.columns)
+        for index, number in enumerate(test.engines):
+            peer, engine = self.engines[number]
+            found = row([Run(theirs[index], 0) for theirs in test.theirs], ())
+            found |= dict.fromkeys(_UNKNOWN) | dict(engine.columns)
             ratio = summarize(_ratios(test, index))
             found |= {"engine": engine.name, "samples_prompt_ns": None}
             found |= {"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
-            found["settings"] = {"session": session}
+            modes = {e.name: ns for (p, e), ns in zip(self.engines, test.trials, strict=True) if p == peer}
+            found["settings"] = {"session": session} | ({"modes_ns": modes} if len(modes) > 1 else {})
             rows.append(found)
-        for number in {number for number, _ in self.engines}:
-            modes = [row for row, (other, _) in zip(rows[1:], self.engines, strict=True) if other == number]
-            best = max(modes, key=lambda row: float(row["median_ts"]))
-            for mode in modes if len(modes) > 1 else ():
-                mode["settings"]["is_best_mode"] = mode is best
         return rows
 
 
 def _ratios(test: _Test, index: int) -> list[float]:
     """How many times as fast as the engine we were, a round."""
     return [theirs[index] / ours.nanoseconds for ours, theirs in zip(test.ours, test.theirs, strict=True)]
-
-
-def format_ratios(rows: Sequence[Row]) -> str:
-    """A Markdown table; a ratio above 1 means that lltool is faster. A star marks the best of a peer's modes."""
-    titles = ("model", "test", "engine", "threads", "t/s (95 %)", "lltool / engine (95 %)", "pairs")
-    lines, ours = [], rows[0]
-    for row in rows:
-        engine, ratio, pairs = row["engine"], "", ""
-        if row["ratio"] is None:
-            ours = row
-        else:
-            engine += " *" if row["settings"].get("is_best_mode") else ""
-            known = row["ratio_low"] is not None
-            ratio = f"{row['ratio']:.2f}" + (f" ({row['ratio_low']:.2f} – {row['ratio_high']:.2f})" if known else "")
-            found = [b / a for a, b in zip(ours["samples_ns"], row["samples_ns"], strict=True)]
-            pairs = f"{min(found):.2f} – {max(found):.2f}"
-        what = (row["model_type"], test_name(row), engine, str(row["n_threads"]))
-        lines.append((*what, format_speed(speed_of(row)), ratio, pairs))
-    notes = ["*: the best of this engine's modes"] if any(" *" in line[2] for line in lines) else []
-    notes += dict.fromkeys(f"{test_name(row)}: {note}" for row in rows for note in row["notes"])
-    return "\n".join([format_table(titles, lines, left=3), *([""] if notes else []), *(f"- {note}" for note in notes)])

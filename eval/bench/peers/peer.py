@@ -6,6 +6,11 @@ from typing import Any, Protocol
 from lltool.eval.bench.plan import Settings, Workload
 
 
+def runs_in_one(workload: Workload) -> int:
+    """So many count as one run: a few tokens are over in milliseconds, which say little about the next."""
+    return max(1, min(15, 64 // workload.tokens))
+
+
 class Engine(Protocol):
     """A peer with a model loaded, in one of its modes; idle while it is not asked."""
 
@@ -13,7 +18,7 @@ class Engine(Protocol):
     columns: Mapping[str, Any]  # of the row, where they are not as ours
 
     def time(self, workload: Workload, tokens: Sequence[int]) -> int:
-        """Nanoseconds of one run: behind `depth` of the tokens, which are not timed."""
+        """Nanoseconds of a run, the median of `runs_in_one`: behind `depth` of the tokens, which are not timed."""
         ...
 
     def close(self) -> None: ...

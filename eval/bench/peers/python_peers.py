@@ -31,13 +31,23 @@ class LlamaCppPython:
         return None
 
     def load(self, settings: Settings, runs: Sequence[Workload]) -> list[Engine]:
-        if settings.type_k != "f16":
+        if (settings.type_k, settings.type_v) != ("f16", "f16"):
             raise InputError(
                 f"-ctk {settings.type_k}: the peer llama-cpp-python runs with a cache of f16; leave out -ctk"
             )
         sizes = [settings.threads, max(run.context for run in runs), settings.batch, settings.ubatch]
-        arguments = [str(settings.model), *map(str, sizes)]
-        return [Worker(self.python, _HERE / "worker_llama_cpp.py", arguments, "llama-cpp-python")]
+        if any(run.sequences > 1 for run in runs):
+            raise InputError("the peer llama-cpp-python runs one sequence at a time; leave out -npl, or the peer")
+        script, arguments = _HERE / "worker_llama_cpp.py", [str(settings.model), *map(str, sizes)]
+        with ExitStack() as stack:
+            engines: list[Engine] = []
+            for repack in (1, 0):
+                mode = "repack" if repack else "no repack"
+                engine = Worker(self.python, script, [*arguments, f"{repack}"], "llama-cpp-python", mode)
+                stack.callback(engine.close)
+                engines.append(engine)
+            stack.pop_all()
+            return engines
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Transformers:
         return None
 
     def load(self, settings: Settings, runs: Sequence[Workload]) -> list[Engine]:
+        if any(run.sequences > 1 for run in runs):
+            raise InputError("the peer transformers runs one sequence at a time; leave out -npl, or the peer")
         folder = self.folder or export_once(settings.model, self.cache)
         with ExitStack() as stack:
             engines = []

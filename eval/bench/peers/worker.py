@@ -4,9 +4,11 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryFile
 from typing import Any
 
+from lltool.eval.bench.peers.peer import runs_in_one
 from lltool.eval.bench.plan import Workload
 from lltool.gguf.errors import InputError
 
@@ -30,6 +32,9 @@ class Worker:
 
     def time(self, workload: Workload, tokens: Sequence[int]) -> int:
         """Nanoseconds of one run."""
+        return round(median(self._time(workload, tokens) for _ in range(runs_in_one(workload))))
+
+    def _time(self, workload: Workload, tokens: Sequence[int]) -> int:
         first, last = workload.depth, workload.depth + workload.prompt
         request = {"depth": tokens[:first], "prompt": tokens[first:last], "generation": tokens[last : workload.context]}
         assert self._process.stdin

@@ -1,6 +1,6 @@
 """llama-cpp-python's side of a benchmark in turns: runs in a Python that has it, and imports nothing of ours.
 
-    python worker_llama_cpp.py MODEL THREADS CONTEXT BATCH UBATCH
+    python worker_llama_cpp.py MODEL THREADS CONTEXT BATCH UBATCH REPACK
 
 A line on stdin, {"depth": [ids], "prompt": [ids], "generation": [ids]}, is a run from an empty cache, timed behind the
 first of the three: the prompt in batches, the rest one token at a time. The answer on stdout is {"nanoseconds": n}. The
@@ -17,7 +17,7 @@ from typing import Any
 NEEDED = ("llama_get_memory", "llama_memory_clear", "llama_init_from_model", "llama_batch_get_one")
 
 
-def main(path: str, threads: int, context: int, batch: int, ubatch: int) -> int:
+def main(path: str, threads: int, context: int, batch: int, ubatch: int, repack: int) -> int:
     import llama_cpp as lib  # type: ignore[import-not-found]
 
     missing = [name for name in NEEDED if not hasattr(lib, name)]
@@ -29,6 +29,8 @@ def main(path: str, threads: int, context: int, batch: int, ubatch: int) -> int:
     lib.llama_backend_init()
     model_options = lib.llama_model_default_params()
     model_options.n_gpu_layers = 0
+    if hasattr(model_options, "use_extra_bufts"):  # older versions always lay weights out anew
+        model_options.use_extra_bufts = bool(repack)
     model = lib.llama_model_load_from_file(path.encode(), model_options)
     options = lib.llama_context_default_params()
     options.n_ctx, options.n_batch, options.n_ubatch = context, batch, ubatch
@@ -61,4 +63,4 @@ def _feed(lib: Any, state: Any, tokens: list[int], step: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:6])))
+    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:7])))

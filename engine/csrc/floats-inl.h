@@ -1,0 +1,224 @@
+// Products with weights as floats: those of the formats that store floats, and of all formats in precision f32.
+#pragma once
+#include "half.h"
+#include "matmul-inl.h"
+#include "matvec-inl.h"
+
+namespace {
+
+// ---- a few tokens: each weight is read once, and multiplied as it is ----
+
+// `lanes` weights from column k of a row on.
+template <class F> inline vf weights_at(const uint8_t* row, int64_t k) {
+  if constexpr (F::type == F32::type) {
+    return load<vf>(reinterpret_cast<const float*>(row) + k);
+  } else if constexpr (F::type == F16::type) {
+    return widen_halves(reinterpret_cast<const uint16_t*>(row) + k);
+  } else {
+    static_assert(F::type == BF16::type);
+    typedef uint16_t narrow __attribute__((vector_size(lanes * 2)));
+    return (vf)(__builtin_convertvector(load<narrow>(row + 2 * k), vu) << 16);
+  }
+}
+
+// R rows times N tokens; the columns that fill no vector are the caller's.
+template <class F, int R, int N>
+inline void dot_floats(const uint8_t* const (&row)[R], const float* const (&x)[N], int64_t K, vf (&acc)[R][N]) {
+  // One sum alone would wait for each of its additions.
+  constexpr int ways = R * N < 4 ? 4 : 1;
+  vf part[ways][R][N] = {};
+  const auto add = [&](int64_t k, int way) {
+    vf w[R];
+    for (int r = 0; r < R; ++r) w[r] = weights_at<F>(row[r], k);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const vf v = load<vf>(x[n] + k);
+      for (int r = 0; r < R; ++r) part[way][r][n] += w[r] * v;
+    }
+  };
+  int64_t k = 0;
+  for (; k + ways * lanes <= K; k += ways * lanes)
+#pragma GCC unroll 4
+    for (int way = 0; way < ways; ++way) add(k + way * lanes, way);
+  for (; k + lanes <= K; k += lanes) add(k, 0);
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) {
+      acc[r][n] = part[0][r][n];
+      for (int way = 1; way < ways; ++way) acc[r][n] += part[way][r][n];
+    }
+}
+
+template <class F, int N>
+void multiply_floats(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out, int64_t stride) {
+  constexpr int R = N == 1 ? 1 : rows_together;
+  const int64_t K = w.columns, whole = K / lanes * lanes;
+  const float* token[N];
+  for (int n = 0; n < N; ++n) token[n] = x + (n < tokens ? n : 0) * x_stride;
+  for (int64_t r = begin; r < end; r += R) {
+    const uint8_t* row[R];
+    for (int i = 0; i < R; ++i) {
+      row[i] = w.data + (r + i < end ? r + i : r) * w.row_bytes;
+      touch_ahead(row[i], w.row_bytes);
+    }
+    vf acc[R][N];
+    dot_floats<F>(row, token, K, acc);
+    for (int i = 0; i < R && r + i < end; ++i) {
+      float tail[lanes];
+      if (whole < K) F::decode(row[i] + whole * F::bytes, K - whole, tail);
+      for (int n = 0; n < tokens; ++n) {
+        float sum = sum_of(acc[i][n]);
+        for (int64_t k = whole; k < K; ++k) sum += tail[k - whole] * token[n][k];
+        out[n * stride + r + i] = sum;
+      }
+    }
+  }
+}
+
+constexpr int float_tokens = registers == 32 ? 8 : 4; // sums of so many, times rows_together, fit the registers
+
+template <class F>
+void matvec_floats(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out, int64_t stride) {
+  for (int t = 0; t < tokens; t += float_tokens) {
+    const int n = tokens - t < float_tokens ? tokens - t : float_tokens;
+    const auto some = [&](auto N) { multiply_floats<F, N>(w, begin, end, x + t * x_stride, x_stride, n, out + t * stride, stride); };
+    if (n == 1) some(std::integral_constant<int, 1>{});
+    else if (n <= 4) some(std::integral_constant<int, 4>{});
+    else some(std::integral_constant<int, float_tokens>{});
+  }
+}
+
+void matvec_f32(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out,
+                int64_t stride, void* scratch) {
+  switch (w.type) {
+#define CASE(F) case F::type: matvec_floats<F>(w, begin, end, x, x_stride, tokens, out, stride); return;
+    LLTOOL_FLOAT_FORMATS(CASE)
+#undef CASE
+  }
+  float* row = static_cast<float*>(scratch);
+  const Decode decode = find_decode(w.type);
+  for (int64_t r = begin; r < end; ++r) {
+    decode(w.data + r * w.row_bytes, w.columns, row);
+    const Matrix one{F32::type, 1, w.columns, 0, reinterpret_cast<const uint8_t*>(row)};
+    matvec_floats<F32>(one, 0, 1, x, x_stride, tokens, out + r, stride);
+  }
+}
+
+// ---- many tokens, exactly ----
+
+void matmul_f32(const Matrix& w, int64_t begin, int64_t end, const float* panels, int64_t T, float* out, int64_t stride, void* scratch) {
+  constexpr int width = 2 * lanes; // rows a tile: two vectors share each broadcast of an activation
+  const int64_t K = w.columns;
+  float *tile = static_cast<float*>(scratch), *row = tile + width * K; // tile (K, width)
+  const Decode decode = find_decode(w.type);
+  for (int64_t first = begin; first < end; first += width) {
+    const int64_t rows = end - first < width ? end - first : width;
+    for (int64_t r = 0; r < width; ++r) {
+      if (r < rows) decode(w.data + (first + r) * w.row_bytes, K, row);
+      for (int64_t k = 0; k < K; ++k) tile[k * width + r] = r < rows ? row[k] : 0.0f;
+    }
+    const float* x = panels;
+    const int64_t most = lltool::panel_tokens(T, panel);
+    for (int64_t t = 0; t < T; t += most, x += panel * K) {
+      alignas(64) float result[panel * width] = {};
+      // Sums of 256 products each: rounding errors grow with the length of a running sum.
+      for (int64_t start = 0; start < K; start += 256) {
+        const int64_t stop = start + 256 < K ? start + 256 : K;
+        vf low[panel], high[panel];
+        for (int i = 0; i < panel; ++i) low[i] = high[i] = vf{};
+        for (int64_t k = start; k < stop; ++k) {
+          const vf a = load<vf>(tile + k * width), b = load<vf>(tile + k * width + lanes);
+          for (int i = 0; i < panel; ++i) {
+            low[i] += a * x[k * panel + i];
+            high[i] += b * x[k * panel + i];
+          }
+        }
+        for (int i = 0; i < panel; ++i) {
+          float* r = result + i * width;
+          store(r, load<vf>(r) + low[i]);
+          store(r + lanes, load<vf>(r + lanes) + high[i]);
+        }
+      }
+      for (int64_t i = 0; i < most && t + i < T; ++i)
+        std::memcpy(out + (t + i) * stride + first, result + i * width, size_t(rows) * 4);
+    }
+  }
+}
+
+// ---- many tokens, both sides rounded to 14 bits: twice as fast as floats, 64 times as exact as int8 ----
+
+constexpr int largest_short = 8191; // 32 products of two such fit an int32
+
+bool can_multiply_shorts(int64_t columns) { return columns % 32 == 0; }
+
+// Panel layout: q (K / 2, panel, 2), scale (K / 32, panel).
+void shorten_panel(const float* x, int64_t stride, int tokens, int64_t K, lltool::Shortened out) {
+  alignas(64) int16_t q[panel][strip];
+  alignas(64) float scale[panel][lanes];
+  for (int t = tokens; t < panel; ++t) {
+    std::memset(q[t], 0, sizeof q[t]);
+    std::memset(scale[t], 0, sizeof scale[t]);
+  }
+  for (int64_t k = 0; k < K; k += strip) {
+    const int64_t count = K - k < strip ? K - k : strip;
+    for (int t = 0; t < tokens; ++t) quantize_strip<largest_short>(x + t * stride + k, count, q[t], scale[t]);
+    transpose_rows<panel>(reinterpret_cast<const int32_t*>(q), strip / 2, count / 2, reinterpret_cast<int32_t*>(out.q + k * panel));
+    transpose_rows<panel>(scale[0], lanes, count / 32, out.scale + k / 32 * panel);
+  }
+}
+
+// A tile of `lanes` rows: q (K / 2, lanes, 2), scale (K / 32, lanes).
+void shorten_tile(const Matrix& w, int64_t first, int64_t rows, float* row, lltool::Shortened out) {
+  alignas(64) int16_t q[lanes][strip] = {};
+  alignas(64) float scale[lanes][lanes] = {};
+  const Decode decode = find_decode(w.type);
+  const int64_t bytes = w.row_bytes / w.columns; // of a float
+  for (int64_t k = 0; k < w.columns; k += strip) {
+    const int64_t count = w.columns - k < strip ? w.columns - k : strip;
+    for (int64_t r = 0; r < rows; ++r) {
+      decode(w.data + (first + r) * w.row_bytes + k * bytes, count, row);
+      quantize_strip<largest_short>(row, count, q[r], scale[r]);
+    }
+    transpose_rows<lanes>(reinterpret_cast<const int32_t*>(q), strip / 2, count / 2, reinterpret_cast<int32_t*>(out.q + k * lanes));
+    transpose_rows<lanes>(scale[0], lanes, count / 32, out.scale + k / 32 * lanes);
+  }
+}
+
+// A tile times N tokens of a panel; out is (N, lanes).
+template <int N> inline void multiply_short_tile(lltool::Shortened w, lltool::Shortened x, int64_t K, float* out) {
+  vf acc[N];
+  for (int t = 0; t < N; ++t) acc[t] = vf{};
+  for (int64_t g = 0; g < K / 32; ++g, w.scale += lanes, x.scale += panel) {
+    vi dot[N];
+    for (int t = 0; t < N; ++t) dot[t] = vi{};
+    for (int k = 0; k < 16; ++k, w.q += lanes * 2, x.q += panel * 2) {
+      const vi two = load<vi>(w.q);
+      for (int t = 0; t < N; ++t) dot[t] = dot2_splat(dot[t], two, x.q + 2 * t);
+    }
+    const vf s = load<vf>(w.scale);
+    for (int t = 0; t < N; ++t) acc[t] += to_float(dot[t]) * (s * x.scale[t]);
+  }
+  for (int t = 0; t < N; ++t) store(out + t * lanes, acc[t]);
+}
+
+void matmul_shorts(const Matrix& w, int64_t begin, int64_t end, lltool::Shortened x, int64_t T, float* out, int64_t stride, void* scratch) {
+  const int64_t K = w.columns, most = lltool::panel_tokens(T, panel);
+  float* row = static_cast<float*>(scratch);
+  lltool::Shortened tile;
+  tile.scale = row + strip;
+  tile.q = reinterpret_cast<int16_t*>(tile.scale + K / 32 * lanes);
+  alignas(64) float result[panel * lanes];
+  for (int64_t first = begin; first < end; first += lanes) {
+    const int64_t rows = end - first < lanes ? end - first : lanes;
+    shorten_tile(w, first, rows, row, tile);
+    lltool::Shortened at = x;
+    for (int64_t t = 0; t < T; t += most, at = at.token(panel, K)) {
+      const int64_t tokens = T - t < most ? T - t : most;
+      if (panel > 8 && tokens > 8) multiply_short_tile<panel>(tile, at, K, result);
+      else if (panel > 4 && tokens > 4) multiply_short_tile<8 <= panel ? 8 : panel>(tile, at, K, result);
+      else multiply_short_tile<4>(tile, at, K, result);
+      copy_tile(result, rows, tokens, out + t * stride + first, stride);
+    }
+  }
+}
+
+} // namespace

@@ -1,0 +1,77 @@
+"""Numbers of threads that were found to be best on this machine: a search writes them, loading a model reads them."""
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lltool.engine.threads import MAX_THREADS, Team, Threads, available_cpus, default_threads
+from lltool.gguf.errors import InputError
+from lltool.gguf.whole_file import whole_file
+from lltool.quant import isa
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Threads for one token and for many."""
+
+    decode: int
+    batch: int
+
+    @property
+    def threads(self) -> Threads:
+        return Threads(Team(self.decode), Team(self.batch))
+
+
+def tuning_file() -> Path:
+    """Where they are kept."""
+    return Path.home() / ".cache" / "lltool" / "threads.json"
+
+
+def tuning_key(model_bytes: int) -> str:
+    """The machine, what this process may use of it, and the size of the model to a factor of two."""
+    size_class = 1 << max(20, model_bytes - 1).bit_length()
+    cpus = f"{len(available_cpus())} processors, {default_threads()} cores"
+    return f"{_processor()}, {cpus}, {isa.chosen()}, models to {size_class >> 20} MiB"
+
+
+def read_tuned(model_bytes: int, file: Path | None = None) -> Tuned | None:
+    """None where nothing, or nothing usable, is kept: the file is a cache, which another version may have written."""
+    found = _read(file or tuning_file()).get(tuning_key(model_bytes))
+    most = min(MAX_THREADS, len(available_cpus()))
+    match found:
+        case {"decode": int(decode), "batch": int(batch)} if 1 <= decode <= most and 1 <= batch <= most:
+            return Tuned(decode, batch)
+    return None
+
+
+def keep_tuned(model_bytes: int, tuned: Tuned, file: Path | None = None) -> Path:
+    """Adds them to what is kept, and returns where. Raises InputError for a file that cannot be written."""
+    file = file or tuning_file()
+    kept = _read(file) | {tuning_key(model_bytes): asdict(tuned)}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as temporary:
+            temporary.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error.strerror}") from error
+    return file
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

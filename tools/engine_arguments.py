@@ -1,0 +1,117 @@
+"""Options of the commands that run a model, in llama.cpp's words: its threads, memory and exactness."""
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from lltool.gguf.errors import InputError
+from lltool.tools.arguments import positive
+
+if TYPE_CHECKING:
+    from lltool.engine.threads import Threads
+
+_NICE = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}  # of llama.cpp's priorities
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """`engine_options` makes of them what `load_model` takes."""
+    add_thread_arguments(parser)
+    group = parser.add_argument_group("memory and exactness")
+    for flag, letter, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values")):
+        group.add_argument(
+            flag,
+            f"--cache-type-{letter}",
+            choices=("f32", "f16", "bf16", "q8_0", "q4_0"),
+            help=f"how the cache holds {what} (default: f16, or f32 with --precision f32)",
+        )
+    group.add_argument(
+        "-lm",
+        "--load-mode",
+        choices=("auto", "mmap", "none", "mlock"),
+        default="auto",
+        help="mmap: map the file (default); none: read it into memory; mlock: map it and keep it in memory",
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="same scores to the bit whatever else is computed at once, and however a text is cut; slower",
+    )
+
+
+def add_thread_arguments(parser: argparse.ArgumentParser) -> None:
+    """`threads_of` makes of them what the option `threads` of `load_model` takes."""
+    add = parser.add_argument_group("threads").add_argument
+    add(
+        "-t",
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads (default: what bench --autotune found, or one a core)",
+    )
+    add("-tb", "--threads-batch", type=positive, metavar="N", help="for several tokens at once (default: -t)")
+    add("-C", "--cpu-mask", metavar="M", help="processors to run on, in hexadecimal such as 0x3 (default: any)")
+    add("-Cr", "--cpu-range", metavar="LO-HI", help="processors to run on, with those of -C")
+    add("--cpu-strict", type=int, choices=(0, 1), default=0, help="1: each thread stays on one of them (default 0)")
+    add("-Cb", "--cpu-mask-batch", metavar="M", help="-C for several tokens at once (default: those of -C and -Cr)")
+    add("-Crb", "--cpu-range-batch", metavar="LO-HI", help="-Cr for several tokens at once")
+    add("--cpu-strict-batch", type=int, choices=(0, 1), help="for several tokens at once (default: --cpu-strict)")
+    add("--prio", type=priority, default=0, metavar="-1...3", help="low, normal (0, default), medium, high, realtime")
+    add(
+        "--poll",
+        type=int,
+        default=50,
+        metavar="0...100",
+        help="how long idle threads spin before they sleep, in 10 microseconds (default 50)",
+    )
+
+
+def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for `load_model`."""
+    mode = "mmap" if arguments.load_mode == "auto" else arguments.load_mode
+    names = ("cache_type_k", "cache_type_v", "deterministic")
+    options = {name: getattr(arguments, name) for name in names}
+    return {"threads": threads_of(arguments), "load_mode": mode, **options}
+
+
+def threads_of(arguments: argparse.Namespace) -> "Threads | None":
+    """The threads asked for, of this process that has the priority asked for; None where all is left to `load_model`.
+
+    Raises InputError.
+    """
+    from lltool.engine.threads import Team, Threads, check_threads, default_threads
+
+    count = arguments.threads or default_threads()
+    decode = Team(count, _cpus(arguments.cpu_mask, arguments.cpu_range), bool(arguments.cpu_strict))
+    strict = arguments.cpu_strict if arguments.cpu_strict_batch is None else arguments.cpu_strict_batch
+    cpus = _cpus(arguments.cpu_mask_batch, arguments.cpu_range_batch) or decode.cpus
+    threads = Threads(decode, Team(arguments.threads_batch or count, cpus, bool(strict)), arguments.poll)
+    check_threads(threads)
+    set_priority(arguments.prio)
+    is_asked = arguments.threads or arguments.threads_batch or threads != Threads.of(None)
+    return threads if is_asked else None
+
+
+def _cpus(mask: str | None, range: str | None) -> tuple[int, ...]:
+    from lltool.engine.threads import parse_mask, parse_range
+
+    found = (parse_mask(mask) if mask else frozenset()) | (parse_range(range) if range else frozenset())
+    return tuple(sorted(found))
+
+
+def priority(text: str) -> int:
+    """The type of an argument that is one of llama.cpp's priorities."""
+    if text not in (known := [str(level) for level in _NICE]):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
+    return int(text)
+
+
+def set_priority(level: int) -> None:
+    """Of this process, for the threads that it starts from now on."""
+    if level == 0:
+        return
+    if not hasattr(os, "setpriority"):
+        raise InputError(f"--prio {level}: this system has no priorities to set; wanted 0")
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE[level])
+    except PermissionError:
+        raise InputError(f"--prio {level}: a higher priority is not this user's to take; wanted 0 or -1") from None
