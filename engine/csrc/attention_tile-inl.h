@@ -23,8 +23,7 @@ template <class Unit> constexpr int per_unit = std::is_same_v<Unit, float> ? 1 :
 template <class Unit> using Vector = std::conditional_t<std::is_same_v<Unit, float>, vf, vi>;
 
 inline vf multiply_add(vf acc, vf x, vf y) { return acc + x * y; }
-// Of pairs of int16. Where no instruction does that, floats are faster.
-constexpr bool multiplies_pairs = lanes > 4;
+// Of pairs of int16.
 inline vi multiply_add(vi acc, vi x, vi y) {
 #if defined(__AVX512VNNI__)
   asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y));

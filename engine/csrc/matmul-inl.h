@@ -5,14 +5,14 @@
 namespace {
 
 // A tile of `lanes` rows, unpacked: codes (K / 4, lanes, 4), scale and min (K / group, lanes).
-struct Tile {
+struct UnpackedTile {
   uint8_t* codes;
   float *scale, *min;
 };
 
 // A tile times N tokens of a panel; out is (N, lanes). `zero` is the code of weight 0 where `centered`.
 template <int N, int group, int max_code, bool centered, bool has_min>
-inline void multiply_tile(Tile w, int zero, Quantized x, int64_t K, float* out) {
+inline void multiply_tile(UnpackedTile w, int zero, Quantized x, int64_t K, float* out) {
   constexpr int whole = (panel + lanes - 1) / lanes * lanes;
   const int32_t* sum = group == 32 ? x.sum + K / 16 * panel : x.sum;
   vf acc[N];
@@ -48,7 +48,7 @@ inline void multiply_tile(Tile w, int zero, Quantized x, int64_t K, float* out) 
   for (int t = 0; t < N; ++t) store(out + t * lanes, acc[t]);
 }
 
-template <class F> void multiply_panel(Tile w, Quantized x, int tokens, int64_t K, float* out) {
+template <class F> void multiply_panel(UnpackedTile w, Quantized x, int tokens, int64_t K, float* out) {
   constexpr int max_code = F::max_code <= 127 ? 127 : 255;
   constexpr bool centered = F::zero != dot_bias<max_code>;
   if constexpr (panel > 8)
@@ -60,7 +60,7 @@ template <class F> void multiply_panel(Tile w, Quantized x, int tokens, int64_t 
 
 constexpr int unpacked = 256; // columns of a tile that are unpacked and transposed at once: no format's block is longer
 
-template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t rows, int64_t K, Tile to) {
+template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t rows, int64_t K, UnpackedTile to) {
   alignas(64) uint8_t codes[lanes][unpacked];
   alignas(64) float scale[lanes][unpacked / 16], min[lanes][unpacked / 16];
   for (int64_t r = rows; r < lanes; ++r) {
@@ -85,12 +85,12 @@ inline void copy_tile(const float* tile, int64_t rows, int64_t tokens, float* ou
 template <class F>
 void matmul_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
   const int64_t K = w.columns, groups = K / F::group, tiles = (end - begin + lanes - 1) / lanes;
-  Tile all; // the tiles one after the other
+  UnpackedTile all; // the tiles one after the other
   all.codes = static_cast<uint8_t*>(scratch);
   all.scale = reinterpret_cast<float*>(all.codes + tiles * lanes * K);
   all.min = all.scale + tiles * lanes * groups;
   const auto tile = [&](int64_t i) {
-    return Tile{all.codes + i * lanes * K, all.scale + i * lanes * groups, all.min + i * lanes * groups};
+    return UnpackedTile{all.codes + i * lanes * K, all.scale + i * lanes * groups, all.min + i * lanes * groups};
   };
   const auto rows = [&](int64_t i) { return end - begin - i * lanes < lanes ? end - begin - i * lanes : lanes; };
   for (int64_t i = 0; i < tiles; ++i)

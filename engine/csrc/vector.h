@@ -257,6 +257,7 @@ template <int max_code, int N> inline void dot4_splat(vi (&acc)[N], vb w, const 
 #endif
 }
 
+constexpr bool multiplies_pairs = lanes > 4; // by an instruction; else floats are as fast
 // acc[i] + the sum of both int16 of lane i of w times those at x.
 inline vi dot2_splat(vi acc, vi w, const int16_t* x) {
 #if defined(__AVX512VNNI__)
