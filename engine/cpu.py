@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from lltool.engine import _native
 from lltool.engine.batch import PAGE, Batch, CacheType, Precision
 from lltool.engine.compare import Compared
+from lltool.engine.fuse import Step, fuse
 from lltool.engine.observe import Observation
 from lltool.engine.program import (
     Add,
@@ -77,9 +78,9 @@ class CpuExecutor:
             deterministic=deterministic,
         )
         self._steps: list[int] = []  # the native operation that a program's operation is part of
-        for op in program.ops:
-            self._add(op)
-            self._steps.append(self._native.operations() - 1)
+        for step in fuse(program):
+            self._add_step(step)
+            self._steps += [self._native.operations() - 1] * len(step.ops)
         self._native.finish()
 
     def run(self, batch: Batch) -> None:
@@ -131,22 +132,38 @@ class CpuExecutor:
         weight = self._program.weights[name]
         return np.ascontiguousarray(decode(weight.data, weight.type).reshape(-1))
 
-    def _add(self, op: Op) -> None:
+    def _add_step(self, step: Step) -> None:
+        if isinstance(step.op, Linear):
+            self._add_linear(step.op, step)
+        else:
+            self._add(step.op, groups=step.stores)
+        for op, group in step.after:
+            self._add(op, group)
+
+    def _add_linear(self, op: Linear, step: Step) -> None:
+        def part(index: int) -> tuple[tuple[int, int], int, int, NDArray[np.uint8], NDArray[np.float32]]:
+            w = self._matrix(op.weights[index])
+            return self._place(op.outs[index]), int(w.type), w.columns, w.data, self._vector(op.biases[index])
+
+        norm = step.norm
+        self._native.linear(
+            self._place(norm.x if norm else op.x),
+            [[part(index) for index in group] for group in step.groups],
+            self._place(op.residual) if op.residual else None,
+            (self._vector(norm.weight), norm.eps, norm.groups) if norm else None,
+        )
+
+    def _add(self, op: Op, group: int = -1, groups: tuple[int, int] = (-1, -1)) -> None:
+        """`group` and `groups` (of k and v) are columns of the linear before, -1 for none."""
         native, place = self._native, self._place
         match op:
             case Embed(out, weight, scale):
                 w = self._matrix(weight)
                 native.embed(place(out), int(w.type), w.columns, w.data, scale)
-            case Norm(x, out, weight, eps, groups):
-                native.norm(place(x), place(out), self._vector(weight), eps, groups)
-            case Linear(x, outs, weights, biases, residual):
-                parts = []
-                for out, name, bias in zip(outs, weights, biases, strict=True):
-                    w = self._matrix(name)
-                    parts.append((place(out), int(w.type), w.columns, w.data, self._vector(bias)))
-                native.linear(place(x), parts, [place(residual)] if residual else [])
+            case Norm(x, out, weight, eps, norm_groups):
+                native.norm(place(x), place(out), self._vector(weight), eps, norm_groups, group)
             case Rope(x, out, head_dim, frequencies, magnitude, interleaved):
-                native.rope(place(x), place(out), head_dim, list(frequencies), magnitude, interleaved)
+                native.rope(place(x), place(out), head_dim, list(frequencies), magnitude, interleaved, group)
             case Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap, sinks):
                 if head_dim > _native.MAX_HEAD_DIM or heads // kv_heads > _native.MAX_GROUP:
                     raise InputError(
@@ -159,15 +176,15 @@ class CpuExecutor:
                     )
                 sizes = (layer, heads, kv_heads, head_dim)
                 places = (place(q), place(k), place(v), place(out))
-                native.attention(*places, *sizes, scale, window, softcap, self._vector(sinks))
+                native.attention(*places, *sizes, scale, window, softcap, self._vector(sinks), groups)
             case Gated(gate, up, out, activation):
-                native.elementwise(activation, place(gate), place(up), place(out), 0.0)
+                native.elementwise(activation, place(gate), place(up), place(out), 0.0, group)
             case Add(x, y, out):
-                native.elementwise("add", place(x), place(y), place(out), 0.0)
+                native.elementwise("add", place(x), place(y), place(out), 0.0, group)
             case Scale(x, out, factor):
-                native.elementwise("scale", place(x), place(x), place(out), factor)
+                native.elementwise("scale", place(x), place(x), place(out), factor, group)
             case Softcap(x, out, cap):
-                native.elementwise("softcap", place(x), place(x), place(out), cap)
+                native.elementwise("softcap", place(x), place(x), place(out), cap, group)
             case Select(x, out):
                 native.select(place(x), place(out))
             case Observe(x):

@@ -90,11 +90,12 @@ class Dialogue:
         return shared, logits
 
     def append(self, id: int) -> "NDArray[np.float32]":
-        """Adds one token; gives the logits (V,) behind it."""
+        """Adds one token; gives the logits (V,) behind it, a view that the next token's overwrite."""
         self._sequence.truncate(len(self.ids))  # an interrupt can leave a token that `ids` does not have
-        logits = self.model.evaluate(self._sequence, [id])
+        logits = self.model.forward([(self._sequence, [id], "last")])
         self.ids.append(id)
-        return logits
+        row: NDArray[np.float32] = logits.block(0, 1)[0]
+        return row
 
     @property
     def is_full(self) -> bool:

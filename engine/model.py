@@ -4,8 +4,9 @@ from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as List
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ DEFAULT_CONTEXT = 4096
 
 Tokens = List[int] | NDArray[np.integer]
 Wanted = Literal["all", "last", "none"] | NDArray[np.integer]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -185,19 +187,19 @@ class Model:
         or a full cache.
         """
         assert len({id(sequence) for sequence, _, _ in pieces}) == len(pieces), "a sequence comes once in a batch"
-        self._check(pieces)
+        tokens = self._check(pieces)
         try:
-            for sequence, tokens, _ in pieces:
-                sequence.reserve(len(tokens))
+            for sequence, ids, _ in pieces:
+                sequence.reserve(len(ids))
         except InputError:
             for sequence, _, _ in pieces:
                 sequence.truncate(sequence.length)  # gives back what the first of them got
             raise
-        batch = make_batch(pieces)
+        batch = make_batch(pieces, tokens)
         self.calls += 1
         self.executor.run(batch)
-        for sequence, tokens, _ in pieces:
-            sequence.length += len(tokens)
+        for sequence, ids, _ in pieces:
+            sequence.length += len(ids)
         return Logits(len(batch.outputs), self, self.calls)
 
     def evaluate(self, sequence: Sequence, tokens: Tokens) -> NDArray[np.float32]:
@@ -223,16 +225,17 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check(self, pieces: List[tuple[Sequence, Tokens, Wanted]]) -> None:
-        count = sum(len(tokens) for _, tokens, _ in pieces)
-        if not 0 < count <= self.batch:
-            raise InputError(f"a batch of {count} tokens, wanted 1 to {self.batch}")
-        for sequence, tokens, _ in pieces:
-            self._check_length(sequence, len(tokens))
-            ids = np.asarray(tokens, np.int64)
-            unknown = ids[(ids < 0) | (ids >= self.config.vocab)]
-            if unknown.size:
-                raise InputError(f"token id {unknown[0]}, wanted one from 0 to {self.config.vocab - 1}")
+    def _check(self, pieces: List[tuple[Sequence, Tokens, Wanted]]) -> NDArray[np.int32]:
+        """All tokens (T,) of a batch that can be run."""
+        tokens = _join([np.asarray(ids, np.int64) for _, ids, _ in pieces])
+        if not 0 < len(tokens) <= self.batch:
+            raise InputError(f"a batch of {len(tokens)} tokens, wanted 1 to {self.batch}")
+        for sequence, ids, _ in pieces:
+            self._check_length(sequence, len(ids))
+        unknown = tokens.view(np.uint64) >= self.config.vocab
+        if np.count_nonzero(unknown):
+            raise InputError(f"token id {tokens[unknown][0]}, wanted one from 0 to {self.config.vocab - 1}")
+        return tokens.astype(np.int32)
 
     def _check_length(self, sequence: Sequence, count: int) -> None:
         if sequence.length + count > self.context:
@@ -242,22 +245,29 @@ class Model:
             )
 
 
-def make_batch(pieces: List[tuple[Sequence, Tokens, Wanted]]) -> Batch:
-    """The batch that appends each piece's tokens behind its sequence, whose pages are reserved already."""
-    count = sum(len(tokens) for _, tokens, _ in pieces)
-    tokens, positions, sequences = (np.empty(count, np.int32) for _ in range(3))
-    tables = np.zeros((len(pieces), max(len(sequence.pages) for sequence, _, _ in pieces)), np.int32)
-    outputs = []
-    start = 0
-    for row, (sequence, ids, wanted) in enumerate(pieces):
-        stop = start + len(ids)
-        tokens[start:stop] = ids
-        positions[start:stop] = np.arange(sequence.length, sequence.length + len(ids))
-        sequences[start:stop] = row
-        tables[row, : len(sequence.pages)] = sequence.pages
-        outputs.append(start + _rows(wanted, len(ids)))
-        start = stop
-    return Batch(tokens, positions, sequences, tables, np.concatenate(outputs, dtype=np.int32))
+def make_batch(pieces: List[tuple[Sequence, Tokens, Wanted]], tokens: NDArray[np.int32]) -> Batch:
+    """The batch that appends each piece's tokens behind its sequence, whose pages are reserved already.
+
+    `tokens` are those of all pieces. This runs for every token that is generated: a call of numpy costs as much as the
+    rest of a line.
+    """
+    counts = [len(ids) for _, ids, _ in pieces]
+    starts = [0, *accumulate(counts)]
+    pasts = [sequence.length for sequence, _, _ in pieces]
+    tables = [sequence.pages for sequence, _, _ in pieces]
+    width = max(map(len, tables))
+    rows = [start + _rows(wanted, n) for (_, _, wanted), start, n in zip(pieces, starts, counts, strict=False)]
+    return Batch(
+        tokens,
+        positions=_join([np.arange(past, past + n, dtype=np.int32) for past, n in zip(pasts, counts, strict=True)]),
+        sequences=_join([np.array([row], np.int32).repeat(n) for row, n in enumerate(counts)]),
+        tables=np.array([pages + [0] * (width - len(pages)) for pages in tables], np.int32),
+        outputs=_join(rows).astype(np.int32),
+    )
+
+
+def _join(arrays: List[NDArray[Scalar]]) -> NDArray[Scalar]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _rows(wanted: Wanted, count: int) -> NDArray[np.integer]:

@@ -4,17 +4,16 @@
 
 namespace lltool {
 
-void StoreOp::row(const Run& run, int64_t t) const {
-  Executor& e = run.executor;
+void StoreOp::columns(const Run& run, int64_t t, int64_t begin, int64_t end) const {
+  const Executor& e = run.executor;
   const Executor::CacheLayer& c = e.cache[size_t(layer)];
   const Batch& b = run.batch;
   const int32_t position = b.positions[t], slot = position % page_tokens;
-  const int64_t page = b.tables[b.sequences[t] * b.table_width + position / page_tokens], dim = c.head_dim;
-  const float *key = e.at(k) + t * k.width, *value = e.at(v) + t * v.width;
-  for (int64_t h = 0; h < c.kv_heads; ++h, key += dim, value += dim) {
-    e.kernels.store_cache(e.settings.k_type, key, dim, e.keys(c, page) + h * c.k_bytes, slot, true);
-    e.kernels.store_cache(e.settings.v_type, value, dim, e.values(c, page) + h * c.v_bytes, slot, false);
-  }
+  const int64_t page = b.tables[b.sequences[t] * b.table_width + position / page_tokens];
+  const CacheType type = keys ? e.settings.k_type : e.settings.v_type;
+  uint8_t* head = keys ? e.keys(c, page) : e.values(c, page);
+  for (int64_t column = begin; column < end; column += unit)
+    e.kernels.store_cache(type, e.at(x) + t * width + column, unit, head + column / unit * (keys ? c.k_bytes : c.v_bytes), slot, keys);
 }
 
 AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head) const {

@@ -4,12 +4,13 @@
 
 namespace lltool {
 
-// Keys and values of the batch go into the cache.
-struct StoreOp : RowOp {
-  Buffer k, v;
+// Keys of the batch, or values, go into the cache.
+struct StoreOp : ColumnOp {
+  Buffer x;
   int layer;
-  StoreOp(Buffer k_, Buffer v_, int l) : k(k_), v(v_), layer(l) {}
-  void row(const Run& run, int64_t t) const override;
+  bool keys;
+  StoreOp(Buffer x_, int head_dim, int l, bool k) : ColumnOp(x_.width, head_dim), x(x_), layer(l), keys(k) {}
+  void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
 };
 
 struct AttentionOp : Op {

@@ -1,5 +1,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -12,6 +13,7 @@
 
 #include "attention_op.h"
 #include "isa.h"
+#include "linear_op.h"
 #include "observe.h"
 #include "ops.h"
 #include "probe.h"
@@ -45,6 +47,16 @@ public:
   Executor executor;
   int64_t token_ids = 0; // rows of the embedding
   std::vector<ObserveOp*> observers; // the executor's
+  LinearOp* linear = nullptr;        // the executor's last
+
+  // To columns that the last linear makes, or to whole rows (group below 0).
+  void add(std::unique_ptr<ColumnOp> op, int group) {
+    require(group < 0 || linear, "a group of columns without a linear");
+    if (group < 0)
+      executor.add_row(std::move(op));
+    else
+      linear->add(std::move(op), size_t(group));
+  }
 
   std::unique_lock<std::mutex> claim() {
     std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
@@ -98,22 +110,40 @@ private:
 
 using Part = std::tuple<Place, int, int64_t, Bytes2, Array1<float>>; // out, type, columns, weight, bias (empty: none)
 
-static void add_linear(Session& s, Place x, const std::vector<Part>& parts, std::vector<Place> residual) {
-  const bool has = !residual.empty();
-  std::vector<LinearOp::Part> made;
-  for (const auto& [out, type, columns, data, bias] : parts) {
-    const int64_t rows = int64_t(data.shape(0));
-    require(columns == x.second && rows == out.second && (bias.size() == 0 || int64_t(bias.size()) == rows) &&
-                (!has || residual[0].second == rows),
-            "linear: shapes do not agree");
-    made.push_back({buffer(out), matrix(type, columns, data), floats(bias)});
-  }
+static std::unique_ptr<NormOp> make_norm(Place x, Place out, Array1<float> weight, float eps, int groups) {
+  require(groups > 0 && int64_t(weight.size()) * groups == x.second && out.second == x.second, "norm: shapes do not agree");
+  return std::make_unique<NormOp>(buffer(x), buffer(out), floats(weight), eps);
+}
+
+using Norm = std::tuple<Array1<float>, float, int>; // of the linear's x: weight, eps, groups
+
+static void add_linear(Session& s, Place x, const std::vector<std::vector<Part>>& groups, std::optional<Place> residual,
+                       std::optional<Norm> norm) {
+  std::vector<LinearOp::Group> made(groups.size());
+  for (size_t g = 0; g < groups.size(); ++g)
+    for (const auto& [out, type, columns, data, bias] : groups[g]) {
+      const int64_t rows = int64_t(data.shape(0));
+      require(columns == x.second && rows == out.second && (bias.size() == 0 || int64_t(bias.size()) == rows) &&
+                  rows == std::get<0>(groups[g][0]).second && (!residual || residual->second == rows),
+              "linear: shapes do not agree");
+      made[g].parts.push_back({buffer(out), matrix(type, columns, data)});
+    }
+  std::unique_ptr<NormOp> before;
+  if (norm) before = make_norm(x, x, std::get<0>(*norm), std::get<1>(*norm), std::get<2>(*norm));
+  auto op = std::make_unique<LinearOp>(buffer(x), std::move(made), std::move(before), s.executor);
+  s.linear = op.get();
   s.executor.reserve_columns(x.second);
-  s.executor.add(std::make_unique<LinearOp>(buffer(x), std::move(made), has, has ? buffer(residual[0]) : Buffer{0, 0}, s.executor));
+  s.executor.add(std::move(op));
+  for (size_t g = 0; g < groups.size(); ++g)
+    for (const auto& [out, type, columns, data, bias] : groups[g]) {
+      if (bias.size()) s.add(std::make_unique<BiasOp>(buffer(out), floats(bias)), int(g));
+      if (residual)
+        s.add(std::make_unique<ElementwiseOp>(ElementwiseOp::Kind::add, buffer(out), buffer(*residual), buffer(out), 0.0f), int(g));
+    }
 }
 
 static void add_attention(Session& s, Place q, Place k, Place v, Place out, int layer, int heads, int kv_heads, int head_dim,
-                          float scale, int window, float softcap, Array1<float> sinks) {
+                          float scale, int window, float softcap, Array1<float> sinks, std::pair<int, int> groups) {
   require(layer >= 0 && window >= 0 && head_dim > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
           "attention: wanted whole groups of heads");
   require(head_dim <= max_head_dim && heads / kv_heads <= attention_rows, "attention: a head or group is too large");
@@ -127,7 +157,8 @@ static void add_attention(Session& s, Place q, Place k, Place v, Place out, int 
   op->scale = scale, op->window = window, op->softcap = softcap, op->sinks = floats(sinks);
   op->tiling = s.executor.add_tiling(heads / kv_heads, window);
   s.executor.add_cache_layer(layer, heads, kv_heads, head_dim);
-  s.executor.add_row(std::make_unique<StoreOp>(buffer(k), buffer(v), layer));
+  s.add(std::make_unique<StoreOp>(buffer(k), head_dim, layer, true), groups.first);
+  s.add(std::make_unique<StoreOp>(buffer(v), head_dim, layer, false), groups.second);
   s.executor.add(std::move(op));
 }
 
@@ -168,21 +199,21 @@ NB_MODULE(_native, m) {
           nb::arg("head_rows"), nb::arg("arena_width"), nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"),
           nb::arg("k_type"), nb::arg("v_type"), nb::arg("deterministic"))
       .def("embed", &Session::embed)
-      .def("norm", [](Session& s, Place x, Place out, Array1<float> weight, float eps, int groups) {
-        require(groups > 0 && int64_t(weight.size()) * groups == x.second && out.second == x.second, "norm: shapes do not agree");
-        s.executor.add_row(std::make_unique<NormOp>(buffer(x), buffer(out), floats(weight), eps, groups));
+      .def("norm", [](Session& s, Place x, Place out, Array1<float> weight, float eps, int groups, int group) {
+        s.add(make_norm(x, out, weight, eps, groups), group);
       })
-      .def("linear", &add_linear)
-      .def("rope", [](Session& s, Place x, Place out, int head_dim, std::vector<float> frequencies, float magnitude, bool interleaved) {
+      .def("linear", &add_linear, nb::arg("x"), nb::arg("groups"), nb::arg("residual").none(), nb::arg("norm").none())
+      .def("rope", [](Session& s, Place x, Place out, int head_dim, std::vector<float> frequencies, float magnitude, bool interleaved,
+                      int group) {
         require(head_dim > 0 && x.second % head_dim == 0 && out.second == x.second && 2 * int64_t(frequencies.size()) <= head_dim,
                 "rope: shapes do not agree");
         const int table = s.executor.add_rope_table(std::move(frequencies), magnitude);
-        s.executor.add_row(std::make_unique<RopeOp>(buffer(x), buffer(out), head_dim, table, interleaved));
+        s.add(std::make_unique<RopeOp>(buffer(x), buffer(out), head_dim, table, interleaved), group);
       })
       .def("attention", &add_attention)
-      .def("elementwise", [](Session& s, const std::string& kind, Place x, Place y, Place out, float factor) {
+      .def("elementwise", [](Session& s, const std::string& kind, Place x, Place y, Place out, float factor, int group) {
         require(x.second == out.second && y.second == out.second, "elementwise: shapes do not agree");
-        s.executor.add_row(std::make_unique<ElementwiseOp>(kind_of(kind), buffer(x), buffer(y), buffer(out), factor));
+        s.add(std::make_unique<ElementwiseOp>(kind_of(kind), buffer(x), buffer(y), buffer(out), factor), group);
       })
       .def("select", [](Session& s, Place x, Place out) {
         require(x.second == out.second, "select: shapes do not agree");

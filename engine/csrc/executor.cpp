@@ -125,10 +125,12 @@ void Executor::finish() {
   scratch_bytes_ = matmul_scratch(columns_);
   scratch_ = Memory<uint8_t>(scratch_bytes_ * threads);
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);
+  own_rows_ = Memory<float>(threads * columns);
   cache_ = Memory<uint8_t>(size_t(settings.pages * page_bytes) + 64); // kernels read whole vectors
   attention_ = Memory<float>(attention_floats_ * threads);
   partials_ = Memory<float>(partial_floats_);
-  pool_ = std::make_unique<Pool>(settings.threads, 2 + 2 * int(ops_.size()), settings.poll);
+  for (const auto& op : ops_) op->finish(*this);
+  pool_ = std::make_unique<Pool>(settings.threads, 2 + 3 * int(ops_.size()), settings.poll);
 }
 
 Quantized Executor::own_quantized(int thread) const {

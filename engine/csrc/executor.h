@@ -91,7 +91,8 @@ struct Run {
 
 struct Op {
   virtual ~Op() = default;
-  virtual void run(const Run& run) const = 0; // called by every thread; at most two phases
+  virtual void finish(const Executor&) {}     // once, when all operations are there
+  virtual void run(const Run& run) const = 0; // called by every thread; at most three phases
 };
 
 // An operation whose row t of output needs only row t of input. Neighbours of this kind run as one phase, row by row:
@@ -101,6 +102,14 @@ struct RowOp : Op {
   void run(const Run& run) const override {
     run.worker.parallel(run.rows, [&](int64_t t) { row(run, t); });
   }
+};
+
+// A row operation whose columns need those of the same unit (a head, or each itself) and no others.
+struct ColumnOp : RowOp {
+  const int64_t width, unit; // columns of a row, and how many of them belong together
+  ColumnOp(int64_t w, int64_t u) : width(w), unit(u) {}
+  virtual void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const = 0; // whole units
+  void row(const Run& run, int64_t t) const override { columns(run, t, 0, width); }
 };
 
 // Row operations that run together.
@@ -172,7 +181,9 @@ public:
   std::vector<Tiling> tilings;
   Quantized quantized{};         // activations of the running linear, shared by the threads
   float* packed = nullptr;
-  Quantized own_quantized(int thread) const; // one token, a thread's own
+  // One token, a thread's own.
+  Quantized own_quantized(int thread) const;
+  float* own_row(int thread) const { return own_rows_.data() + int64_t(thread) * columns_; }
 
 private:
   const Team& team(int64_t rows) const { return rows == 1 ? settings.decode : settings.batch; }
@@ -186,7 +197,7 @@ private:
   size_t head_ = 0;
   RowOps* open_ = nullptr; // the group that the next row operation joins
   std::unique_ptr<Pool> pool_;
-  Memory<float> arena_, logits_, attention_, partials_, packed_;
+  Memory<float> arena_, logits_, attention_, partials_, packed_, own_rows_;
   Memory<uint8_t> scratch_, own_, cache_;
   Memory<int8_t> q_;
   Memory<float> q_scale_, outliers_;

@@ -6,18 +6,9 @@
 #include "floats-inl.h"
 #include "observe-inl.h"
 #include "probe-inl.h"
+#include "rotate-inl.h"
 
 namespace {
-
-void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
-  vf acc{};
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) acc += load<vf>(x + i) * load<vf>(x + i);
-  float squares = sum_of(acc);
-  for (; i < n; ++i) squares += x[i] * x[i];
-  const float scale = 1.0f / std::sqrt(squares / float(n) + eps);
-  for (i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
-}
 
 // Applies f to whole vectors of x (and y); the tail goes through a padded copy.
 template <class Function> inline void map(const float* x, const float* y, int64_t n, float* out, Function f) {
@@ -31,6 +22,16 @@ template <class Function> inline void map(const float* x, const float* y, int64_
   std::memcpy(out + i, c, size_t(n - i) * 4);
 }
 
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
+  vf acc{};
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) acc += load<vf>(x + i) * load<vf>(x + i);
+  float squares = sum_of(acc);
+  for (; i < n; ++i) squares += x[i] * x[i];
+  const float scale = 1.0f / std::sqrt(squares / float(n) + eps);
+  map(x, weight, n, out, [scale](vf v, vf w) { return v * scale * w; });
+}
+
 void gated(int activation, const float* gate, const float* up, int64_t n, float* out) {
   if (activation == 0)
     map(gate, up, n, out, [](vf g, vf u) { return g / (exp(-g) + 1.0f) * u; });
@@ -42,6 +43,14 @@ void gated(int activation, const float* gate, const float* up, int64_t n, float*
 
 void softcap(const float* x, float cap, int64_t n, float* out) {
   map(x, x, n, out, [cap](vf v, vf) { return tanh(v * (1.0f / cap)) * cap; });
+}
+
+void add(const float* x, const float* y, int64_t n, float* out) {
+  map(x, y, n, out, [](vf a, vf b) { return a + b; });
+}
+
+void scale(const float* x, float factor, int64_t n, float* out) {
+  map(x, x, n, out, [factor](vf v, vf) { return v * factor; });
 }
 
 double log_sum_exp(const float* x, int64_t n) {
@@ -66,7 +75,7 @@ namespace lltool {
 const EngineKernels LLTOOL_TABLE = {
     lanes,      panel,         can_multiply, can_decode, decode_row,      quantize_row, quantize_panel, pack_panel, matvec,
     matvec_f32, matmul,        matmul_f32,   can_multiply_shorts, shorten_panel, matmul_shorts, rms_norm,   gated,           softcap,      log_sum_exp,    compare,    attention,
-    merge_attention, store_cache, add_squares,
+    merge_attention, store_cache, add_squares, add, scale, rotate_halves, rotate_pairs,
     {multiply_int8, multiply_int16, multiply_float, read_memory},
 };
 }

@@ -157,6 +157,13 @@ struct EngineKernels {
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
   void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);
 
+  // Element by element; `out` may be an input.
+  void (*add)(const float* x, const float* y, int64_t n, float* out);
+  void (*scale)(const float* x, float factor, int64_t n, float* out);
+  // Turns pairs of a head, element i with element i + pairs, or 2i with 2i + 1; `out` may be x.
+  void (*rotate_halves)(const float* x, const float* cosine, const float* sine, int64_t pairs, float* out);
+  void (*rotate_pairs)(const float* x, const float* cosine, const float* sine, int64_t pairs, float* out);
+
   Probes probes;
 };
 

@@ -1,4 +1,4 @@
-// The operations of a Program; their meaning is in engine/program.py.
+// The operations of a Program that go row by row; their meaning is in engine/program.py.
 #pragma once
 #include "executor.h"
 
@@ -12,50 +12,42 @@ struct EmbedOp : RowOp {
   void row(const Run& run, int64_t t) const override;
 };
 
-struct NormOp : RowOp {
+struct NormOp : ColumnOp {
   Buffer x, out;
   std::vector<float> weight;
   float eps;
-  int groups;
-  NormOp(Buffer x_, Buffer o, std::vector<float> w, float e, int g) : x(x_), out(o), weight(std::move(w)), eps(e), groups(g) {}
-  void row(const Run& run, int64_t t) const override;
-};
-
-struct LinearOp : Op {
-  struct Part {
-    Buffer out;
-    Matrix weight;
-    std::vector<float> bias; // empty: none
-  };
-  Buffer x;
-  std::vector<Part> parts;
-  bool has_residual;
-  Buffer residual;
-  bool int8, floats; // which activations the parts want
-  LinearOp(Buffer x_, std::vector<Part> p, bool has, Buffer r, const Executor& executor);
-  void run(const Run& run) const override;
+  NormOp(Buffer x_, Buffer o, std::vector<float> w, float e) : ColumnOp(o.width, int64_t(w.size())), x(x_), out(o), weight(std::move(w)), eps(e) {}
+  void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
+  void normalize(const Run& run, int64_t t, float* to) const; // a row to another place than `out`
 
 private:
-  void prepare(const Run& run, bool panels) const;
-  void multiply(const Run& run, const Part& part, int64_t begin, int64_t end, bool panels, Quantized few) const;
+  void normalize(const Run& run, const float* from, float* to, int64_t n) const;
 };
 
-struct RopeOp : RowOp {
+struct RopeOp : ColumnOp {
   Buffer x, out;
-  int head_dim, table;
+  int table;
   bool interleaved;
-  RopeOp(Buffer x_, Buffer o, int d, int t, bool i) : x(x_), out(o), head_dim(d), table(t), interleaved(i) {}
-  void row(const Run& run, int64_t t) const override;
+  RopeOp(Buffer x_, Buffer o, int head_dim, int t, bool i) : ColumnOp(o.width, head_dim), x(x_), out(o), table(t), interleaved(i) {}
+  void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
 };
 
 // Operations on each element: out = f(x, y), row by row.
-struct ElementwiseOp : RowOp {
+struct ElementwiseOp : ColumnOp {
   enum class Kind { silu, gelu_tanh, add, scale, softcap };
   Kind kind;
   Buffer x, y, out;
   float factor;
-  ElementwiseOp(Kind k, Buffer x_, Buffer y_, Buffer o, float f) : kind(k), x(x_), y(y_), out(o), factor(f) {}
-  void row(const Run& run, int64_t t) const override;
+  ElementwiseOp(Kind k, Buffer x_, Buffer y_, Buffer o, float f) : ColumnOp(o.width, 1), kind(k), x(x_), y(y_), out(o), factor(f) {}
+  void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
+};
+
+// x += bias.
+struct BiasOp : ColumnOp {
+  Buffer x;
+  std::vector<float> bias;
+  BiasOp(Buffer x_, std::vector<float> b) : ColumnOp(x_.width, 1), x(x_), bias(std::move(b)) {}
+  void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
 };
 
 struct SelectOp : RowOp {

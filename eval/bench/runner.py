@@ -89,9 +89,8 @@ class Runner:
                         "last" if end == count or (stop == last and index * count + end == last) else "none"
                     )
                     pieces.append((sequences[index], tokens[index, begin:end], wanted))
-                logits = self.model.forward(pieces)
-                if logits.rows:
-                    logits.all()
+                for _ in self.model.forward(pieces).blocks():
+                    pass  # whoever reads them reads them where they are
 
     def _draw(self, sequences: int, count: int) -> NDArray[np.int32]:
         return self._random.integers(0, self.model.config.vocab, (sequences, count), dtype=np.int32)

@@ -288,17 +288,22 @@ except RuntimeError as error:
     [
         lambda e, w: e.embed((0, 64), 0, 32, w.data, 1.0),
         lambda e, w: e.embed((0, 64), 9, 64, w.data, 1.0),  # Q8_1: no kernel
-        lambda e, w: e.linear((0, 32), [((64, 40), 0, 64, w.data, np.empty(0, np.float32))], []),
-        lambda e, w: e.linear((0, 64), [((64, 41), 0, 64, w.data, np.empty(0, np.float32))], []),
-        lambda e, w: e.linear((0, 64), [((64, 40), 0, 64, w.data, np.ones(39, np.float32))], []),
-        lambda e, w: e.norm((0, 64), (0, 64), np.ones(32, np.float32), 1e-5, 1),
-        lambda e, w: e.rope((0, 64), (0, 64), 32, [1.0] * 17, 1.0, False),
-        lambda e, w: e.attention((0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 0, 32, 1.0, 0, 0.0, NONE),
-        lambda e, w: e.attention((0, 64), (64, 32), (96, 64), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, NONE),
-        lambda e, w: e.attention(
-            (0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, np.ones(3, np.float32)
+        lambda e, w: e.linear((0, 32), [[((64, 40), 0, 64, w.data, np.empty(0, np.float32))]], None, None),
+        lambda e, w: e.linear((0, 64), [[((64, 41), 0, 64, w.data, np.empty(0, np.float32))]], None, None),
+        lambda e, w: e.linear((0, 64), [[((64, 40), 0, 64, w.data, np.ones(39, np.float32))]], None, None),
+        lambda e, w: e.linear((0, 64), [[((64, 40), 0, 64, w.data, np.ones(40, np.float32))]], (64, 64), None),
+        lambda e, w: e.linear(
+            (0, 64), [[((64, 40), 0, 64, w.data, np.ones(40, np.float32))]], None, (np.ones(40, np.float32), 1e-5, 1)
         ),
-        lambda e, w: e.elementwise("add", (0, 64), (64, 32), (96, 64), 0.0),
+        lambda e, w: e.norm((0, 64), (0, 64), np.ones(32, np.float32), 1e-5, 1, -1),
+        lambda e, w: e.rope((0, 64), (0, 64), 32, [1.0] * 17, 1.0, False, -1),
+        lambda e, w: e.attention((0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 0, 32, 1.0, 0, 0.0, NONE, (-1, -1)),
+        lambda e, w: e.attention((0, 64), (64, 32), (96, 64), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, NONE, (-1, -1)),
+        lambda e, w: e.attention(
+            (0, 64), (64, 32), (96, 32), (128, 64), 0, 2, 1, 32, 1.0, 0, 0.0, np.ones(3, np.float32), (-1, -1)
+        ),
+        lambda e, w: e.elementwise("add", (0, 64), (64, 32), (96, 64), 0.0, -1),
+        lambda e, w: e.elementwise("add", (0, 64), (64, 64), (96, 64), 0.0, 0),
     ],
 )
 def test_operations_whose_shapes_do_not_agree_are_refused(add: Callable[[_native.Executor, Weight], None]) -> None:
@@ -317,9 +322,8 @@ def test_operations_whose_shapes_do_not_agree_are_refused(add: Callable[[_native
         v_type=1,
         deterministic=False,
     )
-    with pytest.raises(
-        ValueError, match=r"shapes do not agree|whole groups|a sink for each head|as wide as the output"
-    ):
+    wanted = r"shapes do not agree|whole groups|a sink for each head|as wide as the output|without a linear"
+    with pytest.raises(ValueError, match=wanted):
         add(executor, f32_weight("w", np.ones((VOCAB, 64), np.float32)))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -64,6 +65,11 @@ class Alphabet:
         logits = np.zeros(27, np.float32)
         logits[END if ids[-1] >= self.last else ids[-1] + 1] = 9
         return logits
+
+    def forward(self, pieces: list[tuple[FakeSequence, list[int], str]]) -> SimpleNamespace:
+        [(sequence, ids, _)] = pieces
+        logits = self.evaluate(sequence, ids)
+        return SimpleNamespace(block=lambda start, stop: logits[None][start:stop])
 
 
 def run(model: Alphabet, text: str, **options: Any) -> tuple[str, Generation]:

@@ -1,0 +1,162 @@
+#include "linear_op.h"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+
+namespace lltool {
+
+// From this many tokens on it pays to unpack a tile of the weight; below, each row is read once for all tokens.
+constexpr int64_t panels_from = 5;
+
+LinearOp::LinearOp(Buffer x, std::vector<Group> groups, std::unique_ptr<NormOp> norm, const Executor& executor)
+    : x_(x), groups_(std::move(groups)), norm_(std::move(norm)) {
+  for (const Group& group : groups_)
+    for (const Part& part : group.parts) {
+      const bool quantized = executor.settings.int8 && executor.kernels.can_multiply(part.weight.type);
+      if (!quantized && !executor.kernels.can_decode(part.weight.type))
+        throw std::invalid_argument("no kernel for tensors of type " + std::to_string(part.weight.type));
+      (quantized ? int8_ : floats_) = true;
+    }
+}
+
+void LinearOp::add(std::unique_ptr<ColumnOp> op, size_t group) {
+  if (group >= groups_.size() || op->width != groups_[group].parts[0].weight.rows)
+    throw std::invalid_argument("linear: no such group of columns");
+  groups_[group].unit = std::lcm(groups_[group].unit, op->unit);
+  groups_[group].after.push_back(std::move(op));
+}
+
+// One row is made sooner by every thread than waited for.
+LinearOp::Input LinearOp::prepare_own(const Run& run) const {
+  const Executor& e = run.executor;
+  Input own{e.at(x_), e.own_quantized(run.worker.index)};
+  if (norm_) {
+    norm_->normalize(run, 0, e.own_row(run.worker.index));
+    own.floats = e.own_row(run.worker.index);
+  }
+  if (int8_) e.kernels.quantize_row(own.floats, x_.width, own.quantized);
+  return own;
+}
+
+LinearOp::Input LinearOp::prepare_rows(const Run& run) const {
+  const Executor& e = run.executor;
+  const int64_t K = x_.width;
+  if (norm_ || int8_)
+    run.worker.parallel(run.rows, [&](int64_t t) {
+      const float* row = e.at(x_) + t * K;
+      if (norm_) {
+        norm_->normalize(run, t, e.packed + t * K);
+        row = e.packed + t * K;
+      }
+      if (int8_) e.kernels.quantize_row(row, K, e.quantized.token(t, padded(K)));
+    });
+  return {norm_ ? e.packed : e.at(x_), e.quantized};
+}
+
+LinearOp::Input LinearOp::prepare_panels(const Run& run) const {
+  const Executor& e = run.executor;
+  const int64_t K = x_.width, panel = e.kernels.tokens_per_panel, most = panel_tokens(run.rows, panel);
+  run.worker.parallel((run.rows + panel - 1) / panel, [&](int64_t p) {
+    const int64_t first = p * most, tokens = std::min(most, run.rows - first);
+    const float* rows = e.at(x_) + first * K;
+    if (norm_) {
+      float* made = reinterpret_cast<float*>(e.scratch(run.worker.index));
+      for (int64_t t = 0; t < tokens; ++t) norm_->normalize(run, first + t, made + t * K);
+      rows = made;
+    }
+    if (int8_) e.kernels.quantize_panel(rows, K, int(tokens), K, e.quantized.token(p * panel, K));
+    if (floats_) e.kernels.pack_panel(rows, K, int(tokens), K, e.packed + p * panel * K);
+  });
+  return {e.packed, e.quantized};
+}
+
+LinearOp::Tasks LinearOp::cut(const Executor& e, bool panels) const {
+  const int64_t threads = e.settings.threads, step = panels ? e.kernels.lanes : 16;
+  int64_t rows = 0;
+  bool finished = true;
+  for (const Group& group : groups_) {
+    rows += group.parts[0].weight.rows * int64_t(panels ? 1 : group.parts.size());
+    finished &= panels || group.parts.size() == 1;
+  }
+  // A row at a time is limited by memory, which is read fastest in long runs: of one matrix, and of as many rows as leave
+  // enough to even out the threads. A matmul unpacks tiles to its cache.
+  const int64_t least = rows / (threads * 8);
+  const auto size = [&](int64_t left) {
+    if (panels) return std::min<int64_t>(least, tile_rows);
+    return threads == 1 ? left : std::max(least, left * 3 / (threads * 4));
+  };
+  const auto make = [&](bool whole_units) {
+    Tasks tasks{{}, whole_units};
+    int64_t left = rows;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      const size_t parts = groups_[g].parts.size(), together = panels ? parts : 1;
+      const int64_t unit = whole_units ? std::lcm(step, groups_[g].unit) : step, end = groups_[g].parts[0].weight.rows;
+      for (size_t part = 0; part < parts; part += together)
+        for (int64_t begin = 0, n; begin < end; begin += n, left -= n) {
+          n = std::min(end - begin, std::max(unit, size(left) / unit * unit));
+          tasks.list.push_back({g, part, part + together, begin, begin + n});
+        }
+    }
+    return tasks;
+  };
+  if (!finished) return make(false);
+  // Heads are large: where a thread would be alone with the last of them, what comes behind is better done apart.
+  Tasks tasks = make(true);
+  std::vector<int64_t> load(size_t(threads), 0);
+  for (const Task& task : tasks.list) *std::min_element(load.begin(), load.end()) += task.end - task.begin;
+  return *std::max_element(load.begin(), load.end()) * threads * 3 > rows * 4 ? make(false) : tasks;
+}
+
+void LinearOp::finish(const Executor& executor) {
+  for (bool panels : {false, true}) tasks_[panels] = cut(executor, panels);
+}
+
+void LinearOp::multiply(const Run& run, const Part& part, int64_t begin, int64_t end, bool panels, const Input& in) const {
+  const Executor& e = run.executor;
+  const EngineKernels& k = e.kernels;
+  const bool quantized = e.settings.int8 && k.can_multiply(part.weight.type);
+  const int64_t T = run.rows, width = part.out.width;
+  float* to = e.at(part.out);
+  void* scratch = e.scratch(run.worker.index);
+  if (!panels) {
+    if (quantized)
+      k.matvec(part.weight, begin, end, in.quantized, int(T), to, width, scratch);
+    else
+      k.matvec_f32(part.weight, begin, end, in.floats, x_.width, int(T), to, width, scratch);
+    return;
+  }
+  for (int64_t stop; begin < end; begin = stop) {
+    stop = std::min<int64_t>(end, begin + tile_rows);
+    if (quantized)
+      k.matmul(part.weight, begin, stop, in.quantized, T, to, width, scratch);
+    else
+      k.matmul_f32(part.weight, begin, stop, in.floats, T, to, width, scratch);
+  }
+}
+
+void LinearOp::run(const Run& run) const {
+  const bool panels = run.rows >= panels_from || run.executor.settings.deterministic;
+  const bool alone = run.rows == 1 && !panels;
+  Input in{};
+  bool prepared = !alone;
+  if (!alone) in = panels ? prepare_panels(run) : prepare_rows(run);
+  const Tasks& tasks = tasks_[panels];
+  run.worker.parallel(int64_t(tasks.list.size()), [&](int64_t i) {
+    const Task& task = tasks.list[size_t(i)];
+    const Group& group = groups_[task.group];
+    if (!prepared) in = prepare_own(run);
+    prepared = true;
+    for (size_t p = task.part; p < task.end_part; ++p) multiply(run, group.parts[p], task.begin, task.end, panels, in);
+    if (!tasks.finished) return;
+    for (int64_t t = 0; t < run.rows; ++t)
+      for (const auto& op : group.after) op->columns(run, t, task.begin, task.end);
+  });
+  if (tasks.finished) return;
+  run.worker.parallel(run.rows, [&](int64_t t) {
+    for (const Group& group : groups_)
+      for (const auto& op : group.after) op->row(run, t);
+  });
+}
+
+} // namespace lltool
