@@ -123,14 +123,17 @@ void quantize_row(const float* x, int64_t K, Quantized out) {
   }
 }
 
-// Writes `count` items of each of `lanes` rows, `apart` items from one to the next, as (count, width), width <= lanes.
+// Writes `count` items of each of `width` rows, `apart` items from one to the next, as (count, width).
 template <int width, class T> inline void transpose_rows(const T* from, int apart, int64_t count, T* out) {
-  for (int64_t i = 0; i < count; i += lanes) {
-    vi v[lanes];
-    for (int r = 0; r < lanes; ++r) v[r] = r < width ? load<vi>(from + r * apart + i) : vi{};
-    transpose(v);
-    for (int j = 0; j < lanes && i + j < count; ++j) std::memcpy(out + (i + j) * width, &v[j], width * sizeof(T));
-  }
+  constexpr int part = width < lanes ? width : lanes; // rows at once
+  static_assert(width % part == 0);
+  for (int row = 0; row < width; row += part, from += part * apart)
+    for (int64_t i = 0; i < count; i += lanes) {
+      vi v[lanes];
+      for (int r = 0; r < lanes; ++r) v[r] = r < part ? load<vi>(from + r * apart + i) : vi{};
+      transpose(v);
+      for (int j = 0; j < lanes && i + j < count; ++j) std::memcpy(out + (i + j) * width + row, &v[j], part * sizeof(T));
+    }
 }
 
 // The columns with the largest share in the squares of their tokens, summed up over the tokens.
@@ -187,17 +190,19 @@ void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quant
     transpose_rows<panel>(scale[0], lanes, count / 32, out.scale + k / 32 * panel);
   }
   int32_t *sum = out.sum, *sum_of_32 = out.sum + K / 16 * panel;
-  for (int64_t k = 0; k < K; k += 32, sum += 2 * panel, sum_of_32 += panel) {
-    vi half[2] = {};
-    for (int i = 0; i < 8; ++i) {
-      const vi four = load_first<panel>(reinterpret_cast<const int32_t*>(out.q) + (k / 4 + i) * panel);
-      half[i / 4] = dot4<1>(half[i / 4], vb{} + 1, (vb)four);
+  constexpr int width = panel < lanes ? panel : lanes;
+  for (int64_t k = 0; k < K; k += 32, sum += 2 * panel, sum_of_32 += panel)
+    for (int t = 0; t < panel; t += width) {
+      vi half[2] = {};
+      for (int i = 0; i < 8; ++i) {
+        const vi four = load_first<width>(reinterpret_cast<const int32_t*>(out.q) + (k / 4 + i) * panel + t);
+        half[i / 4] = dot4<1>(half[i / 4], vb{} + 1, (vb)four);
+      }
+      const vi both = half[0] + half[1];
+      std::memcpy(sum + t, &half[0], width * 4);
+      std::memcpy(sum + panel + t, &half[1], width * 4);
+      std::memcpy(sum_of_32 + t, &both, width * 4);
     }
-    const vi both = half[0] + half[1];
-    std::memcpy(sum, &half[0], panel * 4);
-    std::memcpy(sum + panel, &half[1], panel * 4);
-    std::memcpy(sum_of_32, &both, panel * 4);
-  }
 }
 
 void pack_panel(const float* x, int64_t stride, int tokens, int64_t K, float* out) {
