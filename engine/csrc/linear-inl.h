@@ -78,8 +78,10 @@ template <int most, class Integer> inline void quantize_strip(const float* x, in
   const int groups = int(columns / 32);
   vf top[lanes];
   for (int g = 0; g < lanes; ++g) {
-    top[g] = vf{};
-    for (int i = 0; i < 32 && g < groups; i += lanes) top[g] = max(top[g], abs(load<vf>(x + 32 * g + i)));
+    vf most_of_group{};
+    if (g < groups)
+      for (int i = 0; i < 32; i += lanes) most_of_group = max(most_of_group, abs(load<vf>(x + 32 * g + i)));
+    top[g] = most_of_group;
   }
   const vf largest = reduce_each(top, [](vf a, vf b) { return max(a, b); });
   const vf inverse = largest > 0.0f ? float(most) / largest : vf{};
@@ -140,9 +142,15 @@ template <int width, class T> inline void transpose_rows(const T* from, int apar
 inline void find_outliers(const float* x, int64_t stride, int tokens, int64_t K, int32_t (&columns)[lltool::outlier_columns]) {
   float inverse[panel], share[lltool::outlier_columns] = {};
   for (int t = 0; t < tokens; ++t) {
-    vf squares{};
-    for (int64_t k = 0; k < K; k += lanes) squares += load<vf>(x + t * stride + k) * load<vf>(x + t * stride + k);
-    const float total = sum_of(squares);
+    constexpr int ways = 32 / lanes; // one sum alone would wait for each of its additions
+    vf squares[ways] = {};
+    for (int64_t k = 0; k < K; k += 32)
+      for (int i = 0; i < ways; ++i) {
+        const vf v = load<vf>(x + t * stride + k + i * lanes);
+        squares[i] += v * v;
+      }
+    float total = 0;
+    for (const vf& sum : squares) total += sum_of(sum);
     inverse[t] = total > 0 ? 1.0f / total : 0.0f;
   }
   int least = 0; // where the smallest of the shares is
@@ -181,7 +189,7 @@ void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quant
   for (int64_t k = 0; k < K; k += strip) {
     const int64_t count = K - k < strip ? K - k : strip;
     for (int t = 0; t < tokens; ++t) {
-      std::memcpy(part, x + t * stride + k, size_t(count) * 4);
+      for (int64_t i = 0; i < count; i += lanes) store(part + i, load<vf>(x + t * stride + k + i));
       for (int i = 0; i < lltool::outlier_columns && out.outliers; ++i)
         if (columns[i] >= k && columns[i] < k + count) part[columns[i] - k] = 0;
       quantize_strip<127>(part, count, q[t], scale[t]);
