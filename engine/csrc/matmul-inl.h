@@ -31,15 +31,13 @@ inline void multiply_tile(UnpackedTile w, int zero, Quantized x, int64_t K, floa
     vi dot[N];
     if constexpr (centered) { // the offset of such formats is the accumulator's start value
       int32_t start[whole];
-      for (int i = 0; i < whole; i += lanes) store(start + i, load<vi>(sum + i) * -zero);
+      for (int i = 0; i < whole; i += lanes) store(start + i, load<vi>(sum + i) * (dot_bias<max_code> - zero));
       for (int t = 0; t < N; ++t) dot[t] = splat(start[t]);
     } else {
       for (int t = 0; t < N; ++t) dot[t] = vi{};
     }
-    for (int k = 0; k < group / 4; ++k, w.codes += lanes * 4, x.q += panel * 4) {
-      const vb codes = load<vb>(w.codes);
-      for (int t = 0; t < N; ++t) dot[t] = dot4_splat<max_code>(dot[t], codes, x.q + 4 * t);
-    }
+    for (int k = 0; k < group / 4; ++k, w.codes += lanes * 4, x.q += panel * 4)
+      dot4_splat<max_code>(dot, load<vb>(w.codes), x.q);
     const vf s = load<vf>(w.scale + g * lanes);
     for (int t = 0; t < N; ++t) acc[t] += to_float(dot[t]) * (s * xs[t]);
     if constexpr (has_min) {
@@ -54,7 +52,7 @@ inline void multiply_tile(UnpackedTile w, int zero, Quantized x, int64_t K, floa
 
 template <class F> void multiply_panel(UnpackedTile w, Quantized x, int tokens, int64_t K, float* out) {
   constexpr int max_code = F::max_code <= 127 ? 127 : 255;
-  constexpr bool centered = F::zero != 0;
+  constexpr bool centered = F::zero != dot_bias<max_code>;
   if constexpr (panel > 8)
     if (tokens > 8) return multiply_tile<panel, F::group, max_code, centered, F::has_min>(w, F::zero, x, K, out);
   if constexpr (panel > 4)
