@@ -7,7 +7,7 @@
 namespace {
 
 // Query rows that share a read of keys or values: R * V sums, V vectors of these and one of A fit the registers.
-constexpr int rows_at_once = lanes == 16 ? 6 : 3;
+constexpr int rows_at_once = registers == 32 ? 6 : 3;
 
 // C (rows, n) += A (rows, k) @ B (k, n) for R rows and V vectors of columns. What lies `ahead` bytes behind B is fetched,
 // to the second cache: the first can wait for 24 lines only, and the processor does not guess the next page.

@@ -17,14 +17,13 @@ constexpr float masked = -1e30f, lowest = -1e29f; // a score that is hidden, and
 constexpr float log2_e = 1.44269504f;
 constexpr float length = 32766, weight_bits = 12.9998f;
 constexpr int value_bits = 12;
-constexpr int columns_at_once = 4, vectors_at_once = lanes == 16 ? 4 : 2; // accumulators of a block
+constexpr int columns_at_once = 4, vectors_at_once = registers == 32 ? 4 : 2; // accumulators of a block
 
 template <class Unit> constexpr int per_unit = std::is_same_v<Unit, float> ? 1 : 2;
 template <class Unit> using Vector = std::conditional_t<std::is_same_v<Unit, float>, vf, vi>;
 
 inline vf multiply_add(vf acc, vf x, vf y) { return acc + x * y; }
-// Of pairs of int16. Where no instruction does that, floats are faster.
-constexpr bool multiplies_pairs = lanes > 4;
+// Of pairs of int16.
 inline vi multiply_add(vi acc, vi x, vi y) {
 #if defined(__AVX512VNNI__)
   asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y));
@@ -39,6 +38,8 @@ inline vi multiply_add(vi acc, vi x, vi y) {
 inline vf square_root(vf x) {
 #if defined(__AVX512VNNI__)
   return _mm512_sqrt_ps(x);
+#elif defined(LLTOOL_NEON)
+  return vsqrtq_f32(x);
 #else
   for (int i = 0; i < lanes; ++i) x[i] = std::sqrt(x[i]);
   return x;
@@ -48,14 +49,14 @@ inline vf square_root(vf x) {
 // Rounded a and b, which fit int16: the sum's lowest bits are the integer.
 inline vi pair(vf a, vf b) { return ((vi)(a + 12582912.0f) & 0xffff) | (vi)(b + 12582912.0f) << 16; }
 
-// The first n lanes at p, then zeros.
-template <class T> inline vf widen_part(const T* p, int n) {
-  vf v = widen(p);
-  for (int i = n; i < lanes; ++i) v[i] = 0;
-  return v;
-}
-template <class T> inline vf widen_row(const T* row, int d, int dim) {
-  return d + lanes <= dim ? widen(row + d) : widen_part(row + d, dim - d);
+// Calls f(d, x) with the vectors of a row of n elements; what is missing in the last one is zero.
+template <class T, class Function> inline void each_vector(const T* row, int n, Function f) {
+  int d = 0;
+  for (; d + lanes <= n; d += lanes) f(d, widen(row + d));
+  if (d == n) return;
+  vf last = widen(row + d);
+  for (int i = n - d; i < lanes; ++i) last[i] = 0;
+  f(d, last);
 }
 
 // For scaling a row: units a row of dim elements has, its scale, and what undoes it.
@@ -68,7 +69,7 @@ struct Scale {
   }
 };
 
-template <class Unit> struct Tile {
+template <class Unit> struct AttentionTile {
   const AttentionTask& task;
   int dim, width, rows, stride;
   Unit *q, *keys, *values;       // (units, rows), (units, page), (units of page, width)
@@ -77,7 +78,7 @@ template <class Unit> struct Tile {
   int32_t* position;
   float *key_scale, *exponent, *inverse; // of keys: the last two of values
 
-  Tile(const AttentionTask& t, float* at)
+  AttentionTile(const AttentionTask& t, float* at)
       : task(t), dim(t.head_dim), width(lltool::attention_width(dim)), rows(t.tokens * t.group),
         stride((rows + lanes - 1) / lanes * lanes) {
     const auto take = [&](int64_t n) {
@@ -92,38 +93,41 @@ template <class Unit> struct Tile {
     key_scale = take(page_tokens), exponent = take(page_tokens), inverse = take(page_tokens);
   }
 
-  // Rows r >= rows are copies of nothing that see what the last one sees.
+  // Rows past the last have no query and see what the last one sees.
   void begin() {
     const float scale = task.softcap > 0 ? task.scale / task.softcap : task.scale * log2_e;
-    std::memset(q, 0, size_t(width) * size_t(stride) * 4);
     std::memset(out, 0, size_t(width) * size_t(stride) * 4);
-    for (int r = 0; r < stride; ++r) {
-      const int t = std::min(r, rows - 1) / task.group, h = r % task.group;
-      const bool sink = task.sinks && r < rows;
-      top[r] = sink ? task.sinks[h] * log2_e : masked, total[r] = sink ? 1 : 0;
-      position[r] = task.first_position + t;
-      q_scale[r] = 0;
-      if (r >= rows) continue;
-      const float* from = task.q + t * task.row_stride + h * dim;
-      if constexpr (std::is_same_v<Unit, float>) {
-        for (int d = 0; d < dim; ++d) q[d * stride + r] = from[d] * scale;
-      } else {
-        int32_t pairs[lltool::max_head_dim / 2 + lanes];
-        vf squares{};
-        for (int d = 0; d < dim; d += lanes) {
-          const vf x = widen_row(from, d, dim);
-          squares += x * x;
-        }
-        const Scale s(splat(sum_of(squares)));
-        for (int d = 0; d < dim; d += lanes) {
-          const vf x = widen_row(from, d, dim) * s.factor;
-          int16_t codes[lanes];
-          for (int i = 0; i < lanes; ++i) codes[i] = int16_t(rounded(x[i]));
-          std::memcpy(pairs + d / 2, codes, sizeof codes);
-        }
-        q_scale[r] = s.back[0] * scale;
-        for (int i = 0; i < (dim + 1) / 2; ++i) q[i * stride + r] = pairs[i];
+    for (int first = 0; first < stride; first += lanes) {
+      Unit* units = values; // (lanes, width): no page is there yet
+      for (int i = 0; i < lanes; ++i, units += width) {
+        const int r = first + i, t = std::min(r, rows - 1) / task.group, h = r % task.group;
+        const bool has_sink = task.sinks && r < rows;
+        top[r] = has_sink ? task.sinks[h] * log2_e : masked, total[r] = has_sink ? 1 : 0;
+        position[r] = task.first_position + t;
+        if (r < rows)
+          take_query(task.q + t * task.row_stride + h * dim, scale, units, q_scale + r);
+        else
+          std::memset(units, 0, size_t(width) * 4), q_scale[r] = 0;
       }
+      for (int d = 0; d < width; d += lanes) {
+        vi v[lanes];
+        for (int i = 0; i < lanes; ++i) v[i] = load<vi>(values + i * width + d);
+        transpose(v);
+        for (int i = 0; i < lanes; ++i) store(q + (d + i) * stride + first, v[i]);
+      }
+    }
+  }
+
+  void take_query(const float* x, float scale, Unit* units, float* back) {
+    if constexpr (std::is_same_v<Unit, float>) {
+      each_vector(x, dim, [&](int d, vf v) { store(units + d, v * scale); });
+    } else {
+      typedef int16_t codes __attribute__((vector_size(lanes * 2)));
+      vf squares{};
+      each_vector(x, dim, [&](int, vf v) { squares += v * v; });
+      const Scale s(splat(sum_of(squares)));
+      each_vector(x, dim, [&](int d, vf v) { store(units + d / 2, __builtin_convertvector(to_int(round(v * s.factor)), codes)); });
+      *back = s.back[0] * scale;
     }
   }
 
@@ -131,19 +135,25 @@ template <class Unit> struct Tile {
     if constexpr (std::is_same_v<Unit, float>) {
       for (int i = 0; i < dim * page_tokens; i += lanes) store(keys + i, widen(k + i));
     } else {
-      for (int j = 0; j < page_tokens; j += lanes) {
-        vf squares{};
-        for (int d = 0; d < dim; ++d) {
-          const vf x = widen(k + d * page_tokens + j);
-          squares += x * x;
+      constexpr int n = page_tokens / lanes;
+      vf squares[n], factor[n];
+      for (int j = 0; j < n; ++j) squares[j] = vf{};
+      for (int d = 0; d < dim; ++d)
+        for (int j = 0; j < n; ++j) {
+          const vf x = widen(k + d * page_tokens + j * lanes);
+          squares[j] += x * x;
         }
-        const Scale s(squares);
-        store(key_scale + j, s.back);
-        for (int d = 0; d < dim; d += 2) {
-          const vf x = widen(k + d * page_tokens + j), y = d + 1 < dim ? widen(k + (d + 1) * page_tokens + j) : vf{};
-          store(keys + d / 2 * page_tokens + j, pair(x * s.factor, y * s.factor));
-        }
+      for (int j = 0; j < n; ++j) {
+        const Scale s(squares[j]);
+        factor[j] = s.factor;
+        store(key_scale + j * lanes, s.back);
       }
+      for (int d = 0; d < dim; d += 2)
+        for (int j = 0; j < n; ++j) {
+          const T* x = k + d * page_tokens + j * lanes;
+          const vf y = d + 1 < dim ? widen(x + page_tokens) : vf{};
+          store(keys + d / 2 * page_tokens + j * lanes, pair(widen(x) * factor[j], y * factor[j]));
+        }
     }
   }
 
@@ -151,24 +161,32 @@ template <class Unit> struct Tile {
   template <class T> void take_values(const T* v, int count) {
     if constexpr (std::is_same_v<Unit, float>) {
       for (int j = 0; j < count; ++j)
-        for (int d = 0; d < dim; d += lanes) store(values + j * width + d, widen_row(v + j * dim, d, dim));
+        each_vector(v + j * dim, dim, [&](int d, vf x) { store(values + j * width + d, x); });
       std::memset(values + count * width, 0, size_t((page_tokens - count) * width) * 4);
     } else {
       for (int j = 0; j < page_tokens; j += lanes) {
-        vf most[lanes] = {};
-        for (int i = 0; i < lanes && j + i < count; ++i)
-          for (int d = 0; d < dim; d += lanes) most[i] = max(most[i], abs(widen_row(v + (j + i) * dim, d, dim)));
+        vf most[lanes];
+        for (int i = 0; i < lanes; ++i) {
+          vf top{};
+          if (j + i < count) each_vector(v + (j + i) * dim, dim, [&](int, vf x) { top = max(top, abs(x)); });
+          most[i] = top;
+        }
         vi bits = ((vi)reduce_each(most, [](vf a, vf b) { return max(a, b); }) >> 23) + (1 - 127 - value_bits);
         bits = bits > -64 ? bits : splat(-64); // of zeros
         store(exponent + j, to_float(bits));
         store(inverse + j, (127 - bits) << 23);
       }
-      for (int j = 0; j < page_tokens; j += 2)
-        for (int d = 0; d < dim; d += lanes) {
-          const vf x = j < count ? widen_row(v + j * dim, d, dim) : vf{};
-          const vf y = j + 1 < count ? widen_row(v + (j + 1) * dim, d, dim) : vf{};
-          store(values + j / 2 * width + d, pair(x * inverse[j], y * inverse[j + 1]));
-        }
+      for (int j = 0; j < page_tokens; j += 2) {
+        int32_t* to = values + j / 2 * width;
+        const float x_scale = inverse[j], y_scale = inverse[j + 1];
+        const T* next = v + (j + 1) * dim;
+        if (j + 1 < count)
+          each_vector(v + j * dim, dim, [&](int d, vf x) { store(to + d, pair(x * x_scale, widen(next + d) * y_scale)); });
+        else if (j < count)
+          each_vector(v + j * dim, dim, [&](int d, vf x) { store(to + d, pair(x * x_scale, vf{})); });
+        else
+          std::memset(to, 0, size_t(width) * 4);
+      }
     }
   }
 
@@ -176,7 +194,9 @@ template <class Unit> struct Tile {
   template <int R, class Function>
   static void multiply(const Unit* a, int64_t lda, const Unit* b, int64_t ldb, int64_t n, Function f) {
     using V = Vector<Unit>;
-    V acc[columns_at_once][R] = {};
+    V acc[columns_at_once][R]; // GCC would clear it as memory
+    for (int c = 0; c < columns_at_once; ++c)
+      for (int r = 0; r < R; ++r) acc[c][r] = V{};
     for (int64_t i = 0; i < n; ++i) {
       V x[R];
       for (int r = 0; r < R; ++r) x[r] = load<V>(a + i * lda + r * lanes);
@@ -264,25 +284,29 @@ template <class Unit> struct Tile {
   }
 
   void finish() {
-    for (int r = 0; r < rows; ++r) {
-      const int t = r / task.group, h = r % task.group;
-      const float inverse_total = 1 / total[r];
-      if (task.partial) {
-        float* to = task.partial + int64_t(r) * width;
-        for (int d = 0; d < dim; ++d) to[d] = out[d * stride + r];
-        task.partial[int64_t(rows) * width + r] = top[r];
-        task.partial[int64_t(rows) * (width + 1) + r] = total[r];
-      } else {
-        float* to = task.out + t * task.row_stride + h * dim;
-        for (int d = 0; d < dim; ++d) to[d] = out[d * stride + r] * inverse_total;
-      }
+    if (task.partial) {
+      std::memcpy(task.partial + int64_t(rows) * width, top, size_t(rows) * 4);
+      std::memcpy(task.partial + int64_t(rows) * (width + 1), total, size_t(rows) * 4);
     }
+    for (int first = 0; first < stride; first += lanes)
+      for (int d = 0; d < dim; d += lanes) {
+        vi v[lanes];
+        for (int i = 0; i < lanes; ++i) v[i] = load<vi>(out + (d + i) * stride + first);
+        transpose(v);
+        for (int i = 0; i < lanes && first + i < rows; ++i) {
+          const int r = first + i;
+          const vf row = (vf)v[i] * (task.partial ? 1 : 1 / total[r]);
+          float* to = task.partial ? task.partial + int64_t(r) * width
+                                   : task.out + r / task.group * task.row_stride + r % task.group * dim;
+          std::memcpy(to + d, &row, size_t(std::min(lanes, dim - d)) * 4);
+        }
+      }
   }
 };
 
 template <class Unit> void attend_tile(const AttentionTask& task) {
   float* decoded = task.scratch;
-  Tile<Unit> tile(task, decoded + int64_t(lltool::attention_width(task.head_dim)) * page_tokens);
+  AttentionTile<Unit> tile(task, decoded + int64_t(lltool::attention_width(task.head_dim)) * page_tokens);
   tile.begin();
   const int last = task.first_position + task.tokens - 1;
   for (int page = task.first_page; page < task.end_page; ++page) {

@@ -27,6 +27,9 @@ const EngineKernels& kernels_for(const std::string& name) {
 #if defined(LLTOOL_X86)
   case Isa::avx512: return engine_avx512;
   case Isa::avx2: return engine_avx2;
+#elif defined(LLTOOL_ARM64)
+  case Isa::neon_dot: return engine_neon_dot;
+  case Isa::neon: return engine_neon;
 #endif
   default: return engine_scalar;
   }

@@ -140,7 +140,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Run(1000, 1000 if workload.prompt else 0, (1000,) * workload.generation)
 
     monkeypatch.setattr(pairing.Runner, "run", run)
-    monkeypatch.setattr(pairing, "measure_limits", lambda threads: LIMITS)
+    monkeypatch.setattr(pairing, "limits_of", lambda settings: LIMITS)
     return found
 
 
@@ -175,7 +175,7 @@ def test_engines_run_in_turns_there_and_back(real_model: Callable[[str], Path], 
     assert fast["settings"]["modes_ns"] == {"other 1.0 slow": 3000, "other 1.0 fast": 2000}
     assert len({row["settings"]["session"] for row in rows}) == 1
     assert ours["read_bytes_per_s"] == pytest.approx(2 * fast["read_bytes_per_s"])
-    assert ours["read_share"] == pytest.approx(ours["read_bytes_per_s"] / LIMITS.read_large_pages)
+    assert ours["read_share"] == pytest.approx(ours["read_bytes_per_s"] / LIMITS.read)
     assert ours["multiply_share"] > 2 * fast["multiply_share"] * 0.999
     lines = format_ratios(rows).splitlines()
     assert [line.split("|")[3].strip() for line in lines[2:4]] == [ours["engine"], "other 1.0 fast"]
