@@ -128,6 +128,7 @@ void Executor::finish() {
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);
   own_rows_ = Memory<float>(threads * columns);
   cache_ = Memory<uint8_t>(size_t(settings.pages * page_bytes) + 64); // kernels read whole vectors
+  advise_large_pages(cache_.data(), cache_.size());
   attention_ = Memory<float>(attention_floats_ * threads);
   partials_ = Memory<float>(partial_floats_);
   for (const auto& op : ops_) op->finish(*this);
