@@ -275,7 +275,7 @@ def test_llama_bench_runs_with_and_without_repacking(tmp_path: Path) -> None:
     assert [(packed.time(run, ()), plain.time(run, ())) for run in runs] == [(2000, 4000)] * 3
     assert (packed.name, plain.name) == ("llama.cpp abcd123 repack", "llama.cpp abcd123 no repack")
     assert packed.columns == {"build_commit": "abcd123", "build_number": 7, "flash_attn": -1}
-    first = "-m m.gguf -t 2 -b 2048 -ub 512 -ngl 0"
+    first = f"-m {Path('m.gguf').absolute()} -t 2 -b 2048 -ub 512 -ngl 0"
     assert (tmp_path / "log").read_text().splitlines()[::2] == [
         f"{first} -p 80 -n 0 --repack 1 -r 1 -o json",
         f"{first} -p 0 -n 4 --repack 1 -r 15 -o json",
@@ -300,13 +300,15 @@ def test_several_sequences_run_in_the_program_beside(tmp_path: Path) -> None:
     assert [plain.time(run, ()) for run in runs] == [250_000_000, 274_000_000, 250_000_000]
     assert packed.time(runs[0], ()) == 250_000_000
     assert plain.name == "llama.cpp abcd123 no repack"
-    first = "-m m.gguf -t 2 -b 2048 -ub 512 -ngl 0"
+    first = f"-m {Path('m.gguf').absolute()} -t 2 -b 2048 -ub 512 -ngl 0"
     assert (tmp_path / "batched").read_text().splitlines() == [
         f"{first} -npp 1 -ntg 16 -npl 8 -c 2048 --no-repack",
         f"{first} -npp 20 -ntg 16 -npl 8 -c 2048 --no-repack",
         f"{first} -npp 300 -ntg 16 -npl 8 -c 4096 --no-repack",
         f"{first} -npp 1 -ntg 16 -npl 8 -c 2048",
     ]
+    peer.batched.write_text(FAKE_BATCHED.format(log=tmp_path / "batched").replace('"|', '>&2 "|'))
+    assert plain.time(runs[0], ()) == 250_000_000  # as ik_llama.cpp's tells it
     with pytest.raises(InputError, match="cannot do pp20 @ d300 x 8"):
         plain.time(Workload(20, 0, 300, 8), ())
     peer.batched.write_text("#!/bin/sh\necho no room >&2; exit 1")
