@@ -1,4 +1,5 @@
 # make demo | bench | check | test | gate: each sets up what it needs, once; make install: all. Wants Python 3.11 and g++.
+# make test-arm | sanitize: the native tests under qemu, and under sanitizers (.ci/ says what they want).
 PYTHON ?= python3
 # What `make bench` compares with, where it is installed: a Python with llama-cpp-python, paths of llama-bench programs (those
 # of llama.cpp and ik_llama.cpp; llama-batched-bench beside them runs several sequences). Each peer runs in its best mode.
@@ -12,7 +13,7 @@ NATIVE := $(shell find quant/csrc engine/csrc -type f 2>/dev/null)
 GATED := .cache/models/smollm2-q4_1.gguf
 MODEL := .cache/demo/SmolLM2-135M-Instruct
 
-.PHONY: install demo bench check test gate clean
+.PHONY: install demo bench check test test-arm sanitize gate clean
 install: $(VENV)/.developed
 
 demo: $(VENV)/.installed
@@ -36,6 +37,9 @@ check: $(VENV)/.developed
 
 test: $(VENV)/.developed
 	$(BIN)/python -m pytest -q
+
+test-arm sanitize: $(VENV)/.developed
+	.ci/$(subst -,_,$@)
 
 # After a change that is meant: lltool gate record -m $(GATED) -f eval/data/britannica_1911.txt -o the baseline
 gate: $(GATED)

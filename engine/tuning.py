@@ -31,9 +31,20 @@ def tuning_file() -> Path:
 
 def tuning_key(model_bytes: int) -> str:
     """The machine, what this process may use of it, and the size of the model to a factor of two."""
-    size_class = 1 << max(20, model_bytes - 1).bit_length()
+    size_class = 1 << (max(model_bytes, 1 << 20) - 1).bit_length()
     cpus = f"{len(available_cpus())} processors, {default_threads()} cores"
-    return f"{_processor()}, {cpus}, {isa.chosen()}, models to {size_class >> 20} MiB"
+    return f"{cpu_name()}, {cpus}, {isa.chosen()}, models to {size_class >> 20} MiB"
+
+
+def cpu_name() -> str:
+    """The processor's name, as its maker writes it where the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def read_tuned(model_bytes: int, file: Path | None = None) -> Tuned | None:
@@ -65,13 +76,3 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

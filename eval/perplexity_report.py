@@ -13,9 +13,9 @@ import numpy as np
 from lltool import __version__
 from lltool.engine.model import Model
 from lltool.engine.tokenizer import Tokenizer
+from lltool.engine.tuning import cpu_name
 from lltool.eval.markdown import format_table
 from lltool.eval.perplexity import Estimate, PerplexityResult, pool
-from lltool.eval.provenance import cpu_name
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.whole_file import whole_file
 

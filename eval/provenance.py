@@ -1,7 +1,6 @@
 """What a result was made of and measured on."""
 
 import hashlib
-import platform
 from functools import cache
 from pathlib import Path
 
@@ -19,17 +18,6 @@ def tool_digest() -> str:
             if path.suffix in (".py", ".h", ".cpp"):
                 digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def cpu_name() -> str:
-    """The processor's name, as its maker writes it where the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def vocabulary_sha256(tokenizer: Tokenizer) -> str:

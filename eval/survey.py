@@ -12,6 +12,7 @@ from lltool.engine.batch import PAGE
 from lltool.engine.config import ModelConfig
 from lltool.engine.model import load_model
 from lltool.engine.threads import default_threads
+from lltool.engine.tuning import cpu_name
 from lltool.eval.bench.footprint import measure_footprint
 from lltool.eval.bench.measure import measure
 from lltool.eval.bench.plan import Point, Settings, Workload, grid, resolve, workloads
@@ -21,7 +22,6 @@ from lltool.eval.comparison import to_record
 from lltool.eval.divergence import divergences
 from lltool.eval.perplexity import perplexity
 from lltool.eval.perplexity_report import to_records
-from lltool.eval.provenance import cpu_name
 from lltool.eval.runs import Record
 from lltool.eval.steps import Steps
 from lltool.eval.store import Store

@@ -7,8 +7,8 @@
 namespace {
 
 // Query rows that share a read of keys or values: R * V sums, V vectors of these and one of A fit the registers.
-constexpr int rows_at_once = lanes == 16 ? 6 : 3;
-constexpr int few_rows = lanes == 16 ? 12 : 8; // so many cost less than converting the page
+constexpr int rows_at_once = registers == 32 ? 6 : 3;
+constexpr int few_rows = registers == 32 ? 12 : 8; // so many cost less than converting the page
 
 // C (rows, n) += A (rows, k) @ B (k, n) for R rows and V vectors of columns. What lies `ahead` bytes behind B is fetched,
 // to the second cache: the first can wait for 24 lines only, and the processor does not guess the next page.

@@ -60,7 +60,7 @@ void AttentionOp::run(const Run& run) const {
     if (piece.parts > 1) t.partial = place(piece, i % kv_heads) + piece.part * part_floats;
     e.kernels.attention(t);
   });
-  if (run.rows > few_tokens) return;
+  if (std::none_of(pieces.begin(), pieces.end(), [](const Piece& p) { return p.parts > 1; })) return;
   run.worker.parallel(int64_t(pieces.size()) * kv_heads, [&](int64_t i) {
     const Piece& piece = pieces[size_t(i / kv_heads)];
     if (piece.parts > 1 && piece.part == 0)

@@ -17,14 +17,13 @@ constexpr float masked = -1e30f, lowest = -1e29f; // a score that is hidden, and
 constexpr float log2_e = 1.44269504f;
 constexpr float length = 32766, weight_bits = 12.9998f;
 constexpr int value_bits = 12;
-constexpr int columns_at_once = 4, vectors_at_once = lanes == 16 ? 4 : 2; // accumulators of a block
+constexpr int columns_at_once = 4, vectors_at_once = registers == 32 ? 4 : 2; // accumulators of a block
 
 template <class Unit> constexpr int per_unit = std::is_same_v<Unit, float> ? 1 : 2;
 template <class Unit> using Vector = std::conditional_t<std::is_same_v<Unit, float>, vf, vi>;
 
 inline vf multiply_add(vf acc, vf x, vf y) { return acc + x * y; }
-// Of pairs of int16. Where no instruction does that, floats are faster.
-constexpr bool multiplies_pairs = lanes > 4;
+// Of pairs of int16.
 inline vi multiply_add(vi acc, vi x, vi y) {
 #if defined(__AVX512VNNI__)
   asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y));
@@ -39,6 +38,8 @@ inline vi multiply_add(vi acc, vi x, vi y) {
 inline vf square_root(vf x) {
 #if defined(__AVX512VNNI__)
   return _mm512_sqrt_ps(x);
+#elif defined(LLTOOL_NEON)
+  return vsqrtq_f32(x);
 #else
   for (int i = 0; i < lanes; ++i) x[i] = std::sqrt(x[i]);
   return x;

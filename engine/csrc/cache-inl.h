@@ -30,6 +30,8 @@ inline vf widen(const Float16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(LLTOOL_NEON)
+  return vcvt_f32_f16(load<float16x4_t>(p));
 #else
   vf v;
   for (int i = 0; i < lanes; ++i) v[i] = f16_to_f32(p[i].bits);

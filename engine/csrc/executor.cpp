@@ -27,6 +27,9 @@ const EngineKernels& kernels_for(const std::string& name) {
 #if defined(LLTOOL_X86)
   case Isa::avx512: return engine_avx512;
   case Isa::avx2: return engine_avx2;
+#elif defined(LLTOOL_ARM64)
+  case Isa::neon_dot: return engine_neon_dot;
+  case Isa::neon: return engine_neon;
 #endif
   default: return engine_scalar;
   }
@@ -125,6 +128,7 @@ void Executor::finish() {
   own_ = Memory<uint8_t>(threads * columns * 5 / 2);
   own_rows_ = Memory<float>(threads * columns);
   cache_ = Memory<uint8_t>(size_t(settings.pages * page_bytes) + 64); // kernels read whole vectors
+  advise_large_pages(cache_.data(), cache_.size());
   attention_ = Memory<float>(attention_floats_ * threads);
   partials_ = Memory<float>(partial_floats_);
   for (const auto& op : ops_) op->finish(*this);

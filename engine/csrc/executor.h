@@ -10,7 +10,8 @@
 
 namespace lltool {
 
-// Large memory in large pages, where the system has them: a cache that is read through is read half as fast in small ones.
+// Asks for large pages, where the system has them: a cache that is read through is read half as fast in small ones. What
+// has room for a whole batch stays in small ones, as of large ones a few tokens would touch all.
 constexpr size_t large_page = size_t(2) << 20;
 void advise_large_pages(void* data, size_t bytes);
 
@@ -20,7 +21,6 @@ public:
   Memory() = default;
   explicit Memory(size_t n) : size_(n) {
     data_ = static_cast<T*>(::operator new(n * sizeof(T), alignment()));
-    if (n * sizeof(T) >= large_page) advise_large_pages(data_, n * sizeof(T));
   }
   Memory(Memory&& other) noexcept : data_(other.data_), size_(other.size_) { other.data_ = nullptr; }
   Memory& operator=(Memory&& other) noexcept {

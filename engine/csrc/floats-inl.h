@@ -74,7 +74,7 @@ void multiply_floats(const Matrix& w, int64_t begin, int64_t end, const float* x
   }
 }
 
-constexpr int float_tokens = lanes == 16 ? 8 : 4; // sums of so many, times rows_together, fit the registers
+constexpr int float_tokens = registers == 32 ? 8 : 4; // sums of so many, times rows_together, fit the registers
 
 template <class F>
 void matvec_floats(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out, int64_t stride) {
@@ -148,7 +148,7 @@ void matmul_f32(const Matrix& w, int64_t begin, int64_t end, const float* panels
 
 constexpr int largest_short = 8191; // 32 products of two such fit an int32
 
-bool can_multiply_shorts(int64_t columns) { return columns % 32 == 0; }
+bool can_multiply_shorts(int64_t columns) { return multiplies_pairs && columns % 32 == 0; }
 
 // Panel layout: q (K / 2, panel, 2), scale (K / 32, panel).
 void shorten_panel(const float* x, int64_t stride, int tokens, int64_t K, lltool::Shortened out) {

@@ -184,7 +184,7 @@ constexpr size_t attention_scratch(int head_dim) {
   return size_t(attention_width(head_dim)) * (3 * page_tokens + 2 * attention_rows) + 64 * page_tokens + 10 * attention_rows;
 }
 
-extern const EngineKernels engine_scalar, engine_avx2, engine_avx512;
+extern const EngineKernels engine_scalar, engine_avx2, engine_avx512, engine_neon, engine_neon_dot;
 
 // Throws std::invalid_argument for a name that is none of available_isas().
 const EngineKernels& kernels_for(const std::string& isa);

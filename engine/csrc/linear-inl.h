@@ -78,8 +78,10 @@ template <int most, class Integer> inline void quantize_strip(const float* x, in
   const int groups = int(columns / 32);
   vf top[lanes];
   for (int g = 0; g < lanes; ++g) {
-    top[g] = vf{};
-    for (int i = 0; i < 32 && g < groups; i += lanes) top[g] = max(top[g], abs(load<vf>(x + 32 * g + i)));
+    vf most_of_group{};
+    if (g < groups)
+      for (int i = 0; i < 32; i += lanes) most_of_group = max(most_of_group, abs(load<vf>(x + 32 * g + i)));
+    top[g] = most_of_group;
   }
   const vf largest = reduce_each(top, [](vf a, vf b) { return max(a, b); });
   const vf inverse = largest > 0.0f ? float(most) / largest : vf{};
@@ -123,23 +125,32 @@ void quantize_row(const float* x, int64_t K, Quantized out) {
   }
 }
 
-// Writes `count` items of each of `lanes` rows, `apart` items from one to the next, as (count, width), width <= lanes.
+// Writes `count` items of each of `width` rows, `apart` items from one to the next, as (count, width).
 template <int width, class T> inline void transpose_rows(const T* from, int apart, int64_t count, T* out) {
-  for (int64_t i = 0; i < count; i += lanes) {
-    vi v[lanes];
-    for (int r = 0; r < lanes; ++r) v[r] = r < width ? load<vi>(from + r * apart + i) : vi{};
-    transpose(v);
-    for (int j = 0; j < lanes && i + j < count; ++j) std::memcpy(out + (i + j) * width, &v[j], width * sizeof(T));
-  }
+  constexpr int part = width < lanes ? width : lanes; // rows at once
+  static_assert(width % part == 0);
+  for (int row = 0; row < width; row += part, from += part * apart)
+    for (int64_t i = 0; i < count; i += lanes) {
+      vi v[lanes];
+      for (int r = 0; r < lanes; ++r) v[r] = r < part ? load<vi>(from + r * apart + i) : vi{};
+      transpose(v);
+      for (int j = 0; j < lanes && i + j < count; ++j) std::memcpy(out + (i + j) * width + row, &v[j], part * sizeof(T));
+    }
 }
 
 // The columns with the largest share in the squares of their tokens, summed up over the tokens.
 inline void find_outliers(const float* x, int64_t stride, int tokens, int64_t K, int32_t (&columns)[lltool::outlier_columns]) {
   float inverse[panel], share[lltool::outlier_columns] = {};
   for (int t = 0; t < tokens; ++t) {
-    vf squares{};
-    for (int64_t k = 0; k < K; k += lanes) squares += load<vf>(x + t * stride + k) * load<vf>(x + t * stride + k);
-    const float total = sum_of(squares);
+    constexpr int ways = 32 / lanes; // one sum alone would wait for each of its additions
+    vf squares[ways] = {};
+    for (int64_t k = 0; k < K; k += 32)
+      for (int i = 0; i < ways; ++i) {
+        const vf v = load<vf>(x + t * stride + k + i * lanes);
+        squares[i] += v * v;
+      }
+    float total = 0;
+    for (const vf& sum : squares) total += sum_of(sum);
     inverse[t] = total > 0 ? 1.0f / total : 0.0f;
   }
   int least = 0; // where the smallest of the shares is
@@ -178,7 +189,7 @@ void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quant
   for (int64_t k = 0; k < K; k += strip) {
     const int64_t count = K - k < strip ? K - k : strip;
     for (int t = 0; t < tokens; ++t) {
-      std::memcpy(part, x + t * stride + k, size_t(count) * 4);
+      for (int64_t i = 0; i < count; i += lanes) store(part + i, load<vf>(x + t * stride + k + i));
       for (int i = 0; i < lltool::outlier_columns && out.outliers; ++i)
         if (columns[i] >= k && columns[i] < k + count) part[columns[i] - k] = 0;
       quantize_strip<127>(part, count, q[t], scale[t]);
@@ -187,17 +198,19 @@ void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quant
     transpose_rows<panel>(scale[0], lanes, count / 32, out.scale + k / 32 * panel);
   }
   int32_t *sum = out.sum, *sum_of_32 = out.sum + K / 16 * panel;
-  for (int64_t k = 0; k < K; k += 32, sum += 2 * panel, sum_of_32 += panel) {
-    vi half[2] = {};
-    for (int i = 0; i < 8; ++i) {
-      const vi four = load_first<panel>(reinterpret_cast<const int32_t*>(out.q) + (k / 4 + i) * panel);
-      half[i / 4] = dot4<1>(half[i / 4], vb{} + 1, (vb)four);
+  constexpr int width = panel < lanes ? panel : lanes;
+  for (int64_t k = 0; k < K; k += 32, sum += 2 * panel, sum_of_32 += panel)
+    for (int t = 0; t < panel; t += width) {
+      vi half[2] = {};
+      for (int i = 0; i < 8; ++i) {
+        const vi four = load_first<width>(reinterpret_cast<const int32_t*>(out.q) + (k / 4 + i) * panel + t);
+        half[i / 4] = dot4<1>(half[i / 4], vb{} + 1, (vb)four);
+      }
+      const vi both = half[0] + half[1];
+      std::memcpy(sum + t, &half[0], width * 4);
+      std::memcpy(sum + panel + t, &half[1], width * 4);
+      std::memcpy(sum_of_32 + t, &both, width * 4);
     }
-    const vi both = half[0] + half[1];
-    std::memcpy(sum, &half[0], panel * 4);
-    std::memcpy(sum + panel, &half[1], panel * 4);
-    std::memcpy(sum_of_32, &both, panel * 4);
-  }
 }
 
 void pack_panel(const float* x, int64_t stride, int tokens, int64_t K, float* out) {

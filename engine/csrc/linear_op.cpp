@@ -79,12 +79,13 @@ LinearOp::Tasks LinearOp::cut(const Executor& e, bool panels) const {
     rows += group.parts[0].weight.rows * int64_t(panels ? 1 : group.parts.size());
     finished &= panels || group.parts.size() == 1;
   }
-  // A row at a time is limited by memory, which is read fastest in long runs: of one matrix, and of as many rows as leave
-  // enough to even out the threads. A matmul unpacks tiles to its cache.
-  const int64_t least = rows / (threads * 8);
+  // Rows one at a time are limited by memory, which is read fastest in long runs: each thread begins with most of its share,
+  // and small tasks at the end even them out. A matmul unpacks tiles to its cache.
+  const int64_t most = rows * 7 / (threads * 8), least = rows / (threads * 8);
   const auto size = [&](int64_t left) {
     if (panels) return std::min<int64_t>(least, tile_rows);
-    return threads == 1 ? left : std::max(least, left * 3 / (threads * 4));
+    if (threads == 1) return left;
+    return left * 8 >= rows + most * 4 ? most : least;
   };
   const auto make = [&](bool whole_units) {
     Tasks tasks{{}, whole_units};

@@ -1,5 +1,7 @@
 // Products of many tokens: a tile of `lanes` rows of a weight against panels of tokens.
 #pragma once
+#include <algorithm>
+
 #include "linear-inl.h"
 
 namespace {
@@ -29,15 +31,13 @@ inline void multiply_tile(UnpackedTile w, int zero, Quantized x, int64_t K, floa
     vi dot[N];
     if constexpr (centered) { // the offset of such formats is the accumulator's start value
       int32_t start[whole];
-      for (int i = 0; i < whole; i += lanes) store(start + i, load<vi>(sum + i) * -zero);
+      for (int i = 0; i < whole; i += lanes) store(start + i, load<vi>(sum + i) * (dot_bias<max_code> - zero));
       for (int t = 0; t < N; ++t) dot[t] = splat(start[t]);
     } else {
       for (int t = 0; t < N; ++t) dot[t] = vi{};
     }
-    for (int k = 0; k < group / 4; ++k, w.codes += lanes * 4, x.q += panel * 4) {
-      const vb codes = load<vb>(w.codes);
-      for (int t = 0; t < N; ++t) dot[t] = dot4_splat<max_code>(dot[t], codes, x.q + 4 * t);
-    }
+    for (int k = 0; k < group / 4; ++k, w.codes += lanes * 4, x.q += panel * 4)
+      dot4_splat<max_code>(dot, load<vb>(w.codes), x.q);
     const vf s = load<vf>(w.scale + g * lanes);
     for (int t = 0; t < N; ++t) acc[t] += to_float(dot[t]) * (s * xs[t]);
     if constexpr (has_min) {
@@ -52,7 +52,7 @@ inline void multiply_tile(UnpackedTile w, int zero, Quantized x, int64_t K, floa
 
 template <class F> void multiply_panel(UnpackedTile w, Quantized x, int tokens, int64_t K, float* out) {
   constexpr int max_code = F::max_code <= 127 ? 127 : 255;
-  constexpr bool centered = F::zero != 0;
+  constexpr bool centered = F::zero != dot_bias<max_code>;
   if constexpr (panel > 8)
     if (tokens > 8) return multiply_tile<panel, F::group, max_code, centered, F::has_min>(w, F::zero, x, K, out);
   if constexpr (panel > 4)
@@ -79,6 +79,11 @@ template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t
   }
 }
 
+// A tile's rows are read a few columns at a time, which no hardware prefetcher follows.
+inline void prefetch_lines(const uint8_t* begin, const uint8_t* end) {
+  for (; begin < end; begin += 64) __builtin_prefetch(begin, 0, 2);
+}
+
 inline void copy_tile(const float* tile, int64_t rows, int64_t tokens, float* out, int64_t stride) {
   for (int64_t t = 0; t < tokens; ++t, out += stride, tile += lanes)
     rows == lanes ? store(out, load<vf>(tile)) : void(std::memcpy(out, tile, size_t(rows) * 4));
@@ -94,18 +99,26 @@ void matmul_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int
   const auto tile = [&](int64_t i) {
     return UnpackedTile{all.codes + i * lanes * K, all.scale + i * lanes * groups, all.min + i * lanes * groups};
   };
-  const auto rows = [&](int64_t i) { return end - begin - i * lanes < lanes ? end - begin - i * lanes : lanes; };
-  for (int64_t i = 0; i < tiles; ++i)
-    unpack_tile<F>(w.data + (begin + i * lanes) * w.row_bytes, w.row_bytes, rows(i), K, tile(i));
+  const auto rows = [&](int64_t i) { return std::min<int64_t>(end - begin - i * lanes, lanes); };
+  const auto data = [&](int64_t i) { return w.data + std::min(begin + i * lanes, end) * w.row_bytes; };
+  const auto unpack = [&](int64_t i) {
+    prefetch_lines(data(i + 1), data(i + 2));
+    unpack_tile<F>(data(i), w.row_bytes, rows(i), K, tile(i));
+  };
   alignas(64) float result[panel * lanes];
-  const int64_t most = lltool::panel_tokens(T, panel);
-  for (int64_t t = 0; t < T; t += most, x = x.token(panel, K)) {
-    const int64_t tokens = T - t < most ? T - t : most;
-    for (int64_t i = 0; i < tiles; ++i) {
-      multiply_panel<F>(tile(i), x, int(tokens), K, result);
-      copy_tile(result, rows(i), tokens, out + t * stride + begin + i * lanes, stride);
-    }
+  const auto multiply = [&](int64_t i, int64_t t, int64_t tokens) {
+    multiply_panel<F>(tile(i), x, int(tokens), K, result);
+    copy_tile(result, rows(i), tokens, out + t * stride + begin + i * lanes, stride);
+  };
+  prefetch_lines(data(0), data(1));
+  if (T <= panel) { // a tile is multiplied while it is in the nearest cache
+    for (int64_t i = 0; i < tiles; ++i) unpack(i), multiply(i, 0, T);
+    return;
   }
+  for (int64_t i = 0; i < tiles; ++i) unpack(i);
+  const int64_t most = lltool::panel_tokens(T, panel);
+  for (int64_t t = 0; t < T; t += most, x = x.token(panel, K))
+    for (int64_t i = 0; i < tiles; ++i) multiply(i, t, std::min(most, T - t));
 }
 
 void matmul(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {

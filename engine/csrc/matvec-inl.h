@@ -96,7 +96,7 @@ template <class F> inline void prepare(Quantized x, int64_t K, TokenStep<F>* to,
     vi sum[2] = {load<vi>(x.sum + k / 4), load<vi>(x.sum + k / 4 + lanes)};
     if (to->halves == 1) sum[0] += sum[1];
     for (int half = 0; half < to->halves; ++half) {
-      to->start[half] = sum[half] * -F::zero;
+      to->start[half] = sum[half] * (dot_bias<F::max_code> - F::zero);
       to->sum[half] = to_float(sum[half]) * to->scale;
     }
   }
@@ -131,7 +131,7 @@ inline void dot_rows(AnyRow (&row)[R], const TokenStep<F>* x, int64_t K, vf (&ac
     for (int n = 0; n < N; ++n) acc[r][n] = vf{};
   for (int64_t unit = 0; unit + AnyRow::unit <= K; unit += AnyRow::unit) {
     for (int r = 0; r < R; ++r) row[r].read(block[r]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int column = 0; column < AnyRow::unit; column += step) take(column);
     for (int r = 0; r < R; ++r) row[r].move(AnyRow::unit);
   }

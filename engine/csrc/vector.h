@@ -5,6 +5,8 @@
 #include <cstring>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(LLTOOL_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "formats/bits.h"
@@ -16,8 +18,15 @@ namespace {
 constexpr int lanes = 16, panel = 12; // 12 int and 12 float accumulators leave 8 of 32 registers
 #elif defined(__AVX2__)
 constexpr int lanes = 8, panel = 4;
+#elif defined(LLTOOL_NEON)
+constexpr int lanes = 4, panel = 12;
 #else
 constexpr int lanes = 4, panel = 4;
+#endif
+#if defined(__AVX512VNNI__) || defined(LLTOOL_NEON)
+constexpr int registers = 32;
+#else
+constexpr int registers = 16;
 #endif
 
 typedef float vf __attribute__((vector_size(lanes * 4)));
@@ -57,14 +66,28 @@ inline vf splat(float x) { return x - vf{}; }
 inline vi splat(int32_t x) { return x - vi{}; }
 inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
 inline vi to_int(vf v) { return __builtin_convertvector(v, vi); }
+#if defined(LLTOOL_NEON)
+inline vf max(vf a, vf b) { return vmaxnmq_f32(a, b); }
+inline vf min(vf a, vf b) { return vminnmq_f32(a, b); }
+#else
 inline vf max(vf a, vf b) { return a > b ? a : b; }
 inline vf min(vf a, vf b) { return a < b ? a : b; }
+#endif
 inline vf abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 // Rounds to the nearest integer, |x| < 2^22.
+#if defined(LLTOOL_NEON)
+inline vf round(vf a) { return vrndnq_f32(a); }
+#else
 inline vf round(vf a) { return (a + 12582912.0f) - 12582912.0f; }
+#endif
 
 // Writes numbers, rounded to the nearest, as integers that hold them.
 template <class Integer> inline void store_rounded(Integer* p, vf v) {
+#if defined(LLTOOL_NEON)
+  const int16x4_t halves = vmovn_s32(vcvtnq_s32_f32(v));
+  if constexpr (sizeof(Integer) == 2) return store(p, halves);
+  if constexpr (sizeof(Integer) == 1) return vst1_lane_s32(reinterpret_cast<int32_t*>(p), (int32x2_t)vmovn_s16(vcombine_s16(halves, halves)), 0);
+#endif
   typedef Integer narrow __attribute__((vector_size(lanes * sizeof(Integer))));
   store(p, __builtin_convertvector(to_int(round(v)), narrow));
 }
@@ -113,6 +136,8 @@ template <class Combine> inline vf reduce_each(vf (&v)[lanes], Combine combine) 
 inline float sum_of(vf v) {
 #if defined(__AVX512VNNI__)
   return _mm512_reduce_add_ps(v);
+#elif defined(LLTOOL_NEON)
+  return vaddvq_f32(v);
 #else
   float s = 0;
   for (int i = 0; i < lanes; ++i) s += v[i];
@@ -134,12 +159,17 @@ template <int R> inline void sum_each(const vf (&v)[R], float* out) {
     const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(half(r), half(r + 1)), _mm256_hadd_ps(half(r + 2), half(r + 3)));
     _mm_storeu_ps(out + r, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
   }
+#elif defined(LLTOOL_NEON)
+  for (; r + 4 <= R; r += 4)
+    vst1q_f32(out + r, vpaddq_f32(vpaddq_f32(v[r], v[r + 1]), vpaddq_f32(v[r + 2], v[r + 3])));
 #endif
   for (; r < R; ++r) out[r] = sum_of(v[r]);
 }
 inline float highest(vf v) {
 #if defined(__AVX512VNNI__)
   return _mm512_reduce_max_ps(v);
+#elif defined(LLTOOL_NEON)
+  return vmaxnmvq_f32(v);
 #else
   float m = v[0];
   for (int i = 1; i < lanes; ++i) m = v[i] > m ? v[i] : m;
@@ -160,7 +190,13 @@ inline vf highest_of_fours(vf v) {
 #endif
 }
 
-// acc[i] + sum over the four bytes j of lane i of w[4i+j] (unsigned, at most max_code) * x[4i+j] (signed).
+// acc[i] + sum over the four bytes j of lane i of (w[4i+j] - dot_bias<max_code>) * x[4i+j]: w unsigned, at most max_code; x signed,
+// not -128. There is a bias where only signed bytes multiply, and it is nothing to products that begin with a sum of x anyway.
+#if defined(LLTOOL_NEON)
+template <int max_code> constexpr int dot_bias = max_code <= 127 ? 0 : 128;
+#else
+template <int max_code> constexpr int dot_bias = 0;
+#endif
 #if defined(__AVX512VNNI__)
 template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
   // As assembly: GCC 12 copies the accumulator around the intrinsic.
@@ -181,6 +217,17 @@ template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
   const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
   return acc + (vi)even + (vi)odd;
 }
+#elif defined(LLTOOL_NEON)
+template <int max_code> inline int8x16_t signed_codes(vb w) { return (int8x16_t)(w ^ dot_bias<max_code>); }
+#if defined(__ARM_FEATURE_DOTPROD)
+template <int max_code> inline vi dot4(vi acc, vb w, vb x) { return vdotq_s32(acc, signed_codes<max_code>(w), (int8x16_t)x); }
+#else
+template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
+  const int8x16_t a = signed_codes<max_code>(w), b = (int8x16_t)x; // pairs of products fit 16 bits
+  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_high_s8(a, b);
+  return vpadalq_s16(acc, vpaddq_s16(low, high));
+}
+#endif
 #else
 template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
   typedef int16_t half __attribute__((vector_size(lanes * 4)));
@@ -195,7 +242,22 @@ template <int max_code> inline vi dot4_splat(vi acc, vb w, const int8_t* x) {
   return dot4<max_code>(acc, w, (vb)splat(four));
 }
 #endif
+// Four bytes of x for each of N sums.
+template <int max_code, int N> inline void dot4_splat(vi (&acc)[N], vb w, const int8_t* x) {
+#if defined(__ARM_FEATURE_DOTPROD)
+  static_assert(N % 4 == 0);
+  const int8x16_t a = signed_codes<max_code>(w);
+  for (int t = 0; t < N; t += 4) // as assembly: GCC 12 sorts the intrinsics by sum, each waiting for the one before
+    asm("sdot %0.4s, %4.16b, %5.4b[0]\n\tsdot %1.4s, %4.16b, %5.4b[1]\n\t"
+        "sdot %2.4s, %4.16b, %5.4b[2]\n\tsdot %3.4s, %4.16b, %5.4b[3]"
+        : "+w"(acc[t]), "+w"(acc[t + 1]), "+w"(acc[t + 2]), "+w"(acc[t + 3])
+        : "w"(a), "w"(vld1q_s8(x + 4 * t)));
+#else
+  for (int t = 0; t < N; ++t) acc[t] = dot4_splat<max_code>(acc[t], w, x + 4 * t);
+#endif
+}
 
+constexpr bool multiplies_pairs = lanes > 4; // by an instruction; else floats are as fast
 // acc[i] + the sum of both int16 of lane i of w times those at x.
 inline vi dot2_splat(vi acc, vi w, const int16_t* x) {
 #if defined(__AVX512VNNI__)
@@ -219,6 +281,8 @@ template <int first, int stride> inline vf spread(const float* s) {
   const __m512i pick = _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
   if constexpr (stride == 1) return _mm512_permutexvar_ps(pick, _mm512_castps128_ps512(_mm_loadu_ps(s)));
   return _mm512_permutexvar_ps(pick, _mm512_castps256_ps512(_mm256_loadu_ps(s)));
+#elif defined(LLTOOL_NEON)
+  return vld1q_dup_f32(s + first);
 #else
   vf v;
   for (int i = 0; i < lanes; ++i) v[i] = s[first + i / 4 * stride];

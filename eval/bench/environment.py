@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from lltool import __version__
-from lltool.eval.provenance import cpu_name, tool_digest
+from lltool.engine.tuning import cpu_name
+from lltool.eval.provenance import tool_digest
 from lltool.quant import _native, isa
 
 # Of the processor's flags, those that decide which kernels it can run.

@@ -58,7 +58,9 @@ def describe_limits(limits: Limits) -> str:
     small, large = (f"{value / 1e9:.1f}" for value in (limits.read, limits.read_large_pages))
     peaks = ", ".join(f"{kind} {getattr(limits, kind) / 1e9:.0f}" for kind in ("int8", "int16", "float32"))
     threads = f"{limits.threads} thread{'s' * (limits.threads > 1)} ({limits.isa})"
-    return f"limits of {threads}: {small} GB/s read in small pages, {large} in large ones; {peaks} GMAC/s"
+    weights = "large" if limits.large_pages else "small"
+    reading = f"{small} GB/s read in small pages, {large} in large ones (the weights lie in {weights} ones)"
+    return f"limits of {threads}: {reading}; {peaks} GMAC/s"
 
 
 def plot_profiles(profiles: Sequence[Profile], target: Path) -> Path:

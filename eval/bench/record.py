@@ -6,12 +6,13 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from lltool import __version__
+from lltool.engine.tuning import cpu_name
 from lltool.eval.bench.latency import summarize_latency
 from lltool.eval.bench.limits import Limits
 from lltool.eval.bench.plan import Point, Run, Settings
 from lltool.eval.bench.statistics import summarize
 from lltool.eval.bench.work import Work
-from lltool.eval.provenance import cpu_name, tool_digest
+from lltool.eval.provenance import tool_digest
 from lltool.gguf.describe import Description
 
 Row = dict[str, Any]  # plain JSON values

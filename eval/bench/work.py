@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from lltool.engine.program import Attention, Embed, Linear, Op, Program
-from lltool.eval.bench.limits import Limits
+from lltool.eval.bench.limits import Limits, measure_limits
 from lltool.eval.bench.plan import Settings, Workload
 from lltool.gguf.ggml_types import GGMLType, row_bytes
 
@@ -33,7 +33,7 @@ class Work:
 
     def read_seconds(self, limits: Limits) -> float:
         """The least time that reading takes."""
-        return self.read / max(limits.read, limits.read_large_pages)
+        return self.read / limits.bandwidth
 
     def multiply_seconds(self, limits: Limits) -> float:
         return self.int8 / limits.int8 + self.int16 / limits.int16 + self.float32 / limits.float32
@@ -49,6 +49,11 @@ class Call:
     @property
     def tokens(self) -> int:
         return sum(count for _, count in self.pieces)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """What the machine can do at most for a model that is run so."""
+    return measure_limits(settings.threads, large_pages=settings.load_mode == "none")
 
 
 def calls_of(workload: Workload, settings: Settings) -> Iterator[Call]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lltool import __version__
 from lltool.engine.threads import default_threads
 from lltool.engine.tokenizer import read_tokenizer
+from lltool.engine.tuning import cpu_name
 from lltool.eval.divergence import DivergenceResult
 from lltool.eval.gate.baseline import Baseline, ModelFacts, check_is_of, describe, read_baseline
 from lltool.eval.gate.judge import Row, judge_count, judge_exact, judge_mean, judge_rounding, judge_speed, judge_tail
@@ -19,7 +20,6 @@ from lltool.eval.gate.prompts import Followed, encode_prompts, follow
 from lltool.eval.gate.runs import Setting, cut_text, first_windows, load, summarize
 from lltool.eval.gate.speed import Speed
 from lltool.eval.markdown import format_table
-from lltool.eval.provenance import cpu_name
 from lltool.eval.reference_file import Reference, compare
 from lltool.eval.steps import Progress, Steps
 from lltool.gguf.digest import sha256_of

@@ -6,11 +6,11 @@ from pathlib import Path
 from lltool import __version__
 from lltool.engine.threads import default_threads
 from lltool.engine.tokenizer import read_tokenizer
+from lltool.engine.tuning import cpu_name
 from lltool.eval.gate.baseline import FORMAT, VERSION, Baseline, Exact, Run, TextFacts, describe, write_baseline
 from lltool.eval.gate.prompts import PROMPTS, answer, encode_prompts, follow
 from lltool.eval.gate.runs import cut_text, first_windows, honest_settings, load, rounding_of, summarize
 from lltool.eval.gate.speed import Speed
-from lltool.eval.provenance import cpu_name
 from lltool.eval.reference_file import compare, open_reference, write_reference
 from lltool.eval.steps import Progress, Steps
 from lltool.gguf.digest import sha256_of

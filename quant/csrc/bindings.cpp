@@ -27,6 +27,9 @@ static void select_isa(const std::string& name) {
 #if defined(LLTOOL_X86)
   case Isa::avx512: kernels = &lltool::quant_avx512; return;
   case Isa::avx2: kernels = &lltool::quant_avx2; return;
+#elif defined(LLTOOL_ARM64)
+  case Isa::neon_dot: // nothing here multiplies bytes
+  case Isa::neon: kernels = &lltool::quant_neon; return;
 #endif
   default: kernels = &lltool::quant_scalar;
   }

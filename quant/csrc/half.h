@@ -4,6 +4,8 @@
 #include <cstring>
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(LLTOOL_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -22,6 +24,10 @@ inline uint32_t f32_bits(float f) {
 inline float f16_to_f32(uint16_t h) {
 #if defined(__F16C__)
   return _cvtsh_ss(h);
+#elif defined(LLTOOL_NEON)
+  __fp16 half;
+  std::memcpy(&half, &h, 2);
+  return half;
 #else
   const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
   if (exponent == 31) return bits_f32(sign | 0x7f800000 | mantissa << 13);
@@ -35,6 +41,11 @@ inline float f16_to_f32(uint16_t h) {
 inline uint16_t f32_to_f16(float f) {
 #if defined(__F16C__)
   return uint16_t(_cvtss_sh(f, 0));
+#elif defined(LLTOOL_NEON)
+  const auto half = __fp16(f);
+  uint16_t h;
+  std::memcpy(&h, &half, 2);
+  return h;
 #else
   const uint32_t bits = f32_bits(f), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00 | (magnitude >> 13 & 0x3ff)); // NaN stays NaN
@@ -75,6 +86,8 @@ inline void f16_row_to_f32(const uint8_t* p, int64_t n, float* out) {
 #elif defined(__F16C__)
   for (; i + 8 <= n; i += 8)
     _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2 * i))));
+#elif defined(LLTOOL_NEON)
+  for (; i + 4 <= n; i += 4) vst1q_f32(out + i, vcvt_f32_f16((float16x4_t)vld1_u8(p + 2 * i)));
 #endif
   for (; i < n; ++i) out[i] = f16_to_f32(load_u16(p + 2 * i));
 }
@@ -83,6 +96,8 @@ inline void f32_row_to_f16(const float* x, int64_t n, uint8_t* out) {
 #if defined(__F16C__)
   for (; i + 8 <= n; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
+#elif defined(LLTOOL_NEON)
+  for (; i + 4 <= n; i += 4) vst1_u8(out + 2 * i, (uint8x8_t)vcvt_f16_f32(vld1q_f32(x + i)));
 #endif
   for (; i < n; ++i) {
     const uint16_t half = f32_to_f16(x[i]);

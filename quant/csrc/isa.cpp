@@ -1,6 +1,10 @@
 #include "isa.h"
 
 #include <stdexcept>
+#if defined(LLTOOL_ARM64) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace lltool {
 
@@ -15,8 +19,19 @@ static bool runs(Isa isa) {
     return runs(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
+  default: return false;
   }
-  return false;
+#elif defined(LLTOOL_ARM64)
+  switch (isa) {
+  case Isa::scalar:
+  case Isa::neon: return true; // every 64-bit ARM processor has it
+#if defined(__linux__)
+  case Isa::neon_dot: return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__APPLE__)
+  case Isa::neon_dot: return true; // since the first that ran macOS
+#endif
+  default: return false;
+  }
 #else
   return isa == Isa::scalar;
 #endif
@@ -25,7 +40,9 @@ static bool runs(Isa isa) {
 static const struct {
   Isa isa;
   const char* name;
-} all[] = {{Isa::avx512, "avx512"}, {Isa::avx2, "avx2"}, {Isa::scalar, "scalar"}};
+} all[] = {
+    {Isa::avx512, "avx512"}, {Isa::avx2, "avx2"}, {Isa::neon_dot, "neon_dot"}, {Isa::neon, "neon"}, {Isa::scalar, "scalar"},
+};
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;

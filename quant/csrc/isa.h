@@ -5,7 +5,7 @@
 
 namespace lltool {
 
-enum class Isa { scalar, avx2, avx512 };
+enum class Isa { scalar, avx2, avx512, neon, neon_dot }; // neon_dot: with four-byte dot products
 
 std::vector<std::string> available_isas(); // best first; what this processor can run
 

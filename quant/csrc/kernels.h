@@ -17,6 +17,6 @@ struct QuantKernels {
   Fault (*encode)(int type, const float* x, int64_t rows, int64_t columns, const float* importance, uint8_t* out);
 };
 
-extern const QuantKernels quant_scalar, quant_avx2, quant_avx512;
+extern const QuantKernels quant_scalar, quant_avx2, quant_avx512, quant_neon;
 
 } // namespace lltool

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lltool.engine import _native
-from lltool.engine.batch import PAGE, Batch, Precision
+from lltool.engine.batch import PAGE, Batch
 from lltool.engine.cpu import CpuExecutor
 from lltool.engine.program import NOT_MULTIPLIED, Buffer, Program, Tracer, Weight
 from lltool.engine.reference import ReferenceExecutor
@@ -80,75 +80,6 @@ def run_all(executor: CpuExecutor | ReferenceExecutor, batch: Batch) -> Array:
     step = executor.head_rows
     count = len(batch.outputs)
     return np.concatenate([executor.logits(i, min(count, i + step)).copy() for i in range(0, count, step)])
-
-
-def int8_values(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    """Activations that int8 holds exactly: integers up to 127 times a power of two.
-
-    Three of each eight columns that share a scale in a row reach 127, so twelve of 32, of which a panel may keep eight.
-    """
-    groups = rng.integers(-127, 128, (rows, columns // 32, 2, 4, 4))  # halves of 32, lanes, columns of a lane
-    groups[..., 0, :, :2] = 127
-    groups[..., 1, :, 0] = -127
-    scales = 2.0 ** rng.integers(-8, -5, (rows, columns // 32, 1, 1, 1))
-    return (groups * scales).reshape(rows, columns).astype(np.float32)
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
-@pytest.mark.parametrize("precision", ["int8", "f32"])
-def test_linear_multiplies_every_type(type: GGMLType, isa: str, precision: Precision) -> None:
-    check_products(type, isa, precision, max(160, LAYOUT[type].block * 3))
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("type", [t for t in TYPES if LAYOUT[t].block == 32], ids=lambda t: t.name)
-@pytest.mark.parametrize("columns", [32, 64, 96, 128, 224, 288])
-def test_rows_that_fill_no_vector(type: GGMLType, columns: int, isa: str) -> None:
-    check_products(type, isa, "int8", columns)
-
-
-def check_products(type: GGMLType, isa: str, precision: Precision, columns: int) -> None:
-    """One token, a few, and panels of tokens; rows and tokens that fill no tile; a bias."""
-    rng = np.random.default_rng(int(type))
-    rows = 37
-    embed = int8_values(rng, VOCAB, columns)
-    weight = random_weight(rng, "w.weight", type, rows, columns)
-    bias = rng.standard_normal(rows, np.float32)
-
-    def build(g: Tracer, x: Buffer) -> Buffer:
-        return g.linear(x, ("w.weight",), (rows,))[0]
-
-    made = program([f32_weight("embed", embed), weight, vector("w.bias", bias)], columns, build)
-    cpu = CpuExecutor(made, 1, max_batch=40, threads=2, precision=precision, instruction_set=isa)
-    matrix = decode(weight.data, type).astype(np.float64)
-    for tokens in (1, 3, 16, 29):
-        batch = one_sequence(tokens)
-        x = embed[batch.tokens].astype(np.float64)
-        found = run_all(cpu, batch)
-        # Sums of float32 products round to 2^-24 of what is summed; int8 sums codes of up to 255 before the offset is
-        # taken off, where the weights themselves may be small.
-        bound = np.abs(x) @ np.abs(matrix).T * 2**-24 * (256 if precision == "int8" else 16) + 1e-6
-        error = np.abs(found - (x @ matrix.T + bias))
-        assert np.all(error <= bound), (tokens, np.max(error / bound))
-
-
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("tokens", [1, 5, 20])
-def test_int8_activations_round_to_the_nearest(isa: str, tokens: int) -> None:
-    rng = np.random.default_rng(2)
-    embed = rng.standard_normal((VOCAB, 160), np.float32)
-    weight = random_weight(rng, "w.weight", GGMLType.Q8_0, 24, 160)
-    made = program([f32_weight("embed", embed), weight], 160, lambda g, x: g.linear(x, ("w.weight",), (24,))[0])
-    cpu = CpuExecutor(made, 1, max_batch=32, threads=2, instruction_set=isa)
-    batch = one_sequence(tokens)
-    x, matrix = embed[batch.tokens], decode(weight.data, weight.type)
-    steps = np.repeat(np.abs(x.reshape(tokens, 5, 32)).max(axis=2) / 127, 32, axis=1)
-    error = np.abs(run_all(cpu, batch) - x @ matrix.T)
-    worst = 0.5 * steps @ np.abs(matrix).T
-    assert np.all(error <= worst * 1.001)
-    # Roundings are as often up as down: errors of a sum of 160 stay far below the worst, and are not zero.
-    assert 0.005 < np.sqrt(np.mean((error / worst) ** 2)) < 0.2
 
 
 @pytest.mark.parametrize("isa", ISAS)

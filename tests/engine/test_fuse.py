@@ -138,7 +138,9 @@ def test_steps_are_their_operations(
 @pytest.mark.parametrize("isa", ISAS)
 def test_steps_mean_what_the_reference_says(isa: str) -> None:
     made = make_layer()
-    executor = CpuExecutor(made, 1, max_batch=40, threads=2, precision="f32", cache_type="f32", instruction_set=isa)
+    executor = CpuExecutor(
+        made, 1, max_batch=40, threads=2, precision="f32", cache_type_k="f32", cache_type_v="f32", instruction_set=isa
+    )
     reference = ReferenceExecutor(made, 1, dtype=np.float64)
     for tokens in (1, 2, 7, 8, 33):
         expected = run_all(reference, one_sequence(tokens))
@@ -152,7 +154,9 @@ def test_observers_see_what_is_multiplied() -> None:
     observed = observe_linears(made, lambda name: True)
     batch = one_sequence(33)
     plain = run_all(CpuExecutor(made, 1, max_batch=40, threads=2), batch)
-    executor = CpuExecutor(observed, 1, max_batch=40, threads=2, precision="f32", cache_type="f32")
+    executor = CpuExecutor(
+        observed, 1, max_batch=40, threads=2, precision="f32", cache_type_k="f32", cache_type_v="f32"
+    )
     reference = ReferenceExecutor(observed, 1)
     run_all(executor, batch), run_all(reference, batch)
     seen = executor.take_observations()

@@ -39,6 +39,7 @@ def test_the_machine_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None
     assert read_tuned(MIB) is None
     assert "4 processors" in tuning_key(MIB)
     assert tuning_key(MIB).endswith("models to 1 MiB")
+    assert tuning_key(100) == tuning_key(MIB)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """The probes: within what a processor can do, and not below what numpy does on the same memory."""
 
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lltool.engine import _native
+from lltool.eval.bench import work
 from lltool.eval.bench.limits import Limits, _memory, better_of, measure_limits
+from lltool.eval.bench.plan import Settings, resolve
 
 LANES = {"avx512": 16, "avx2": 8, "scalar": 4}
 GIGAHERTZ = 6.5  # more than any processor's clock
@@ -53,3 +57,11 @@ def test_the_better_of_two_measurements() -> None:
     one = Limits(1, "avx2", read=1, read_large_pages=5, int8=8, int16=4, float32=2)
     two = Limits(1, "avx2", read=3, read_large_pages=4, int8=9, int16=3, float32=2)
     assert better_of(one, two) == Limits(1, "avx2", read=3, read_large_pages=5, int8=9, int16=4, float32=2)
+
+
+def test_weights_are_read_as_fast_as_their_pages_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapped file has small pages, one that was read into memory large ones."""
+    limits = Limits(1, "avx2", read=1, read_large_pages=5, int8=8, int16=4, float32=2)
+    monkeypatch.setattr(work, "measure_limits", lambda threads, large_pages: replace(limits, large_pages=large_pages))
+    bandwidths = [work.limits_of(resolve(Settings(Path("m"), load_mode=mode))).bandwidth for mode in ("mmap", "none")]
+    assert bandwidths == [1, 5]

@@ -79,7 +79,8 @@ def test_the_prompt_can_come_from_a_file(model: str, tmp_path: Path, capsys: pyt
     assert capsys.readouterr().out == ANSWER + "\n"
 
 
-def test_the_same_seed_gives_the_same_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_the_same_seed_gives_the_same_text(model: str, capsys: pytest.CaptureFixture[str], threads: str) -> None:
     texts = []
     for seed in ("1", "1", "2"):
         arguments = [
@@ -95,7 +96,7 @@ def test_the_same_seed_gives_the_same_text(model: str, capsys: pytest.CaptureFix
             "--seed",
             seed,
             "-t",
-            "1",
+            threads,
         ]
         assert cli.main(arguments) == 0
         texts.append(capsys.readouterr().out)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from tempfile import gettempdir
 from typing import Any
 
 from lltool.eval.bench.peers.peer import Engine, runs_in_one
@@ -117,7 +118,8 @@ class LoadedBench:
         times = []
         for _ in range(runs_in_one(workload)):
             found = self._call(self.programs.batched, [*lengths, *self.mode.batched])
-            lines = [match for line in found.stdout.splitlines() if (match := _BATCHED.match(line))]
+            told = (found.stdout + found.stderr).splitlines()  # ik_llama.cpp's table is on stderr
+            lines = [match for line in told if (match := _BATCHED.match(line))]
             if len(lines) != 1:
                 raise self._failure(self.programs.batched, w, found)
             first, rest = float(lines[0][5]), float(lines[0][6])
@@ -145,8 +147,9 @@ class LoadedBench:
         s = self.settings
         sizes = ["-t", f"{s.threads}", "-b", f"{s.batch}", "-ub", f"{s.ubatch}", "-ngl", f"{s.n_gpu_layers}"]
         types = ["-ctk", s.type_k, "-ctv", s.type_v] if (s.type_k, s.type_v) != ("f16", "f16") else []
-        command = [program, "-m", s.model, *sizes, *types, *arguments]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        command = [program.absolute(), "-m", s.model.absolute(), *sizes, *types, *arguments]
+        # Some builds leave a log where they run.
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=gettempdir())
 
     def _failure(self, program: Path, workload: Workload, found: "subprocess.CompletedProcess[str]") -> InputError:
         words = (found.stderr or found.stdout).strip().splitlines()

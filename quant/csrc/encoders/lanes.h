@@ -21,11 +21,17 @@ typedef int32_t Ints __attribute__((vector_size(4 * lanes)));
 
 inline Floats all_lanes(float v) { return v - Floats{}; }
 inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
-// Towards zero; what does not fit becomes INT_MIN, as on x86.
-inline Ints to_ints(Floats v) { return __builtin_convertvector(v, Ints); }
 inline Ints bits_of(Floats v) { return (Ints)v; }
 inline Floats floats_of(Ints v) { return (Floats)v; }
 inline Floats magnitude(Floats v) { return floats_of(bits_of(v) & 0x7fffffff); }
+// Towards zero; what does not fit becomes INT_MIN, as on x86.
+inline Ints to_ints(Floats v) {
+#if defined(__aarch64__) // whose own conversion saturates
+  return magnitude(v) < 2147483648.0f ? __builtin_convertvector(v, Ints) : Ints{} + INT32_MIN;
+#else
+  return __builtin_convertvector(v, Ints);
+#endif
+}
 // b where the two do not compare.
 #if defined(__AVX512F__)
 inline Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
@@ -38,7 +44,11 @@ inline bool any(Ints mask) { return _mm256_movemask_ps((__m256)mask); }
 #else
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+#if defined(LLTOOL_NEON)
+inline bool any(Ints mask) { return vmaxvq_u32((uint32x4_t)mask); }
+#else
 inline bool any(Ints mask) { return mask[0] | mask[1] | mask[2] | mask[3]; }
+#endif
 #endif
 inline bool all(Ints mask) { return !any(~mask); }
 inline Ints clamp(Ints v, int low, int high) {
@@ -46,11 +56,15 @@ inline Ints clamp(Ints v, int low, int high) {
   return v > high ? Ints{} + high : v;
 }
 inline Floats square_root(Floats v) {
+#if defined(LLTOOL_NEON)
+  return vsqrtq_f32(v);
+#else
   float each[lanes];
   std::memcpy(each, &v, sizeof v);
   for (int l = 0; l < lanes; ++l) each[l] = __builtin_sqrtf(each[l]);
   std::memcpy(&v, each, sizeof v);
   return v;
+#endif
 }
 
 // ggml's nearest_int: ties to even below 2^22 in magnitude, and the same nonsense above.

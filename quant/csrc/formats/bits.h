@@ -34,6 +34,10 @@ template <class Byte> inline Floats8 widen(uint64_t bytes) {
 #if defined(__AVX2__)
   const __m128i v = _mm_cvtsi64_si128(int64_t(bytes));
   return _mm256_cvtepi32_ps(Byte(-1) < 0 ? _mm256_cvtepi8_epi32(v) : _mm256_cvtepu8_epi32(v));
+#elif defined(LLTOOL_NEON)
+  const int16x8_t v = Byte(-1) < 0 ? vmovl_s8((int8x8_t)bytes) : (int16x8_t)vmovl_u8((uint8x8_t)bytes);
+  const float32x4_t parts[2] = {vcvtq_f32_s32(vmovl_s16(vget_low_s16(v))), vcvtq_f32_s32(vmovl_high_s16(v))};
+  return load_words<Floats8>(reinterpret_cast<const uint8_t*>(parts));
 #else
   Floats8 v;
   for (int i = 0; i < 8; ++i) v[i] = float(Byte(bytes >> 8 * i));
@@ -167,6 +171,10 @@ private:
     const uint64_t bits = words_of_blocks<n, stride>(p);
 #if defined(__AVX512BW__) // a mask register is what the bits are
     if constexpr (n == 4) return (Words)_mm512_maskz_set1_epi8(bits, 16);
+#endif
+#if defined(LLTOOL_NEON)
+    const auto picked = vcombine_u8(vdup_n_u8(uint8_t(bits)), vdup_n_u8(uint8_t(bits >> 8)));
+    return (Words)vtstq_u8(picked, (uint8x16_t)(0x8040201008040201 - Words{})) & 16 * every_byte;
 #endif
 #if defined(__AVX2__)
     if constexpr (n == 2) {

@@ -1,0 +1,2 @@
+#define LLTOOL_TABLE engine_neon
+#include "kernels-inl.h"

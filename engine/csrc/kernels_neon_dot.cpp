@@ -1,0 +1,2 @@
+#define LLTOOL_TABLE engine_neon_dot
+#include "kernels-inl.h"

@@ -1,0 +1,2 @@
+#define LLTOOL_TABLE quant_neon
+#include "kernels-inl.h"
