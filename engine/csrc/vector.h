@@ -192,7 +192,7 @@ inline vf highest_of_fours(vf v) {
 
 // acc[i] + sum over the four bytes j of lane i of (w[4i+j] - dot_bias<max_code>) * x[4i+j]: w unsigned, at most max_code; x signed,
 // not -128. There is a bias where only signed bytes multiply, and it is nothing to products that begin with a sum of x anyway.
-#if defined(LLTOOL_NEON)
+#if defined(LLTOOL_NEON) || (defined(__AVX2__) && !defined(__AVX512VNNI__))
 template <int max_code> constexpr int dot_bias = max_code <= 127 ? 0 : 128;
 #else
 template <int max_code> constexpr int dot_bias = 0;
@@ -210,12 +210,13 @@ template <int max_code> inline vi dot4_splat(vi acc, vb w, const int8_t* x) {
 }
 #elif defined(__AVX2__)
 template <int max_code> inline vi dot4(vi acc, vb w, vb x) {
-  const __m256i u = (__m256i)w, s = (__m256i)x;
-  if constexpr (max_code <= 127) // pairs of products fit 16 bits
-    return acc + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1));
-  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
-  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
-  return acc + (vi)even + (vi)odd;
+  __m256i u = (__m256i)w, s = (__m256i)x;
+  if constexpr (max_code > 127) { // |w - 128|, and x with its sign: pairs of products fit 16 bits
+    const __m256i v = _mm256_xor_si256(u, _mm256_set1_epi8(-128));
+    u = _mm256_abs_epi8(v);
+    s = _mm256_sign_epi8(s, v);
+  }
+  return acc + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1));
 }
 #elif defined(LLTOOL_NEON)
 template <int max_code> inline int8x16_t signed_codes(vb w) { return (int8x16_t)(w ^ dot_bias<max_code>); }
