@@ -31,7 +31,7 @@ inline void multiply_tile(UnpackedTile w, int zero, Quantized x, int64_t K, floa
     vi dot[N];
     if constexpr (centered) { // the offset of such formats is the accumulator's start value
       int32_t start[whole];
-      for (int i = 0; i < whole; i += lanes) store(start + i, load<vi>(sum + i) * (dot_bias<max_code> - zero));
+      for (int i = 0; i < whole; i += lanes) store(start + i, load<vu>(sum + i) * uint32_t(dot_bias<max_code> - zero));
       for (int t = 0; t < N; ++t) dot[t] = splat(start[t]);
     } else {
       for (int t = 0; t < N; ++t) dot[t] = vi{};
