@@ -231,8 +231,8 @@ def judge(
                 progress(before * total + done, 2 * total)
 
         with (
-            load_model(base, context=JUDGED_CONTEXT, threads=threads) as first,
-            load_model(path, context=JUDGED_CONTEXT, threads=threads) as second,
+            load_model(base, context=JUDGED_CONTEXT, threads=threads, deterministic=True) as first,
+            load_model(path, context=JUDGED_CONTEXT, threads=threads, deterministic=True) as second,
         ):
             results.append(divergence(first, second, ids, context=JUDGED_CONTEXT, chunks=JUDGED_WINDOWS, progress=show))
     gains = results[1].tokens - results[0].tokens

@@ -110,7 +110,7 @@ def _predict(text: Path, questions: Questions, steps: Steps, paths: Sequence[Pat
     """Records of perplexity."""
     records: list[Record] = []
     for path in paths:
-        with load_model(path, context=questions.window) as model:
+        with load_model(path, context=questions.window, deterministic=True) as model:
             start = perf_counter()
             found = perplexity(model, read_text(text), **_windows(text, questions, steps))
             records += to_records({text: found}, model, [perf_counter() - start])
@@ -120,7 +120,8 @@ def _predict(text: Path, questions: Questions, steps: Steps, paths: Sequence[Pat
 def _compare(reference: Path, text: Path, questions: Questions, steps: Steps, paths: Sequence[Path]) -> list[Record]:
     """Records of divergence; all models read the text in step, so that the reference does it once."""
     with ExitStack() as stack:
-        base, *models = (stack.enter_context(load_model(p, context=questions.window)) for p in (reference, *paths))
+        opened = (load_model(p, context=questions.window, deterministic=True) for p in (reference, *paths))
+        base, *models = (stack.enter_context(model) for model in opened)
         found = divergences(base, models, read_text(text), **_windows(text, questions, steps))
         return [to_record(result, base, model, text) for result, model in zip(found, models, strict=True)]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _NICE = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}  # of llama.cpp's priorities
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+def add_engine_arguments(parser: argparse.ArgumentParser, *, measures: bool = False) -> None:
     """`engine_options` makes of them what `load_model` takes."""
     add_thread_arguments(parser)
     group = parser.add_argument_group("memory and exactness")
@@ -33,8 +33,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--deterministic",
-        action="store_true",
-        help="same scores to the bit whatever else is computed at once, and however a text is cut; slower",
+        action=argparse.BooleanOptionalAction,
+        default=measures,
+        help="same scores to the bit whatever else is computed at once, and however a text is cut; rounds as llama.cpp "
+        f"does, and decodes slower (default: {'yes' if measures else 'no'})",
     )
 
 

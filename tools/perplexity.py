@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         "--losses", type=_losses_file, metavar="FILE", help="write each scored token's log-probability: .csv or .npy"
     )
     divergence.add_arguments(parser)
-    add_engine_arguments(parser)
+    add_engine_arguments(parser, measures=True)
     return parser
 
 

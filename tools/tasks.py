@@ -84,7 +84,7 @@ def _add(kinds: "_Kinds", task: str, description: str, help: str) -> argparse.Ar
     kind.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens at once (default 512)")
     kind.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
     kind.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    add_engine_arguments(kind)
+    add_engine_arguments(kind, measures=True)
     return kind
 
 

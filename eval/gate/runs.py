@@ -78,6 +78,7 @@ def load(
         batch=setting.batch,
         threads=threads,
         precision=precision,
+        deterministic=True,
         instruction_set=setting.instruction_set,
     )
 

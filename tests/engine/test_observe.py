@@ -64,7 +64,7 @@ def inputs_by_hand(batch: Batch, w: dict[str, NDArray[np.float32]]) -> dict[str,
 def make_executor(kind: str, program: Program, threads: int = 2) -> Any:
     if kind == "reference":
         return ReferenceExecutor(program, 4)
-    return CpuExecutor(program, 4, max_batch=200, threads=threads, instruction_set=kind)
+    return CpuExecutor(program, 4, max_batch=200, threads=threads, precision="f32", instruction_set=kind)
 
 
 @pytest.mark.parametrize("kind", ["reference", *_native.available_isas()])

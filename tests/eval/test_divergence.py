@@ -65,7 +65,10 @@ def test_divergence_equals_llama_perplexitys(
     shared: Path, twin: Twin, name: str, chunks: int, tolerance: float
 ) -> None:
     text = (shared / "text/eval_en.txt").read_text()
-    with load_model(twin("F16"), context=512) as base, load_model(twin(name), context=512) as model:
+    with (
+        load_model(twin("F16"), context=512, deterministic=True) as base,
+        load_model(twin(name), context=512, deterministic=True) as model,
+    ):
         found = summarize(divergence(base, model, text, chunks=chunks))
     _, _, ratio, _, kld, error, rms, _, same, same_error = golden(shared, name, chunks)
     assert found.divergence.value == pytest.approx(kld, rel=tolerance)

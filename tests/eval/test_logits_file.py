@@ -31,8 +31,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     bos = {"tokenizer.ggml.bos_token_id": u32(7), "tokenizer.ggml.add_bos_token": boolean(True)}
     paths = [write_text_model(folder / f"{seed}.gguf", seed=seed, **bos) for seed in (0, 1)]
     with (
-        load_model(paths[0], context=CONTEXT, sequences=3, batch=request.param) as first,
-        load_model(paths[1], context=CONTEXT, sequences=3, batch=request.param) as second,
+        load_model(paths[0], context=CONTEXT, sequences=3, batch=request.param, precision="f32") as first,
+        load_model(paths[1], context=CONTEXT, sequences=3, batch=request.param, precision="f32") as second,
     ):
         yield first, second
 

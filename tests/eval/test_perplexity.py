@@ -344,7 +344,7 @@ def test_perplexity_equals_llama_perplexity(
     shared: Path, model_file: Callable[[str], Path], name: str, figures: str, text: str
 ) -> None:
     running, final, error = golden(shared, figures)
-    with load_model(model_file(name), context=512) as model:
+    with load_model(model_file(name), context=512, deterministic=True) as model:
         result = perplexity(model, (shared / "text" / text).read_text(), context=512, chunks=len(running))
     assert running[-1] == final
     assert result.perplexity == pytest.approx(final, rel=2e-3)

@@ -41,7 +41,10 @@ def run(folder: Path, options: str, capsys: pytest.CaptureFixture[str]) -> tuple
 def test_a_pair_in_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "-m @1.gguf --reference @0.gguf -f @a.txt -c 64 --chunks 4"
     code, out, err = run(folder, options, capsys)
-    with load_model(folder / "0.gguf", context=64) as base, load_model(folder / "1.gguf", context=64) as model:
+    with (
+        load_model(folder / "0.gguf", context=64, deterministic=True) as base,
+        load_model(folder / "1.gguf", context=64, deterministic=True) as model,
+    ):
         result = divergence(base, model, (folder / "a.txt").read_text(), context=64, chunks=4)
     assert code == 0
     assert out.splitlines() == list(report_lines(summarize(result)))

@@ -108,7 +108,7 @@ def test_methods_are_those_of_the_call(
     model: str, texts: list[str], capsys: pytest.CaptureFixture[str], options: list[str], expected: dict[str, Any]
 ) -> None:
     found = json.loads(run(capsys, "-m", model, "-c", "50", "-f", texts[0], "--json", *options)[0])
-    with load_model(model, context=50) as loaded:
+    with load_model(model, context=50, deterministic=True) as loaded:
         result = perplexity(loaded, Path(texts[0]).read_text(), context=50, **expected)
     assert found["perplexity"] == pytest.approx(result.perplexity, rel=1e-6)
     assert found["method"] == str(result.method)

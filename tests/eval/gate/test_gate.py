@@ -44,7 +44,7 @@ def test_the_same_model_passes_whatever_the_batch_and_threads(recorded: Recorded
         assert verdict.diagnosis == "no regression"
     values = {row.measure: row for row in verdict.rows}
     assert (values["tokens of the text"].now, values["prompts"].now) == (9 * 64, 8)
-    assert abs(values["perplexity"].difference) < 1e-3
+    assert abs(values["perplexity"].difference) < 1e-2  # of 95: kernels differ with the batch
     assert values["greedy flips"].now == 0
 
 
