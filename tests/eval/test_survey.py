@@ -38,10 +38,10 @@ def test_together_or_one_by_one_is_the_same(paths: list[Path], monkeypatch: pyte
     assert set(speeds) == {"speed-1-m-0.json", "speed-1-m-1.json", "speed-1-m-2.json"}
     assert list(together) == list(alone) == ["m-1.gguf", "m-2.gguf"]  # which tell the reference's perplexity too
     text = paths[0].with_name("text.txt").read_text()
-    with load_model(paths[0], context=64) as base:
+    with load_model(paths[0], context=64, deterministic=True) as base:
         exact = perplexity(base, text, context=64).perplexity
         for path in paths[1:]:
-            with load_model(path, context=64) as model:
+            with load_model(path, context=64, deterministic=True) as model:
                 expected = divergence(base, model, text, context=64)
             for found in (together[path.name], alone[path.name]):
                 assert found["divergence"]["mean"] == pytest.approx(expected.mean, rel=1e-6)
@@ -51,7 +51,7 @@ def test_together_or_one_by_one_is_the_same(paths: list[Path], monkeypatch: pyte
 def test_perplexity_where_there_is_no_reference(paths: list[Path]) -> None:
     found, _ = judge(paths[:2], None, "none")
     for path in paths[:2]:
-        with load_model(path, context=64) as model:
+        with load_model(path, context=64, deterministic=True) as model:
             expected = perplexity(model, path.with_name("text.txt").read_text(), context=64)
         assert found[path.name]["perplexity"] == pytest.approx(expected.perplexity, rel=1e-6)
         assert "divergence" not in found[path.name]
