@@ -21,6 +21,8 @@ template <class F> inline vf weights_at(const uint8_t* row, int64_t k) {
   }
 }
 
+constexpr int rows_together = lanes == 16 ? 2 : 1; // that share what is loaded of several tokens
+
 // R rows times N tokens; the columns that fill no vector are the caller's.
 template <class F, int R, int N>
 inline void dot_floats(const uint8_t* const (&row)[R], const float* const (&x)[N], int64_t K, vf (&acc)[R][N]) {

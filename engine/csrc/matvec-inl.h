@@ -4,8 +4,7 @@
 
 namespace {
 
-// Rows and tokens whose sums, steps of weights and of one token fit the registers.
-constexpr int rows_together = lanes == 16 ? 2 : 1, tokens_together = 4;
+constexpr int tokens_together = 4; // that share a read of a row
 
 // The weights of a step as codes in the layout of the activations, and what scales each lane: all of it by [0] for groups
 // of 32; of groups of 16, `low` by [0] and `high` by [1].
@@ -115,29 +114,24 @@ template <class F> inline vf multiply_step(const Weights& w, const TokenStep<F>&
   return acc;
 }
 
-// R rows times N tokens, whose steps x has in turns; the lanes of acc sum to: sum over k of (scale * (code - zero) + min) * x[k].
-template <class F, int R, int N, class AnyRow>
-inline void dot_rows(AnyRow (&row)[R], const TokenStep<F>* x, int64_t K, vf (&acc)[R][N]) {
-  typename AnyRow::Block block[R];
+// A row times N tokens, whose steps x has in turns; the lanes of acc sum to: sum over k of (scale * (code - zero) + min) * x[k].
+template <class F, int N, class AnyRow> inline void dot_row(AnyRow row, const TokenStep<F>* x, int64_t K, vf (&acc)[N]) {
+  typename AnyRow::Block block;
   const auto take = [&](int column) {
-    Weights w[R];
-    for (int r = 0; r < R; ++r) w[r] = row[r].at(column, block[r]);
+    const Weights w = row.at(column, block);
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n)
-      for (int r = 0; r < R; ++r) acc[r][n] = multiply_step<F>(w[r], x[n], acc[r][n]);
+    for (int n = 0; n < N; ++n) acc[n] = multiply_step<F>(w, x[n], acc[n]);
     x += N;
   };
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) acc[r][n] = vf{};
+  for (int n = 0; n < N; ++n) acc[n] = vf{};
   for (int64_t unit = 0; unit + AnyRow::unit <= K; unit += AnyRow::unit) {
-    for (int r = 0; r < R; ++r) row[r].read(block[r]);
+    row.read(block);
 #pragma GCC unroll 8
     for (int column = 0; column < AnyRow::unit; column += step) take(column);
-    for (int r = 0; r < R; ++r) row[r].move(AnyRow::unit);
+    row.move(AnyRow::unit);
   }
   if (K % AnyRow::unit) { // only where the unit is a step
-    if (K > step)
-      for (int r = 0; r < R; ++r) row[r].move(K % step - step);
+    if (K > step) row.move(K % step - step);
     take(0);
   }
 }
@@ -154,35 +148,25 @@ inline void touch_ahead(const uint8_t* row, int64_t bytes) {
 template <class F, int N, class Row>
 inline void multiply_rows(int64_t begin, int64_t end, const TokenStep<F>* x, int64_t K, int tokens, float* out, int64_t stride, Row row) {
   // One row at a time: two side by side, at 2 tokens, were read half as fast as one stream of memory.
-  constexpr int R = 1;
   int64_t r = begin;
   if constexpr (N == 1) {
     for (; r + 4 <= end; r += 4) {
       vf acc[4];
       for (int i = 0; i < 4; ++i) {
-        decltype(row(r)) one[1] = {row(r + i)};
-        vf sum[1][1];
-        dot_rows<F>(one, x, K, sum);
-        acc[i] = sum[0][0];
+        vf sum[1];
+        dot_row<F>(row(r + i), x, K, sum);
+        acc[i] = sum[0];
       }
       sum_each(acc, out + r);
     }
   }
-  for (; r < end; r += R) {
-    vf acc[R][N], all[lanes] = {};
-    if constexpr (R == 2) {
-      decltype(row(r)) both[2] = {row(r), row(r + 1 < end ? r + 1 : r)};
-      dot_rows<F>(both, x, K, acc);
-    } else {
-      decltype(row(r)) one[1] = {row(r)};
-      dot_rows<F>(one, x, K, acc);
-    }
-    for (int i = 0; i < R; ++i)
-      for (int n = 0; n < N; ++n) all[i * N + n] = acc[i][n];
+  for (; r < end; ++r) {
+    vf acc[N], all[lanes] = {};
+    dot_row<F>(row(r), x, K, acc);
+    for (int n = 0; n < N; ++n) all[n] = acc[n];
     alignas(64) float sums[lanes];
     store(sums, reduce_each(all, [](vf a, vf b) { return a + b; }));
-    for (int i = 0; i < R && r + i < end; ++i)
-      for (int n = 0; n < tokens; ++n) out[n * stride + r + i] = sums[i * N + n];
+    for (int n = 0; n < tokens; ++n) out[n * stride + r] = sums[n];
   }
 }
 
@@ -205,11 +189,9 @@ void multiply_tokens(const Matrix& w, int64_t begin, int64_t end, Quantized x, i
     }
   }
   float* scales = reinterpret_cast<float*>(token + N * steps);
-  uint8_t* codes = reinterpret_cast<uint8_t*>(scales + 2 * rows_together * groups);
+  const Row row{reinterpret_cast<uint8_t*>(scales + 2 * groups), scales, scales + groups};
+  for (int64_t g = K / F::group; g < groups; ++g) row.scale[g] = row.min[g] = 0;
   multiply_rows<F, N>(begin, end, token, K, tokens, out, stride, [&](int64_t r) {
-    const int64_t i = r % rows_together;
-    const Row row{codes + i * Kp, scales + 2 * i * groups, scales + (2 * i + 1) * groups};
-    for (int64_t g = K / F::group; g < groups; ++g) row.scale[g] = row.min[g] = 0;
     unpack_row<F>(at(r), K, row);
     return UnpackedRow<F>{row};
   });
