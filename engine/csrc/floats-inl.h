@@ -119,8 +119,7 @@ void matmul_f32(const Matrix& w, int64_t begin, int64_t end, const float* panels
       for (int64_t k = 0; k < K; ++k) tile[k * width + r] = r < rows ? row[k] : 0.0f;
     }
     const float* x = panels;
-    const int64_t most = lltool::panel_tokens(T, panel);
-    for (int64_t t = 0; t < T; t += most, x += panel * K) {
+    for (int64_t t = 0; t < T; t += panel, x += panel * K) {
       alignas(64) float result[panel * width] = {};
       // Sums of 256 products each: rounding errors grow with the length of a running sum.
       for (int64_t start = 0; start < K; start += 256) {
@@ -140,7 +139,7 @@ void matmul_f32(const Matrix& w, int64_t begin, int64_t end, const float* panels
           store(r + lanes, load<vf>(r + lanes) + high[i]);
         }
       }
-      for (int64_t i = 0; i < most && t + i < T; ++i)
+      for (int64_t i = 0; i < panel && t + i < T; ++i)
         std::memcpy(out + (t + i) * stride + first, result + i * width, size_t(rows) * 4);
     }
   }
@@ -185,8 +184,8 @@ void shorten_tile(const Matrix& w, int64_t first, int64_t rows, float* row, llto
   }
 }
 
-// A tile times N tokens of a panel; out is (N, lanes).
-template <int N> inline void multiply_short_tile(lltool::Shortened w, lltool::Shortened x, int64_t K, float* out) {
+// A tile times N tokens of a panel; out is (N, lanes) with `stride`.
+template <int N> inline void multiply_short_tile(lltool::Shortened w, lltool::Shortened x, int64_t K, float* out, int64_t stride) {
   vf acc[N];
   for (int t = 0; t < N; ++t) acc[t] = vf{};
   for (int64_t g = 0; g < K / 32; ++g, w.scale += lanes, x.scale += panel) {
@@ -199,27 +198,23 @@ template <int N> inline void multiply_short_tile(lltool::Shortened w, lltool::Sh
     const vf s = load<vf>(w.scale);
     for (int t = 0; t < N; ++t) acc[t] += to_float(dot[t]) * (s * x.scale[t]);
   }
-  for (int t = 0; t < N; ++t) store(out + t * lanes, acc[t]);
+  for (int t = 0; t < N; ++t) store(out + t * stride, acc[t]);
 }
 
 void matmul_shorts(const Matrix& w, int64_t begin, int64_t end, lltool::Shortened x, int64_t T, float* out, int64_t stride, void* scratch) {
-  const int64_t K = w.columns, most = lltool::panel_tokens(T, panel);
+  const int64_t K = w.columns;
   float* row = static_cast<float*>(scratch);
   lltool::Shortened tile;
   tile.scale = row + strip;
   tile.q = reinterpret_cast<int16_t*>(tile.scale + K / 32 * lanes);
-  alignas(64) float result[panel * lanes];
   for (int64_t first = begin; first < end; first += lanes) {
-    const int64_t rows = end - first < lanes ? end - first : lanes;
+    const int64_t rows = std::min<int64_t>(end - first, lanes);
     shorten_tile(w, first, rows, row, tile);
     lltool::Shortened at = x;
-    for (int64_t t = 0; t < T; t += most, at = at.token(panel, K)) {
-      const int64_t tokens = T - t < most ? T - t : most;
-      if (panel > 8 && tokens > 8) multiply_short_tile<panel>(tile, at, K, result);
-      else if (panel > 4 && tokens > 4) multiply_short_tile<8 <= panel ? 8 : panel>(tile, at, K, result);
-      else multiply_short_tile<4>(tile, at, K, result);
-      copy_tile(result, rows, tokens, out + t * stride + first, stride);
-    }
+    for (int64_t t = 0; t < T; t += panel, at = at.token(panel, K))
+      write_tile(rows, std::min<int64_t>(panel, T - t), out + t * stride + first, stride, [&](auto N, float* to, int64_t to_stride) {
+        multiply_short_tile<N>(tile, at, K, to, to_stride);
+      });
   }
 }
 

@@ -13,12 +13,6 @@ constexpr int max_head_dim = 512;
 // Columns of quantized activations in row layout; those past the weight's own are zero.
 constexpr int64_t padded(int64_t columns) { return (columns + 127) / 128 * 128; }
 
-// Tokens a panel when T tokens are shared out evenly among as few panels of at most `most` as hold them.
-constexpr int64_t panel_tokens(int64_t T, int64_t most) {
-  const int64_t panels = (T + most - 1) / most;
-  return (T + panels - 1) / panels;
-}
-
 // What the KV cache holds, by ggml's numbers.
 enum class CacheType : int { f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 8, bf16 = 30 };
 
@@ -120,7 +114,7 @@ struct EngineKernels {
   void (*decode_row)(int type, const uint8_t* row, int64_t columns, float* out);
 
   void (*quantize_row)(const float* x, int64_t K, Quantized out);
-  // Panel layout of up to tokens_per_panel tokens (room for all of them, first those of panel_tokens(T)), rows `stride` floats apart; missing tokens become zero.
+  // Panel layout of up to tokens_per_panel tokens, rows `stride` floats apart; missing tokens become zero.
   void (*quantize_panel)(const float* x, int64_t stride, int tokens, int64_t K, Quantized out);
   // The same for the float kernels: out is (K, tokens_per_panel).
   void (*pack_panel)(const float* x, int64_t stride, int tokens, int64_t K, float* out);

@@ -44,11 +44,11 @@ LinearOp::Input LinearOp::prepare_own(const Run& run) const {
 LinearOp::Input LinearOp::prepare(const Run& run, Way way) const {
   const Executor& e = run.executor;
   const EngineKernels& k = e.kernels;
-  const int64_t K = x_.width, T = run.rows, panel = way.panels ? k.tokens_per_panel : 1, most = panel_tokens(T, panel);
+  const int64_t K = x_.width, T = run.rows, panel = way.panels ? k.tokens_per_panel : 1;
   const bool rows_wanted = !way.panels || (floats_ && way.floats == Floats::rows);
   if (norm_ || int8_ || way.panels)
     run.worker.parallel((T + panel - 1) / panel, [&](int64_t p) {
-      const int64_t first = p * most, tokens = std::min(most, T - first);
+      const int64_t first = p * panel, tokens = std::min(panel, T - first);
       const float* rows = e.at(x_) + first * K;
       if (norm_) {
         float* made = rows_wanted ? e.packed + first * K : reinterpret_cast<float*>(e.scratch(run.worker.index));

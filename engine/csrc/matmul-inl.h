@@ -12,57 +12,138 @@ struct UnpackedTile {
   float *scale, *min;
 };
 
-// A tile times N tokens of a panel; out is (N, lanes). `zero` is the code of weight 0 where `centered`.
+// Calls multiply(N, to, stride) for the `tokens` of a panel, with N at least as many: N rows of `lanes` are written to `to`,
+// which is `out`, where they have room there; else what is wanted of them is copied.
+template <class Multiply> inline void write_tile(int64_t rows, int64_t tokens, float* out, int64_t stride, Multiply multiply) {
+  const auto some = [&](auto N) {
+    for (int64_t t = 0; t < tokens; ++t) __builtin_prefetch(out + t * stride, 1);
+    if (rows == lanes && tokens == N) return multiply(N, out, stride);
+    alignas(64) float result[N * lanes];
+    multiply(N, result, int64_t(lanes));
+    for (int64_t t = 0; t < tokens; ++t) std::memcpy(out + t * stride, result + t * lanes, size_t(rows) * 4);
+  };
+  if constexpr (panel > 8)
+    if (tokens > 8) return some(std::integral_constant<int, panel>{});
+  if constexpr (panel > 4)
+    if (tokens > 4) return some(std::integral_constant<int, 8>{});
+  some(std::integral_constant<int, 4>{});
+}
+
+// What sums of a panel's activations add to the products of each group, (K / group, panel): `start` of the integers, for codes
+// whose zero is not 0, and `offset` of the floats, for formats with minima. Loading one of them to all lanes costs nothing
+// beside arithmetic, taking it out of a vector does.
+struct PanelTerms {
+  int32_t* start;
+  float* offset;
+};
+
+template <class F> inline void take_terms(Quantized x, int64_t K, PanelTerms to) {
+  constexpr int bias = dot_bias<F::max_code>;
+  const int32_t* sum = F::group == 32 ? x.sum + K / 16 * panel : x.sum;
+  const int64_t count = K / F::group * panel;
+  if constexpr (F::zero != bias)
+    for (int64_t i = 0; i < count; ++i) to.start[i] = sum[i] * (bias - F::zero);
+  if constexpr (F::has_min)
+    for (int64_t g = 0; g < K / F::group; ++g)
+      for (int t = 0; t < panel; ++t) to.offset[g * panel + t] = x.scale[g * F::group / 32 * panel + t] * float(sum[g * panel + t]);
+}
+
+// A tile times N tokens of a panel; out is (N, lanes) with `stride`. `zero` is the code of weight 0.
 template <int N, int group, int max_code, bool centered, bool has_min>
-inline void multiply_tile(UnpackedTile w, int zero, Quantized x, int64_t K, float* out) {
-  constexpr int whole = (panel + lanes - 1) / lanes * lanes;
-  const int32_t* sum = group == 32 ? x.sum + K / 16 * panel : x.sum;
+inline void multiply_tile(UnpackedTile w, int zero, Quantized x, PanelTerms terms, int64_t K, float* out, int64_t stride) {
   vf acc[N];
+#pragma GCC unroll 16
   for (int t = 0; t < N; ++t) acc[t] = vf{};
   for (int i = 0; i < lltool::outlier_columns && x.outliers; ++i) {
     const int64_t k = reinterpret_cast<const int32_t*>(x.outliers + lltool::outlier_columns * panel)[i];
     const vi code = (vi)(load<vu>(w.codes + k / 4 * lanes * 4) >> uint32_t(k % 4 * 8) & 255) - zero;
     vf weight = to_float(code) * load<vf>(w.scale + k / group * lanes);
     if constexpr (has_min) weight += load<vf>(w.min + k / group * lanes);
+#pragma GCC unroll 16
     for (int t = 0; t < N; ++t) acc[t] += weight * x.outliers[i * panel + t];
   }
-  for (int64_t g = 0; g < K / group; ++g, sum += panel) {
-    const float* xs = x.scale + (group == 32 ? g : g / 2) * panel;
-    vi dot[N];
-    if constexpr (centered) { // the offset of such formats is the accumulator's start value
-      int32_t start[whole];
-      for (int i = 0; i < whole; i += lanes) store(start + i, load<vu>(sum + i) * uint32_t(dot_bias<max_code> - zero));
-      for (int t = 0; t < N; ++t) dot[t] = splat(start[t]);
-    } else {
-      for (int t = 0; t < N; ++t) dot[t] = vi{};
-    }
-    for (int k = 0; k < group / 4; ++k, w.codes += lanes * 4, x.q += panel * 4)
-      dot4_splat<max_code>(dot, load<vb>(w.codes), x.q);
-    const vf s = load<vf>(w.scale + g * lanes);
-    for (int t = 0; t < N; ++t) acc[t] += to_float(dot[t]) * (s * xs[t]);
-    if constexpr (has_min) {
-      const vf m = load<vf>(w.min + g * lanes);
-      float product[whole];
-      for (int i = 0; i < whole; i += lanes) store(product + i, load<vf>(xs + i) * to_float(load<vi>(sum + i)));
-      for (int t = 0; t < N; ++t) acc[t] += m * product[t];
+  constexpr int halves = 32 / group; // that share the scale of the activations
+  for (int64_t g = 0; g < K / 32; ++g, x.scale += panel) {
+    vf part[N];
+    for (int half = 0; half < halves; ++half, w.scale += lanes, w.min += lanes, terms.start += panel, terms.offset += panel) {
+      vi dot[N];
+#pragma GCC unroll 16
+      for (int t = 0; t < N; ++t) dot[t] = centered ? splat(terms.start[t]) : vi{};
+      for (int k = 0; k < group / 4; ++k, w.codes += lanes * 4, x.q += panel * 4)
+        dot4_splat<max_code>(dot, load<vb>(w.codes), x.q);
+      const vf s = load<vf>(w.scale);
+#pragma GCC unroll 16
+      for (int t = 0; t < N; ++t) {
+        if (halves == 1) acc[t] += to_float(dot[t]) * (s * x.scale[t]);
+        else if (half == 0) part[t] = to_float(dot[t]) * s;
+        else acc[t] += (part[t] + to_float(dot[t]) * s) * x.scale[t];
+      }
+      if constexpr (has_min) {
+        const vf m = load<vf>(w.min);
+#pragma GCC unroll 16
+        for (int t = 0; t < N; ++t) acc[t] += m * terms.offset[t];
+      }
     }
   }
-  for (int t = 0; t < N; ++t) store(out + t * lanes, acc[t]);
+#pragma GCC unroll 16
+  for (int t = 0; t < N; ++t) store(out + t * stride, acc[t]);
 }
 
-template <class F> void multiply_panel(UnpackedTile w, Quantized x, int tokens, int64_t K, float* out) {
-  constexpr int max_code = F::max_code <= 127 ? 127 : 255;
-  constexpr bool centered = F::zero != dot_bias<max_code>;
-  if constexpr (panel > 8)
-    if (tokens > 8) return multiply_tile<panel, F::group, max_code, centered, F::has_min>(w, F::zero, x, K, out);
-  if constexpr (panel > 4)
-    if (tokens > 4) return multiply_tile<8, F::group, max_code, centered, F::has_min>(w, F::zero, x, K, out);
-  multiply_tile<4, F::group, max_code, centered, F::has_min>(w, F::zero, x, K, out);
+// What scales of `lanes` rows are made of, for formats.
+struct RowVectors {
+  using Word = vi;
+  static constexpr int lanes = ::lanes;
+  struct Words {
+    vi word[4];
+  };
+  // The four words at the place of each row.
+  static Words four_words(RowPlace b) {
+    Words w;
+    for (int i = 0; i < 4; ++i) w.word[i] = (vi)Rows<lane_groups>::gather<0>({b.p + i * b.stride, 4 * b.stride});
+    transpose_fours(w.word);
+    return w;
+  }
+  static vf halves(RowPlace b) { return gather_halves(b.p, b.stride); }
+  static vf to_float(vi v) { return ::to_float(v); }
+  static void store(float* p, vf v) { ::store(p, v); }
+};
+
+// Whole tiles of formats that make codes in registers: four rows after the other in lanes of 16 bytes, transposed there.
+template <class F> void unpack_whole_tile(const uint8_t* __restrict p, int64_t row_bytes, int64_t K, UnpackedTile to) {
+  constexpr int groups = F::block / F::group;
+  uint8_t* __restrict to_codes = to.codes; // a group's bytes may hold another's codes as well: they are loaded once
+  for (int64_t k = 0; k < K; k += F::block, p += F::bytes, to.scale += groups * lanes, to.min += groups * lanes) {
+    if constexpr (F::block == 32) {
+      store(to.scale, gather_halves(p, row_bytes));
+      if constexpr (F::has_min) store(to.min, gather_halves(p + 2, row_bytes));
+    } else {
+      F::template scales_of_rows<RowVectors>(RowPlace{p, row_bytes}, to.scale, to.min);
+    }
+#pragma GCC unroll 8
+    for (int group = 0; group < F::block / 32; ++group, to_codes += 32 * lanes) {
+      vi low[4], high[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const auto codes = F::template codes<Rows<lane_groups>>(RowPlace{p + i * row_bytes, 4 * row_bytes}, group);
+        low[i] = (vi)codes.low;
+        high[i] = (vi)codes.high;
+      }
+      transpose_fours(low);
+      transpose_fours(high);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        store(to_codes + i * lanes * 4, low[i]);
+        store(to_codes + (4 + i) * lanes * 4, high[i]);
+      }
+    }
+  }
 }
 
 constexpr int unpacked = 256; // columns of a tile that are unpacked and transposed at once: no format's block is longer
 
 template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t rows, int64_t K, UnpackedTile to) {
+  if constexpr (is_in_registers<F>)
+    if (rows == lanes) return unpack_whole_tile<F>(p, row_bytes, K, to);
   alignas(64) uint8_t codes[lanes][unpacked];
   alignas(64) float scale[lanes][unpacked / 16], min[lanes][unpacked / 16];
   for (int64_t r = rows; r < lanes; ++r) {
@@ -84,11 +165,6 @@ inline void prefetch_lines(const uint8_t* begin, const uint8_t* end) {
   for (; begin < end; begin += 64) __builtin_prefetch(begin, 0, 2);
 }
 
-inline void copy_tile(const float* tile, int64_t rows, int64_t tokens, float* out, int64_t stride) {
-  for (int64_t t = 0; t < tokens; ++t, out += stride, tile += lanes)
-    rows == lanes ? store(out, load<vf>(tile)) : void(std::memcpy(out, tile, size_t(rows) * 4));
-}
-
 template <class F>
 void matmul_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
   const int64_t K = w.columns, groups = K / F::group, tiles = (end - begin + lanes - 1) / lanes;
@@ -96,6 +172,9 @@ void matmul_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int
   all.codes = static_cast<uint8_t*>(scratch);
   all.scale = reinterpret_cast<float*>(all.codes + tiles * lanes * K);
   all.min = all.scale + tiles * lanes * groups;
+  PanelTerms terms;
+  terms.start = reinterpret_cast<int32_t*>(all.min + tiles * lanes * groups);
+  terms.offset = reinterpret_cast<float*>(terms.start + panel * groups);
   const auto tile = [&](int64_t i) {
     return UnpackedTile{all.codes + i * lanes * K, all.scale + i * lanes * groups, all.min + i * lanes * groups};
   };
@@ -105,20 +184,24 @@ void matmul_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int
     prefetch_lines(data(i + 1), data(i + 2));
     unpack_tile<F>(data(i), w.row_bytes, rows(i), K, tile(i));
   };
-  alignas(64) float result[panel * lanes];
+  constexpr int max_code = F::max_code <= 127 ? 127 : 255;
+  constexpr bool centered = F::zero != dot_bias<max_code>;
   const auto multiply = [&](int64_t i, int64_t t, int64_t tokens) {
-    multiply_panel<F>(tile(i), x, int(tokens), K, result);
-    copy_tile(result, rows(i), tokens, out + t * stride + begin + i * lanes, stride);
+    write_tile(rows(i), tokens, out + t * stride + begin + i * lanes, stride, [&](auto N, float* to, int64_t to_stride) {
+      multiply_tile<N, F::group, max_code, centered, F::has_min>(tile(i), F::zero, x, terms, K, to, to_stride);
+    });
   };
   prefetch_lines(data(0), data(1));
   if (T <= panel) { // a tile is multiplied while it is in the nearest cache
+    take_terms<F>(x, K, terms);
     for (int64_t i = 0; i < tiles; ++i) unpack(i), multiply(i, 0, T);
     return;
   }
   for (int64_t i = 0; i < tiles; ++i) unpack(i);
-  const int64_t most = lltool::panel_tokens(T, panel);
-  for (int64_t t = 0; t < T; t += most, x = x.token(panel, K))
-    for (int64_t i = 0; i < tiles; ++i) multiply(i, t, std::min(most, T - t));
+  for (int64_t t = 0; t < T; t += panel, x = x.token(panel, K)) {
+    take_terms<F>(x, K, terms);
+    for (int64_t i = 0; i < tiles; ++i) multiply(i, t, std::min<int64_t>(panel, T - t));
+  }
 }
 
 void matmul(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {

@@ -124,6 +124,27 @@ inline void transpose(vi (&v)[lanes]) {
   }
 }
 
+// The same for each four vectors' four lanes: lane 4j + i of v[k] changes places with lane 4j + k of v[i].
+inline void transpose_fours(vi (&v)[4]) {
+#if defined(__AVX512VNNI__)
+  const __m512i a = _mm512_unpacklo_epi32((__m512i)v[0], (__m512i)v[1]), b = _mm512_unpackhi_epi32((__m512i)v[0], (__m512i)v[1]);
+  const __m512i c = _mm512_unpacklo_epi32((__m512i)v[2], (__m512i)v[3]), d = _mm512_unpackhi_epi32((__m512i)v[2], (__m512i)v[3]);
+  v[0] = (vi)_mm512_unpacklo_epi64(a, c);
+  v[1] = (vi)_mm512_unpackhi_epi64(a, c);
+  v[2] = (vi)_mm512_unpacklo_epi64(b, d);
+  v[3] = (vi)_mm512_unpackhi_epi64(b, d);
+#elif defined(__AVX2__)
+  const __m256i a = _mm256_unpacklo_epi32((__m256i)v[0], (__m256i)v[1]), b = _mm256_unpackhi_epi32((__m256i)v[0], (__m256i)v[1]);
+  const __m256i c = _mm256_unpacklo_epi32((__m256i)v[2], (__m256i)v[3]), d = _mm256_unpackhi_epi32((__m256i)v[2], (__m256i)v[3]);
+  v[0] = (vi)_mm256_unpacklo_epi64(a, c);
+  v[1] = (vi)_mm256_unpackhi_epi64(a, c);
+  v[2] = (vi)_mm256_unpacklo_epi64(b, d);
+  v[3] = (vi)_mm256_unpackhi_epi64(b, d);
+#else
+  transpose(v);
+#endif
+}
+
 // Lane i is what `combine` makes of all lanes of v[i]: a transposition that keeps the combined half of each round.
 template <class Combine> inline vf reduce_each(vf (&v)[lanes], Combine combine) {
 #pragma GCC unroll 4
@@ -294,7 +315,7 @@ template <int first, int stride> inline vf spread(const float* s) {
 // Four lanes each of the half at p, and those of the next blocks of `stride` bytes.
 template <int stride> inline vf spread_halves(const uint8_t* p) {
 #if defined(__AVX2__)
-  const __m128 halves = _mm_cvtph_ps(_mm_cvtsi64_si128(int64_t(words_of_blocks<lanes / 4, stride>(p))));
+  const __m128 halves = _mm_cvtph_ps(_mm_cvtsi64_si128(int64_t(words_of_blocks<lanes / 4>(p, stride))));
 #if defined(__AVX512VNNI__)
   return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_castps128_ps512(halves));
 #else
@@ -302,6 +323,21 @@ template <int stride> inline vf spread_halves(const uint8_t* p) {
 #endif
 #else
   return splat(load_f16(p));
+#endif
+}
+
+// The halves at p and each `stride` bytes on, a lane each.
+inline vf gather_halves(const uint8_t* p, int64_t stride) {
+  const auto four = [&](int i) { return int64_t(words_of_blocks<4>(p + 4 * i * stride, stride)); };
+#if defined(__AVX512VNNI__)
+  return _mm512_cvtph_ps(_mm256_setr_epi64x(four(0), four(1), four(2), four(3)));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(_mm_set_epi64x(four(1), four(0)));
+#else
+  const int64_t words = four(0);
+  uint16_t halves[4];
+  std::memcpy(halves, &words, sizeof halves);
+  return widen_halves(halves);
 #endif
 }
 

@@ -77,17 +77,25 @@ template <class V> inline V repeat(Words2 v) {
 #endif
 }
 
-// The first 16 bits at p and of the next blocks of `stride` bytes, n of at most four. Scalar loads: vector ports are what
-// kernels are short of.
-template <int n, int stride> inline uint64_t words_of_blocks(const uint8_t* p) {
+// The first 16 bits at p and of the next blocks, or rows, of `stride` bytes, n of at most four. Scalar loads: vector ports are
+// what kernels are short of.
+template <int n> inline uint64_t words_of_blocks(const uint8_t* p, int64_t stride) {
   uint64_t words = 0;
   for (int j = 0; j < n; ++j) words |= uint64_t(load_u16(p + j * stride)) << 16 * j;
   return words;
 }
 
+// A place in the first of some rows that lie `stride` bytes apart.
+struct RowPlace {
+  const uint8_t* p;
+  int64_t stride;
+  RowPlace(const uint8_t* place, int64_t bytes = 0) : p(place), stride(bytes) {}
+  RowPlace operator+(int64_t bytes) const { return {p + bytes, stride}; }
+};
+
 // Formats whose codes are made in registers make n groups of 32 at once, each in a lane of 16 bytes: `low` are codes 0-15
-// of the groups, `high` 16-31.
-template <int n> struct Lanes {
+// of the groups, `high` 16-31. The groups follow each other in a row (Lanes), or stand in the same place of n rows (Rows).
+template <int n> struct Groups {
   using Bytes = std::conditional_t<n == 1, Bytes16, std::conditional_t<n == 2, Bytes32, Bytes64>>;
   using Words = std::conditional_t<n == 1, Words2, std::conditional_t<n == 2, Words4, Words8>>;
   Words low, high;
@@ -101,74 +109,12 @@ template <int n> struct Lanes {
     else
       return join(join(load_words<Words2>(at(0)), at(1)), join(load_words<Words2>(at(2)), at(3)));
   }
-  // 16 bytes of each of n blocks of `stride` bytes.
-  template <int stride> static Words gather(const uint8_t* p) {
-    return gather([&](int j) { return p + j * stride; });
+  static Words gather(const uint8_t* p, int64_t stride) {
+    return gather([&](int64_t j) { return p + j * stride; });
   }
-  // A number for each lane.
-  template <class Number> static Words each(Number number) {
-    Words v{};
-    for (int j = 0; j < n; ++j) v[2 * j] = v[2 * j + 1] = uint64_t(number(j));
-    return v;
-  }
-  // The same 16 bytes in every lane, shifted right by `first` and by `more` for each lane before.
-  static Words shifted(const uint8_t* p, int first, int more) {
-    return repeat<Words>(load_words<Words2>(p)) >> first >> each([&](int j) { return j * more; });
-  }
-  // Nibbles of 16 bytes a block: the low ones are codes 0-15.
-  template <int stride> static Lanes nibbles(const uint8_t* p) {
-    const Words both = gather<stride>(p);
-    return {both & 0x0f * every_byte, both >> 4 & 0x0f * every_byte};
-  }
-  // Nibbles of blocks of 64 codes in 32 bytes: the low ones are a group, the high ones the next. From `group` of the first.
-  static Lanes nibbles_of_pairs(const uint8_t* p, int group) {
-    p += group / 2 * 32;
-    if constexpr (n == 1) {
-      const int shift = group % 2 * 4;
-      return {load_words<Words>(p) >> shift & 0x0f * every_byte, load_words<Words>(p + 16) >> shift & 0x0f * every_byte};
-    } else {
-      const Words both = load_words<Words>(p), a = both & 0x0f * every_byte, b = both >> 4 & 0x0f * every_byte;
-      if constexpr (n == 2)
-        return {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7)};
-      else
-        return {__builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13), __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)};
-    }
-  }
-  // Nibbles of 128 codes in 64 bytes: the low ones are two groups, the high ones the next two. From `group` of these on.
-  static Lanes nibbles_of_fours(const uint8_t* p, int group) {
-    if constexpr (n == 4) {
-      const Words both = load_words<Words>(p), a = both & 0x0f * every_byte, b = both >> 4 & 0x0f * every_byte;
-      return {__builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13), __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15)};
-    } else {
-      const int shift = group / 2 * 4;
-      const auto bytes = [&](int from) { return gather([&](int j) { return p + (group + j) % 2 * 32 + from; }); };
-      return {bytes(0) >> shift & 0x0f * every_byte, bytes(16) >> shift & 0x0f * every_byte};
-    }
-  }
-  // Adds 16 to each code whose bit is set in the 32 bits a block from p on.
-  template <int stride> Lanes with_fifth_bits(const uint8_t* p) const {
-    return {low | fifth_bits<stride>(p), high | fifth_bits<stride>(p + 2)};
-  }
-
-  // Writes the 32 n codes in the order of the weights.
-  void store(uint8_t* codes) const {
-#if defined(__AVX512F__)
-    if constexpr (n == 4) { // by intrinsics: GCC 12 takes the parts of a shuffle through memory
-      const __m512i a = (__m512i)low, b = (__m512i)high;
-      _mm512_storeu_si512(codes, _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), b));
-      _mm512_storeu_si512(codes + 64, _mm512_permutex2var_epi64(a, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), b));
-      return;
-    }
-#endif
-    for (int j = 0; j < n; ++j) {
-      std::memcpy(codes + 32 * j, reinterpret_cast<const uint8_t*>(&low) + 16 * j, 16);
-      std::memcpy(codes + 32 * j + 16, reinterpret_cast<const uint8_t*>(&high) + 16 * j, 16);
-    }
-  }
-
-private:
-  template <int stride> static Words fifth_bits(const uint8_t* p) {
-    const uint64_t bits = words_of_blocks<n, stride>(p);
+  // 16 in each code whose bit is set in the low 16 bits of the words at p and each `stride` bytes on.
+  static Words fifth_bits(const uint8_t* p, int64_t stride) {
+    const uint64_t bits = words_of_blocks<n>(p, stride);
 #if defined(__AVX512BW__) // a mask register is what the bits are
     if constexpr (n == 4) return (Words)_mm512_maskz_set1_epi8(bits, 16);
 #endif
@@ -188,14 +134,130 @@ private:
     for (int i = 0; i < 2 * n; ++i) v[i] = spread_bits(uint8_t(bits >> 8 * i)) << 4;
     return v;
   }
+
+  // table[v] for bytes below 16.
+  static Words look_up(const uint8_t (&table)[16], Words v) {
+#if defined(__AVX512BW__)
+    if constexpr (n == 4) return (Words)_mm512_shuffle_epi8((__m512i)repeat<Words>(load_words<Words2>(table)), (__m512i)v);
+#endif
+#if defined(__AVX2__)
+    if constexpr (n == 2) return (Words)_mm256_shuffle_epi8((__m256i)repeat<Words>(load_words<Words2>(table)), (__m256i)v);
+    if constexpr (n == 1) return (Words)_mm_shuffle_epi8((__m128i)load_words<Words2>(table), (__m128i)v);
+#elif defined(LLTOOL_NEON)
+    return (Words)vqtbl1q_u8((uint8x16_t)load_words<Words2>(table), (uint8x16_t)v);
+#endif
+    Bytes bytes = (Bytes)v;
+    for (int i = 0; i < 16 * n; ++i) bytes[i] = table[bytes[i]];
+    return (Words)bytes;
+  }
+
+  // Writes the 32 n codes in the order of a row's weights.
+  void store(uint8_t* codes) const {
+#if defined(__AVX512F__)
+    if constexpr (n == 4) { // by intrinsics: GCC 12 takes the parts of a shuffle through memory
+      const __m512i a = (__m512i)low, b = (__m512i)high;
+      _mm512_storeu_si512(codes, _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), b));
+      _mm512_storeu_si512(codes + 64, _mm512_permutex2var_epi64(a, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), b));
+      return;
+    }
+#endif
+    for (int j = 0; j < n; ++j) {
+      std::memcpy(codes + 32 * j, reinterpret_cast<const uint8_t*>(&low) + 16 * j, 16);
+      std::memcpy(codes + 32 * j + 16, reinterpret_cast<const uint8_t*>(&high) + 16 * j, 16);
+    }
+  }
 };
 
-// What such a format gives: `scales` of a block, and `codes` of n groups: of the n blocks from b on where a block is one
-// group (it then begins with its scale, and minimum, in half precision), else of one block from `group` on.
+// One group of each of n rows.
+template <int n> struct Rows : Groups<n> {
+  using typename Groups<n>::Words;
+  using Groups<n>::gather;
+  Rows(Words low, Words high) : Groups<n>{low, high} {}
+
+  template <int> static Words gather(RowPlace p) { return Groups<n>::gather(p.p, p.stride); }
+  // 16 bytes of each row, shifted right by `first`.
+  static Words shifted(RowPlace p, int first, int) { return gather<0>(p) >> first; }
+  // Nibbles of 16 bytes: the low ones are codes 0-15.
+  template <int> static Rows nibbles(RowPlace p) {
+    const Words both = gather<0>(p);
+    return {both & 0x0f * every_byte, both >> 4 & 0x0f * every_byte};
+  }
+  // Nibbles of blocks of 64 codes in 32 bytes: the low ones are a group, the high ones the next.
+  static Rows nibbles_of_pairs(RowPlace p, int group) { return nibbles_of(p + group / 2 * 32, group % 2); }
+  // Nibbles of 128 codes in 64 bytes: the low ones are two groups, the high ones the next two.
+  static Rows nibbles_of_fours(RowPlace p, int group) { return nibbles_of(p + group % 2 * 32, group / 2); }
+  // Adds 16 to each code whose bit is set in the 32 bits at p.
+  template <int> Rows with_fifth_bits(RowPlace p) const {
+#if defined(__AVX512BW__)
+    if constexpr (n == 4) { // one vector load a row beats two scalar ones
+      const __m512i bits = (__m512i)gather<0>(p), bit = _mm512_set1_epi64(int64_t(0x8040201008040201)), fifth = _mm512_set1_epi8(16);
+      const auto add = [&](Words codes, int byte) {
+        const __m512i place = _mm512_broadcast_i32x4(_mm_set_epi64x(int64_t((byte + 1) * every_byte), int64_t(byte * every_byte)));
+        const __mmask64 set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(bits, place), bit);
+        return (Words)_mm512_mask_add_epi8((__m512i)codes, set, (__m512i)codes, fifth);
+      };
+      return {add(this->low, 0), add(this->high, 2)};
+    }
+#endif
+    return {this->low | Groups<n>::fifth_bits(p.p, p.stride), this->high | Groups<n>::fifth_bits(p.p + 2, p.stride)};
+  }
+
+private:
+  static Rows nibbles_of(RowPlace p, int which) {
+    return {gather<0>(p) >> 4 * which & 0x0f * every_byte, gather<0>(p + 16) >> 4 * which & 0x0f * every_byte};
+  }
+};
+
+// n groups of a row one after the other; more than one, as one is the same as of one row.
+template <int n> struct Consecutive : Groups<n> {
+  using typename Groups<n>::Words;
+  using Groups<n>::gather;
+  Consecutive(Words low, Words high) : Groups<n>{low, high} {}
+
+  // 16 bytes of each of n blocks of `stride` bytes.
+  template <int stride> static Words gather(const uint8_t* p) { return Groups<n>::gather(p, stride); }
+  // The same 16 bytes in every lane, shifted right by `first` and by `more` for each lane before.
+  static Words shifted(const uint8_t* p, int first, int more) {
+    Words shift{};
+    for (int j = 0; j < n; ++j) shift[2 * j] = shift[2 * j + 1] = uint64_t(j * more);
+    return repeat<Words>(load_words<Words2>(p)) >> first >> shift;
+  }
+  // As in Rows, of n blocks; or from `group` of the first on.
+  template <int stride> static Consecutive nibbles(const uint8_t* p) {
+    const Words both = gather<stride>(p);
+    return {both & 0x0f * every_byte, both >> 4 & 0x0f * every_byte};
+  }
+  static Consecutive nibbles_of_pairs(const uint8_t* p, int group) {
+    const Words both = load_words<Words>(p + group / 2 * 32), a = both & 0x0f * every_byte, b = both >> 4 & 0x0f * every_byte;
+    if constexpr (n == 2)
+      return {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7)};
+    else
+      return {__builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13), __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)};
+  }
+  static Consecutive nibbles_of_fours(const uint8_t* p, int group) {
+    if constexpr (n == 4) {
+      const Words both = load_words<Words>(p), a = both & 0x0f * every_byte, b = both >> 4 & 0x0f * every_byte;
+      return {__builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13), __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15)};
+    } else {
+      const int shift = group / 2 * 4;
+      const auto bytes = [&](int from) { return Groups<n>::gather([&](int j) { return p + (group + j) % 2 * 32 + from; }); };
+      return {bytes(0) >> shift & 0x0f * every_byte, bytes(16) >> shift & 0x0f * every_byte};
+    }
+  }
+  template <int stride> Consecutive with_fifth_bits(const uint8_t* p) const {
+    return {this->low | Groups<n>::fifth_bits(p, stride), this->high | Groups<n>::fifth_bits(p + 2, stride)};
+  }
+};
+template <int n> using Lanes = std::conditional_t<n == 1, Rows<1>, Consecutive<n>>;
+
+// What such a format gives: `scales` of a block (and `scales_of_rows` of as many rows as V has lanes, where a block has more
+// than one group), and `codes` of n groups. As Lanes: of the n blocks from b on where a block is
+// one group (it then begins with its scale, and minimum, in half precision), else of one block from `group` on. As Rows, from
+// a RowPlace: of `group` of a block of each row.
 template <class F> struct InRegisters {
   static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float* __restrict min) {
     F::scales(b, scale, min);
-    for (int group = 0; group < F::block / 32; ++group) F::template codes<Lanes<1>>(b, group).store(codes + 32 * group);
+    for (int group = 0; group < F::block / 32; ++group) F::template codes<Rows<1>>(RowPlace{b}, group).store(codes + 32 * group);
   }
 };
 

@@ -9,29 +9,40 @@ constexpr uint8_t iq4_codes[16] = {0, 23, 44, 62, 78, 92, 105, 117, 128, 140, 15
 // E2M1 doubled (0 1 2 3 4 6 8 12 and their negatives), 12 added.
 constexpr uint8_t e2m1_codes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
+// The codes that nibbles stand for.
+template <class V> inline V look_up(const uint8_t (&table)[16], V nibbles) {
+  return {V::look_up(table, nibbles.low), V::look_up(table, nibbles.high)};
+}
+
 // f16 d; nibbles as in Q4_0.
-struct IQ4_NL {
+struct IQ4_NL : InRegisters<IQ4_NL> {
   static constexpr int type = 20, block = 32, bytes = 18, group = 32, zero = 127, max_code = 240;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
-    scale[0] = load_f16(b);
-    unpack_nibbles(b + 2, codes);
-    look_up(iq4_codes, codes, 32);
+  static void scales(const uint8_t* b, float* scale, float*) { scale[0] = load_f16(b); }
+  template <class V, class Place> static V codes(Place b, int) {
+    return look_up(iq4_codes, V::template nibbles<bytes>(b + 2));
   }
 };
 
 // f16 d, u16 of high scale bits, 4 bytes of low scale nibbles, 128 bytes: nibbles of 32 weights as in Q4_0.
-struct IQ4_XS {
+struct IQ4_XS : InRegisters<IQ4_XS> {
   static constexpr int type = 23, block = 256, bytes = 136, group = 32, zero = 127, max_code = 240;
   static constexpr bool has_min = false;
-  static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
+  // The scale of a group, from the first two words of the block.
+  template <class Word> static Word factor(Word first, Word second, int g) {
+    return ((second >> 4 * g & 15) | (first >> (16 + 2 * g) & 3) << 4) - 32;
+  }
+  static void scales(const uint8_t* b, float* __restrict scale, float*) {
     const float d = load_f16(b);
-    const uint16_t high = load_u16(b + 2);
-    for (int g = 0; g < 8; ++g) {
-      scale[g] = d * float(((b[4 + g / 2] >> (4 * (g & 1)) & 15) | (high >> (2 * g) & 3) << 4) - 32);
-      unpack_nibbles(b + 8 + 16 * g, codes + 32 * g);
-    }
-    look_up(iq4_codes, codes, 256);
+    for (int g = 0; g < 8; ++g) scale[g] = d * float(factor(int32_t(load_u32(b)), int32_t(load_u32(b + 4)), g));
+  }
+  template <class V> static void scales_of_rows(RowPlace b, float* scale, float*) {
+    const auto words = V::four_words(b);
+    const auto d = V::halves(b);
+    for (int g = 0; g < 8; ++g, scale += V::lanes) V::store(scale, V::to_float(factor(words.word[0], words.word[1], g)) * d);
+  }
+  template <class V, class Place> static V codes(Place b, int group) {
+    return look_up(iq4_codes, V::template nibbles<16>(b + 8 + 16 * group));
   }
 };
 

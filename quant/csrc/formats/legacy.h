@@ -9,7 +9,7 @@ struct Q4_0 : InRegisters<Q4_0> {
   static constexpr int type = 2, block = 32, bytes = 18, group = 32, zero = 8, max_code = 15;
   static constexpr bool has_min = false;
   static void scales(const uint8_t* b, float* scale, float*) { scale[0] = load_f16(b); }
-  template <class V> static V codes(const uint8_t* b, int) {
+  template <class V, class Place> static V codes(Place b, int) {
     return V::template nibbles<bytes>(b + 2);
   }
 };
@@ -22,7 +22,7 @@ struct Q4_1 : InRegisters<Q4_1> {
     scale[0] = load_f16(b);
     min[0] = load_f16(b + 2);
   }
-  template <class V> static V codes(const uint8_t* b, int) {
+  template <class V, class Place> static V codes(Place b, int) {
     return V::template nibbles<bytes>(b + 4);
   }
 };
@@ -32,7 +32,7 @@ struct Q5_0 : InRegisters<Q5_0> {
   static constexpr int type = 6, block = 32, bytes = 22, group = 32, zero = 16, max_code = 31;
   static constexpr bool has_min = false;
   static void scales(const uint8_t* b, float* scale, float*) { scale[0] = load_f16(b); }
-  template <class V> static V codes(const uint8_t* b, int) {
+  template <class V, class Place> static V codes(Place b, int) {
     return V::template nibbles<bytes>(b + 6).template with_fifth_bits<bytes>(b + 2);
   }
 };
@@ -45,7 +45,7 @@ struct Q5_1 : InRegisters<Q5_1> {
     scale[0] = load_f16(b);
     min[0] = load_f16(b + 2);
   }
-  template <class V> static V codes(const uint8_t* b, int) {
+  template <class V, class Place> static V codes(Place b, int) {
     return V::template nibbles<bytes>(b + 8).template with_fifth_bits<bytes>(b + 4);
   }
 };
@@ -55,7 +55,7 @@ struct Q8_0 : InRegisters<Q8_0> {
   static constexpr int type = 8, block = 32, bytes = 34, group = 32, zero = 128, max_code = 255;
   static constexpr bool has_min = false;
   static void scales(const uint8_t* b, float* scale, float*) { scale[0] = load_f16(b); }
-  template <class V> static V codes(const uint8_t* b, int) {
+  template <class V, class Place> static V codes(Place b, int) {
     return {V::template gather<bytes>(b + 2) ^ 0x80 * every_byte, V::template gather<bytes>(b + 18) ^ 0x80 * every_byte};
   }
 };
