@@ -124,7 +124,7 @@ struct EngineKernels {
   void (*matvec_f32)(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out,
                      int64_t stride, void* scratch);
 
-  // out[t][row] for rows [begin, end), (end - begin) <= tile_rows, over all panels of T tokens.
+  // out[t][row] for rows [begin, end), of more than one panel at most tile_rows, over all panels of T tokens.
   void (*matmul)(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch);
   void (*matmul_f32)(const Matrix& w, int64_t begin, int64_t end, const float* panels, int64_t T, float* out, int64_t stride,
                      void* scratch);
@@ -163,7 +163,7 @@ struct EngineKernels {
 
 constexpr int64_t observed_columns = 64; // that an observer's task sums up: four cache lines of a row
 
-constexpr int tile_rows = 64; // rows a matmul task unpacks at once
+constexpr int tile_rows = 64; // rows that are unpacked at once for more than one panel
 
 // Scratch bytes a thread needs for weights of at most K columns (padded). matmul_f32 has the most: 32 rows and one as floats.
 // matmul has a tile and a row of codes with their scales, K (64 + 1) 3/2; matvec 15 tokens of 7/2 K and a row.

@@ -44,9 +44,9 @@ LinearOp::Input LinearOp::prepare_own(const Run& run) const {
 LinearOp::Input LinearOp::prepare(const Run& run, Way way) const {
   const Executor& e = run.executor;
   const EngineKernels& k = e.kernels;
-  const int64_t K = x_.width, T = run.rows, panel = way.panels ? k.tokens_per_panel : 1;
-  const bool rows_wanted = !way.panels || (floats_ && way.floats == Floats::rows);
-  if (norm_ || int8_ || way.panels)
+  const int64_t K = x_.width, T = run.rows, panel = way.shape == Shape::rows ? 1 : k.tokens_per_panel;
+  const bool panels = way.shape != Shape::rows, rows_wanted = !panels || (floats_ && way.floats == Floats::rows);
+  if (norm_ || int8_ || panels)
     run.worker.parallel((T + panel - 1) / panel, [&](int64_t p) {
       const int64_t first = p * panel, tokens = std::min(panel, T - first);
       const float* rows = e.at(x_) + first * K;
@@ -55,8 +55,8 @@ LinearOp::Input LinearOp::prepare(const Run& run, Way way) const {
         for (int64_t t = 0; t < tokens; ++t) norm_->normalize(run, first + t, made + t * K);
         rows = made;
       }
-      if (int8_ && !way.panels) k.quantize_row(rows, K, e.quantized.token(p, padded(K)));
-      if (int8_ && way.panels) k.quantize_panel(rows, K, int(tokens), K, e.quantized.token(p * panel, K));
+      if (int8_ && !panels) k.quantize_row(rows, K, e.quantized.token(p, padded(K)));
+      if (int8_ && panels) k.quantize_panel(rows, K, int(tokens), K, e.quantized.token(p * panel, K));
       if (way.floats == Floats::shorts) k.shorten_panel(rows, K, int(tokens), K, e.shortened.token(p * panel, K));
       if (way.floats == Floats::packed) k.pack_panel(rows, K, int(tokens), K, e.packed + p * panel * K);
     });
@@ -71,7 +71,14 @@ LinearOp::Floats LinearOp::floats_way(const Run& run) const {
   return shorts ? Floats::shorts : Floats::packed;
 }
 
-LinearOp::Tasks LinearOp::cut(const Executor& e, bool panels) const {
+LinearOp::Shape LinearOp::shape_of(const Run& run) const {
+  const Executor& e = run.executor;
+  if (run.rows < panels_from && !e.settings.deterministic) return Shape::rows;
+  return run.rows <= e.kernels.tokens_per_panel ? Shape::panel : Shape::panels;
+}
+
+LinearOp::Tasks LinearOp::cut(const Executor& e, Shape shape) const {
+  const bool panels = shape != Shape::rows;
   const int64_t threads = e.settings.threads, step = panels ? e.kernels.lanes : 16;
   int64_t rows = 0;
   bool finished = true;
@@ -79,11 +86,11 @@ LinearOp::Tasks LinearOp::cut(const Executor& e, bool panels) const {
     rows += group.parts[0].weight.rows * int64_t(panels ? 1 : group.parts.size());
     finished &= panels || group.parts.size() == 1;
   }
-  // Rows one at a time are limited by memory, which is read fastest in long runs: each thread begins with most of its share,
-  // and small tasks at the end even them out. A matmul unpacks tiles to its cache.
+  // Few tokens are limited by memory, which is read fastest in long runs: each thread begins with most of its share, and
+  // small tasks at the end even them out. Of many, unpacked tiles and results are to stay in the cache.
   const int64_t most = rows * 7 / (threads * 8), least = rows / (threads * 8);
   const auto size = [&](int64_t left) {
-    if (panels) return std::min<int64_t>(least, tile_rows);
+    if (shape == Shape::panels) return std::min<int64_t>(least, tile_rows);
     if (threads == 1) return left;
     return left * 8 >= rows + most * 4 ? most : least;
   };
@@ -110,7 +117,7 @@ LinearOp::Tasks LinearOp::cut(const Executor& e, bool panels) const {
 }
 
 void LinearOp::finish(const Executor& executor) {
-  for (bool panels : {false, true}) tasks_[panels] = cut(executor, panels);
+  for (Shape shape : {Shape::rows, Shape::panel, Shape::panels}) tasks_[size_t(shape)] = cut(executor, shape);
 }
 
 void LinearOp::multiply(const Run& run, const Part& part, int64_t begin, int64_t end, Way way, const Input& in) const {
@@ -120,9 +127,10 @@ void LinearOp::multiply(const Run& run, const Part& part, int64_t begin, int64_t
   const int64_t T = run.rows, width = part.out.width;
   float* to = e.at(part.out);
   void* scratch = e.scratch(run.worker.index);
-  if (quantized && !way.panels) return k.matvec(part.weight, begin, end, in.quantized, int(T), to, width, scratch);
+  if (quantized && way.shape == Shape::rows) return k.matvec(part.weight, begin, end, in.quantized, int(T), to, width, scratch);
   if (!quantized && way.floats == Floats::rows)
     return k.matvec_f32(part.weight, begin, end, in.floats, x_.width, int(T), to, width, scratch);
+  if (quantized && way.shape == Shape::panel) return k.matmul(part.weight, begin, end, in.quantized, T, to, width, scratch);
   for (int64_t stop; begin < end; begin = stop) {
     stop = std::min<int64_t>(end, begin + tile_rows);
     if (quantized)
@@ -135,14 +143,12 @@ void LinearOp::multiply(const Run& run, const Part& part, int64_t begin, int64_t
 }
 
 void LinearOp::run(const Run& run) const {
-  const Floats floats = floats_way(run);
-  const bool panels = run.rows >= panels_from || run.executor.settings.deterministic;
-  const Way way{panels, floats};
-  const bool alone = run.rows == 1 && !panels;
+  const Way way{shape_of(run), floats_way(run)};
+  const bool alone = run.rows == 1 && way.shape == Shape::rows;
   Input in{};
   bool prepared = !alone;
   if (!alone) in = prepare(run, way);
-  const Tasks& tasks = tasks_[panels];
+  const Tasks& tasks = tasks_[size_t(way.shape)];
   run.worker.parallel(int64_t(tasks.list.size()), [&](int64_t i) {
     const Task& task = tasks.list[size_t(i)];
     const Group& group = groups_[task.group];

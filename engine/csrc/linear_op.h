@@ -26,8 +26,10 @@ public:
 private:
   // What float weights are multiplied with: rows as they are, panels of 14 bits, panels of floats.
   enum class Floats { rows, shorts, packed };
+  // Of int8: rows, or panels.
+  enum class Shape { rows, panel, panels };
   struct Way {
-    bool panels; // of int8
+    Shape shape;
     Floats floats;
   };
   // What is multiplied: rows in row layout, or panels.
@@ -47,12 +49,13 @@ private:
   Input prepare_own(const Run& run) const;
   Input prepare(const Run& run, Way way) const;
   Floats floats_way(const Run& run) const;
-  Tasks cut(const Executor& executor, bool panels) const;
+  Shape shape_of(const Run& run) const;
+  Tasks cut(const Executor& executor, Shape shape) const;
   void multiply(const Run& run, const Part& part, int64_t begin, int64_t end, Way way, const Input& in) const;
 
   Buffer x_;
   std::vector<Group> groups_;
-  Tasks tasks_[2]; // of few tokens, of panels
+  Tasks tasks_[3]; // for each Shape
   std::unique_ptr<NormOp> norm_;      // null: x is multiplied as it is
   bool int8_ = false, floats_ = false; // which activations the parts want
 };

@@ -48,9 +48,20 @@ template <class F> inline void take_terms(Quantized x, int64_t K, PanelTerms to)
       for (int t = 0; t < panel; ++t) to.offset[g * panel + t] = x.scale[g * F::group / 32 * panel + t] * float(sum[g * panel + t]);
 }
 
+// A tile's rows are read a few columns at a time, which no hardware prefetcher follows.
+inline void prefetch_lines(const uint8_t* begin, const uint8_t* end) {
+  for (; begin < end; begin += 64) __builtin_prefetch(begin, 0, 2);
+}
+
+// Bytes that are needed next: each 32 columns of a product fetch `step` of them, or none.
+struct Ahead {
+  const uint8_t* next;
+  int64_t step;
+};
+
 // A tile times N tokens of a panel; out is (N, lanes) with `stride`. `zero` is the code of weight 0.
 template <int N, int group, int max_code, bool centered, bool has_min>
-inline void multiply_tile(UnpackedTile w, int zero, Quantized x, PanelTerms terms, int64_t K, float* out, int64_t stride) {
+inline void multiply_tile(UnpackedTile w, int zero, Quantized x, PanelTerms terms, int64_t K, Ahead ahead, float* out, int64_t stride) {
   vf acc[N];
 #pragma GCC unroll 16
   for (int t = 0; t < N; ++t) acc[t] = vf{};
@@ -63,7 +74,8 @@ inline void multiply_tile(UnpackedTile w, int zero, Quantized x, PanelTerms term
     for (int t = 0; t < N; ++t) acc[t] += weight * x.outliers[i * panel + t];
   }
   constexpr int halves = 32 / group; // that share the scale of the activations
-  for (int64_t g = 0; g < K / 32; ++g, x.scale += panel) {
+  for (int64_t g = 0; g < K / 32; ++g, x.scale += panel, ahead.next += ahead.step) {
+    prefetch_lines(ahead.next, ahead.next + ahead.step);
     vf part[N];
     for (int half = 0; half < halves; ++half, w.scale += lanes, w.min += lanes, terms.start += panel, terms.offset += panel) {
       vi dot[N];
@@ -160,53 +172,62 @@ template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t
   }
 }
 
-// A tile's rows are read a few columns at a time, which no hardware prefetcher follows.
-inline void prefetch_lines(const uint8_t* begin, const uint8_t* end) {
-  for (; begin < end; begin += 64) __builtin_prefetch(begin, 0, 2);
+// Rows [begin, end) of a weight in tiles, for which `scratch` has room from number 0 on, and behind them for a panel's terms.
+template <class F> struct TiledRows {
+  static constexpr int max_code = F::max_code <= 127 ? 127 : 255;
+  const Matrix& w;
+  int64_t begin, end, K = w.columns, groups = K / F::group, tiles = (end - begin + lanes - 1) / lanes;
+
+  int64_t rows(int64_t i) const { return std::min<int64_t>(end - begin - i * lanes, lanes); }
+  const uint8_t* data(int64_t i) const { return w.data + std::min(begin + i * lanes, end) * w.row_bytes; }
+  UnpackedTile place(void* scratch, int64_t room, int64_t number) const {
+    uint8_t* codes = static_cast<uint8_t*>(scratch);
+    float* scale = reinterpret_cast<float*>(codes + room * lanes * K);
+    return {codes + number * lanes * K, scale + number * lanes * groups, scale + (room + number) * lanes * groups};
+  }
+  PanelTerms terms(void* scratch, int64_t room) const {
+    float* min = place(scratch, room, room).min;
+    return {reinterpret_cast<int32_t*>(min), min + panel * groups};
+  }
+  void unpack(int64_t i, UnpackedTile to) const { unpack_tile<F>(data(i), w.row_bytes, rows(i), K, to); }
+  // Tile i times some tokens of a panel; out is theirs, of all rows.
+  void multiply(int64_t i, UnpackedTile tile, Quantized x, PanelTerms terms, int64_t tokens, Ahead ahead, float* out, int64_t stride) const {
+    write_tile(rows(i), tokens, out + begin + i * lanes, stride, [&](auto N, float* to, int64_t to_stride) {
+      multiply_tile<N, F::group, max_code, F::zero != dot_bias<max_code>, F::has_min>(tile, F::zero, x, terms, K, ahead, to, to_stride);
+    });
+  }
+};
+
+// Tokens of one panel: a tile is multiplied while it is in the nearest cache, and the next one's rows are fetched.
+template <class F> void multiply_one_panel(TiledRows<F> rows, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
+  const UnpackedTile tile = rows.place(scratch, 1, 0);
+  const PanelTerms terms = rows.terms(scratch, 1);
+  take_terms<F>(x, rows.K, terms);
+  prefetch_lines(rows.data(0), rows.data(1));
+  for (int64_t i = 0; i < rows.tiles; ++i) {
+    rows.unpack(i, tile);
+    rows.multiply(i, tile, x, terms, T, {rows.data(i + 1), (rows.data(i + 2) - rows.data(i + 1)) * 32 / rows.K}, out, stride);
+  }
 }
 
-template <class F>
-void matmul_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
-  const int64_t K = w.columns, groups = K / F::group, tiles = (end - begin + lanes - 1) / lanes;
-  UnpackedTile all; // the tiles one after the other
-  all.codes = static_cast<uint8_t*>(scratch);
-  all.scale = reinterpret_cast<float*>(all.codes + tiles * lanes * K);
-  all.min = all.scale + tiles * lanes * groups;
-  PanelTerms terms;
-  terms.start = reinterpret_cast<int32_t*>(all.min + tiles * lanes * groups);
-  terms.offset = reinterpret_cast<float*>(terms.start + panel * groups);
-  const auto tile = [&](int64_t i) {
-    return UnpackedTile{all.codes + i * lanes * K, all.scale + i * lanes * groups, all.min + i * lanes * groups};
-  };
-  const auto rows = [&](int64_t i) { return std::min<int64_t>(end - begin - i * lanes, lanes); };
-  const auto data = [&](int64_t i) { return w.data + std::min(begin + i * lanes, end) * w.row_bytes; };
-  const auto unpack = [&](int64_t i) {
-    prefetch_lines(data(i + 1), data(i + 2));
-    unpack_tile<F>(data(i), w.row_bytes, rows(i), K, tile(i));
-  };
-  constexpr int max_code = F::max_code <= 127 ? 127 : 255;
-  constexpr bool centered = F::zero != dot_bias<max_code>;
-  const auto multiply = [&](int64_t i, int64_t t, int64_t tokens) {
-    write_tile(rows(i), tokens, out + t * stride + begin + i * lanes, stride, [&](auto N, float* to, int64_t to_stride) {
-      multiply_tile<N, F::group, max_code, centered, F::has_min>(tile(i), F::zero, x, terms, K, to, to_stride);
-    });
-  };
-  prefetch_lines(data(0), data(1));
-  if (T <= panel) { // a tile is multiplied while it is in the nearest cache
-    take_terms<F>(x, K, terms);
-    for (int64_t i = 0; i < tiles; ++i) unpack(i), multiply(i, 0, T);
-    return;
+template <class F> void multiply_panels(TiledRows<F> rows, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
+  const auto tile = [&](int64_t i) { return rows.place(scratch, rows.tiles, i); };
+  const PanelTerms terms = rows.terms(scratch, rows.tiles);
+  prefetch_lines(rows.data(0), rows.data(1));
+  for (int64_t i = 0; i < rows.tiles; ++i) {
+    prefetch_lines(rows.data(i + 1), rows.data(i + 2));
+    rows.unpack(i, tile(i));
   }
-  for (int64_t i = 0; i < tiles; ++i) unpack(i);
-  for (int64_t t = 0; t < T; t += panel, x = x.token(panel, K)) {
-    take_terms<F>(x, K, terms);
-    for (int64_t i = 0; i < tiles; ++i) multiply(i, t, std::min<int64_t>(panel, T - t));
+  for (int64_t t = 0; t < T; t += panel, x = x.token(panel, rows.K), out += panel * stride) {
+    take_terms<F>(x, rows.K, terms);
+    for (int64_t i = 0; i < rows.tiles; ++i) rows.multiply(i, tile(i), x, terms, std::min<int64_t>(panel, T - t), {}, out, stride);
   }
 }
 
 void matmul(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
   with_format(w.type, [&](auto format) {
-    matmul_format<decltype(format)>(w, begin, end, x, T, out, stride, scratch);
+    const TiledRows<decltype(format)> rows{w, begin, end};
+    T <= panel ? multiply_one_panel(rows, x, T, out, stride, scratch) : multiply_panels(rows, x, T, out, stride, scratch);
   });
 }
 

@@ -165,27 +165,6 @@ inline float sum_of(vf v) {
   return s;
 #endif
 }
-// out[r] = the sum of v[r]; four at a time share their additions.
-template <int R> inline void sum_each(const vf (&v)[R], float* out) {
-  int r = 0;
-#if defined(__AVX2__)
-  const auto half = [&](int i) -> __m256 {
-#if defined(__AVX512VNNI__)
-    return _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
-#else
-    return v[i];
-#endif
-  };
-  for (; r + 4 <= R; r += 4) {
-    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(half(r), half(r + 1)), _mm256_hadd_ps(half(r + 2), half(r + 3)));
-    _mm_storeu_ps(out + r, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
-  }
-#elif defined(LLTOOL_NEON)
-  for (; r + 4 <= R; r += 4)
-    vst1q_f32(out + r, vpaddq_f32(vpaddq_f32(v[r], v[r + 1]), vpaddq_f32(v[r + 2], v[r + 3])));
-#endif
-  for (; r < R; ++r) out[r] = sum_of(v[r]);
-}
 inline float highest(vf v) {
 #if defined(__AVX512VNNI__)
   return _mm512_reduce_max_ps(v);
