@@ -119,7 +119,7 @@ struct EngineKernels {
   // The same for the float kernels: out is (K, tokens_per_panel).
   void (*pack_panel)(const float* x, int64_t stride, int tokens, int64_t K, float* out);
 
-  // out[t][row] for rows [begin, end) and a few tokens in row layout (q of token t at q + t * K, and so on).
+  // out[t][row] for rows [begin, end) and one or two tokens in row layout (q of token t at q + t * K, and so on).
   void (*matvec)(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch);
   void (*matvec_f32)(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out,
                      int64_t stride, void* scratch);
@@ -166,7 +166,7 @@ constexpr int64_t observed_columns = 64; // that an observer's task sums up: fou
 constexpr int tile_rows = 64; // rows that are unpacked at once for more than one panel
 
 // Scratch bytes a thread needs for weights of at most K columns (padded). matmul_f32 has the most: 32 rows and one as floats.
-// matmul has a tile and a row of codes with their scales, K (64 + 1) 3/2; matvec 15 tokens of 7/2 K and a row.
+// matmul has a tile and a row of codes with their scales, K (64 + 1) 3/2; matvec 2 tokens of 7/2 K and a row.
 constexpr size_t matmul_scratch(int64_t K) { return size_t(K) * 4 * 33 + 4096; }
 constexpr int attention_rows = 128; // query rows (tokens x heads of a group) a task may have
 constexpr int attention_width(int head_dim) { return (head_dim + 15) / 16 * 16; }

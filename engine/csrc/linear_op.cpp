@@ -7,7 +7,7 @@
 namespace lltool {
 
 // From this many tokens on it pays to unpack a tile of the weight; below, each row is read once for all tokens.
-constexpr int64_t panels_from = 5;
+constexpr int64_t panels_from = 3;
 // The same for float weights, rounded to 14 bits or as they are.
 constexpr int64_t shorts_from = 32, packed_from = 64;
 

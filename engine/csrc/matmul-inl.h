@@ -6,10 +6,18 @@
 
 namespace {
 
-// A tile of `lanes` rows, unpacked: codes (K / 4, lanes, 4), scale and min (K / group, lanes).
-struct UnpackedTile {
+// A tile of `lanes` rows, unpacked: codes (K / 4, lanes, 4), scale and min (K / group, lanes). A product takes 32 columns
+// after the other: begin() before the first and next() after each.
+template <int group> struct UnpackedTile {
   uint8_t* codes;
   float *scale, *min;
+
+  void begin() {}
+  vb code(int four) const { return load<vb>(codes + four * lanes * 4); }           // of four columns
+  vf scale_of(int half) const { return load<vf>(scale + half * lanes); }           // of the columns' first or second half
+  vf min_of(int half) const { return load<vf>(min + half * lanes); }
+  void next() { *this = at(32); }
+  UnpackedTile at(int64_t column) const { return {codes + column * lanes, scale + column / group * lanes, min + column / group * lanes}; }
 };
 
 // Calls multiply(N, to, stride) for the `tokens` of a panel, with N at least as many: N rows of `lanes` are written to `to`,
@@ -59,48 +67,6 @@ struct Ahead {
   int64_t step;
 };
 
-// A tile times N tokens of a panel; out is (N, lanes) with `stride`. `zero` is the code of weight 0.
-template <int N, int group, int max_code, bool centered, bool has_min>
-inline void multiply_tile(UnpackedTile w, int zero, Quantized x, PanelTerms terms, int64_t K, Ahead ahead, float* out, int64_t stride) {
-  vf acc[N];
-#pragma GCC unroll 16
-  for (int t = 0; t < N; ++t) acc[t] = vf{};
-  for (int i = 0; i < lltool::outlier_columns && x.outliers; ++i) {
-    const int64_t k = reinterpret_cast<const int32_t*>(x.outliers + lltool::outlier_columns * panel)[i];
-    const vi code = (vi)(load<vu>(w.codes + k / 4 * lanes * 4) >> uint32_t(k % 4 * 8) & 255) - zero;
-    vf weight = to_float(code) * load<vf>(w.scale + k / group * lanes);
-    if constexpr (has_min) weight += load<vf>(w.min + k / group * lanes);
-#pragma GCC unroll 16
-    for (int t = 0; t < N; ++t) acc[t] += weight * x.outliers[i * panel + t];
-  }
-  constexpr int halves = 32 / group; // that share the scale of the activations
-  for (int64_t g = 0; g < K / 32; ++g, x.scale += panel, ahead.next += ahead.step) {
-    prefetch_lines(ahead.next, ahead.next + ahead.step);
-    vf part[N];
-    for (int half = 0; half < halves; ++half, w.scale += lanes, w.min += lanes, terms.start += panel, terms.offset += panel) {
-      vi dot[N];
-#pragma GCC unroll 16
-      for (int t = 0; t < N; ++t) dot[t] = centered ? splat(terms.start[t]) : vi{};
-      for (int k = 0; k < group / 4; ++k, w.codes += lanes * 4, x.q += panel * 4)
-        dot4_splat<max_code>(dot, load<vb>(w.codes), x.q);
-      const vf s = load<vf>(w.scale);
-#pragma GCC unroll 16
-      for (int t = 0; t < N; ++t) {
-        if (halves == 1) acc[t] += to_float(dot[t]) * (s * x.scale[t]);
-        else if (half == 0) part[t] = to_float(dot[t]) * s;
-        else acc[t] += (part[t] + to_float(dot[t]) * s) * x.scale[t];
-      }
-      if constexpr (has_min) {
-        const vf m = load<vf>(w.min);
-#pragma GCC unroll 16
-        for (int t = 0; t < N; ++t) acc[t] += m * terms.offset[t];
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int t = 0; t < N; ++t) store(out + t * stride, acc[t]);
-}
-
 // What scales of `lanes` rows are made of, for formats.
 struct RowVectors {
   using Word = vi;
@@ -120,8 +86,92 @@ struct RowVectors {
   static void store(float* p, vf v) { ::store(p, v); }
 };
 
-// Whole tiles of formats that make codes in registers: four rows after the other in lanes of 16 bytes, transposed there.
-template <class F> void unpack_whole_tile(const uint8_t* __restrict p, int64_t row_bytes, int64_t K, UnpackedTile to) {
+// The four codes of eight times four columns of a group, `lanes` rows each: four rows after the other are taken to lanes of 16
+// bytes and transposed there.
+template <class F> inline void take_group(const uint8_t* p, int64_t row_bytes, int group, vi (&low)[4], vi (&high)[4]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto codes = F::template codes<Rows<lane_groups>>(RowPlace{p + i * row_bytes, 4 * row_bytes}, group);
+    low[i] = (vi)codes.low;
+    high[i] = (vi)codes.high;
+  }
+  transpose_fours(low);
+  transpose_fours(high);
+}
+
+// A tile as it lies in the file, of a format with small blocks that makes codes in registers: as UnpackedTile.
+template <class F> struct PackedTile {
+  const uint8_t* p;
+  int64_t row_bytes;
+  vi low[4], high[4];
+
+  PackedTile(const uint8_t* first_row, int64_t bytes) : p(first_row), row_bytes(bytes) {}
+  void begin() { take_group<F>(p, row_bytes, 0, low, high); }
+  vb code(int four) const { return (vb)(four < 4 ? low[four] : high[four - 4]); }
+  vf scale_of(int) const { return gather_halves(p, row_bytes); }
+  vf min_of(int) const { return gather_halves(p + 2, row_bytes); }
+  void next() { p += F::bytes; }
+  PackedTile at(int64_t column) const { return {p + column / 32 * F::bytes, row_bytes}; }
+};
+template <class F> constexpr bool multiplies_packed = is_in_registers<F> && F::block == 32;
+
+// The weights of a column.
+template <class F, class Tile> inline vf column_of(const Tile& tile, int64_t column) {
+  Tile w = tile.at(column / 32 * 32);
+  const int place = int(column % 32);
+  vi codes[8];
+  w.begin();
+#pragma GCC unroll 8
+  for (int four = 0; four < 8; ++four) codes[four] = (vi)w.code(four);
+  keep_in_memory(codes);
+  const vf weight = to_float((vi)((vu)codes[place / 4] >> uint32_t(place % 4 * 8) & 255) - F::zero) * w.scale_of(place / F::group);
+  return F::has_min ? weight + w.min_of(place / F::group) : weight;
+}
+
+// A tile times N tokens of a panel; out is (N, lanes) with `stride`. Not inlined: the loop wants all registers.
+template <class F, int N, class Tile>
+__attribute__((noinline)) void multiply_tile(Tile w, Quantized x, PanelTerms terms, int64_t K, Ahead ahead, float* out, int64_t stride) {
+  constexpr int max_code = F::max_code <= 127 ? 127 : 255, halves = 32 / F::group; // of 32 columns, with scales of their own
+  constexpr bool centered = F::zero != dot_bias<max_code>;
+  vf acc[N];
+#pragma GCC unroll 16
+  for (int t = 0; t < N; ++t) acc[t] = vf{};
+  for (int i = 0; i < lltool::outlier_columns && x.outliers; ++i) {
+    const vf weight = column_of<F>(w, reinterpret_cast<const int32_t*>(x.outliers + lltool::outlier_columns * panel)[i]);
+#pragma GCC unroll 16
+    for (int t = 0; t < N; ++t) acc[t] += weight * x.outliers[i * panel + t];
+  }
+  for (int64_t k = 0; k < K; k += 32, x.scale += panel, ahead.next += ahead.step, w.next()) {
+    prefetch_lines(ahead.next, ahead.next + ahead.step);
+    w.begin();
+    vf part[N];
+#pragma GCC unroll 2
+    for (int half = 0; half < halves; ++half, terms.start += panel, terms.offset += panel) {
+      vi dot[N];
+#pragma GCC unroll 16
+      for (int t = 0; t < N; ++t) dot[t] = centered ? splat(terms.start[t]) : vi{};
+#pragma GCC unroll 8
+      for (int four = 0; four < F::group / 4; ++four, x.q += panel * 4) dot4_splat<max_code>(dot, w.code(half * 4 + four), x.q);
+      const vf s = w.scale_of(half);
+#pragma GCC unroll 16
+      for (int t = 0; t < N; ++t) {
+        if (halves == 1) acc[t] += to_float(dot[t]) * (s * x.scale[t]);
+        else if (half == 0) part[t] = to_float(dot[t]) * s;
+        else acc[t] += (part[t] + to_float(dot[t]) * s) * x.scale[t];
+      }
+      if constexpr (F::has_min) {
+        const vf m = w.min_of(half);
+#pragma GCC unroll 16
+        for (int t = 0; t < N; ++t) acc[t] += m * terms.offset[t];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < N; ++t) store(out + t * stride, acc[t]);
+}
+
+// Whole tiles of formats that make codes in registers.
+template <class F> void unpack_whole_tile(const uint8_t* __restrict p, int64_t row_bytes, int64_t K, UnpackedTile<F::group> to) {
   constexpr int groups = F::block / F::group;
   uint8_t* __restrict to_codes = to.codes; // a group's bytes may hold another's codes as well: they are loaded once
   for (int64_t k = 0; k < K; k += F::block, p += F::bytes, to.scale += groups * lanes, to.min += groups * lanes) {
@@ -134,14 +184,7 @@ template <class F> void unpack_whole_tile(const uint8_t* __restrict p, int64_t r
 #pragma GCC unroll 8
     for (int group = 0; group < F::block / 32; ++group, to_codes += 32 * lanes) {
       vi low[4], high[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const auto codes = F::template codes<Rows<lane_groups>>(RowPlace{p + i * row_bytes, 4 * row_bytes}, group);
-        low[i] = (vi)codes.low;
-        high[i] = (vi)codes.high;
-      }
-      transpose_fours(low);
-      transpose_fours(high);
+      take_group<F>(p, row_bytes, group, low, high);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         store(to_codes + i * lanes * 4, low[i]);
@@ -153,7 +196,7 @@ template <class F> void unpack_whole_tile(const uint8_t* __restrict p, int64_t r
 
 constexpr int unpacked = 256; // columns of a tile that are unpacked and transposed at once: no format's block is longer
 
-template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t rows, int64_t K, UnpackedTile to) {
+template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t rows, int64_t K, UnpackedTile<F::group> to) {
   if constexpr (is_in_registers<F>)
     if (rows == lanes) return unpack_whole_tile<F>(p, row_bytes, K, to);
   alignas(64) uint8_t codes[lanes][unpacked];
@@ -174,13 +217,13 @@ template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t
 
 // Rows [begin, end) of a weight in tiles, for which `scratch` has room from number 0 on, and behind them for a panel's terms.
 template <class F> struct TiledRows {
-  static constexpr int max_code = F::max_code <= 127 ? 127 : 255;
+  using Unpacked = UnpackedTile<F::group>;
   const Matrix& w;
   int64_t begin, end, K = w.columns, groups = K / F::group, tiles = (end - begin + lanes - 1) / lanes;
 
   int64_t rows(int64_t i) const { return std::min<int64_t>(end - begin - i * lanes, lanes); }
   const uint8_t* data(int64_t i) const { return w.data + std::min(begin + i * lanes, end) * w.row_bytes; }
-  UnpackedTile place(void* scratch, int64_t room, int64_t number) const {
+  Unpacked place(void* scratch, int64_t room, int64_t number) const {
     uint8_t* codes = static_cast<uint8_t*>(scratch);
     float* scale = reinterpret_cast<float*>(codes + room * lanes * K);
     return {codes + number * lanes * K, scale + number * lanes * groups, scale + (room + number) * lanes * groups};
@@ -189,24 +232,31 @@ template <class F> struct TiledRows {
     float* min = place(scratch, room, room).min;
     return {reinterpret_cast<int32_t*>(min), min + panel * groups};
   }
-  void unpack(int64_t i, UnpackedTile to) const { unpack_tile<F>(data(i), w.row_bytes, rows(i), K, to); }
+  void unpack(int64_t i, Unpacked to) const { unpack_tile<F>(data(i), w.row_bytes, rows(i), K, to); }
   // Tile i times some tokens of a panel; out is theirs, of all rows.
-  void multiply(int64_t i, UnpackedTile tile, Quantized x, PanelTerms terms, int64_t tokens, Ahead ahead, float* out, int64_t stride) const {
+  template <class Tile>
+  void multiply(int64_t i, const Tile& tile, Quantized x, PanelTerms terms, int64_t tokens, Ahead ahead, float* out, int64_t stride) const {
     write_tile(rows(i), tokens, out + begin + i * lanes, stride, [&](auto N, float* to, int64_t to_stride) {
-      multiply_tile<N, F::group, max_code, F::zero != dot_bias<max_code>, F::has_min>(tile, F::zero, x, terms, K, ahead, to, to_stride);
+      multiply_tile<F, N>(tile, x, terms, K, ahead, to, to_stride);
     });
   }
 };
 
 // Tokens of one panel: a tile is multiplied while it is in the nearest cache, and the next one's rows are fetched.
 template <class F> void multiply_one_panel(TiledRows<F> rows, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
-  const UnpackedTile tile = rows.place(scratch, 1, 0);
+  const UnpackedTile<F::group> tile = rows.place(scratch, 1, 0);
   const PanelTerms terms = rows.terms(scratch, 1);
   take_terms<F>(x, rows.K, terms);
   prefetch_lines(rows.data(0), rows.data(1));
   for (int64_t i = 0; i < rows.tiles; ++i) {
+    const Ahead ahead{rows.data(i + 1), (rows.data(i + 2) - rows.data(i + 1)) * 32 / rows.K};
+    if constexpr (multiplies_packed<F>)
+      if (T <= 8 && rows.rows(i) == lanes) {
+        rows.multiply(i, PackedTile<F>(rows.data(i), rows.w.row_bytes), x, terms, T, ahead, out, stride);
+        continue;
+      }
     rows.unpack(i, tile);
-    rows.multiply(i, tile, x, terms, T, {rows.data(i + 1), (rows.data(i + 2) - rows.data(i + 1)) * 32 / rows.K}, out, stride);
+    rows.multiply(i, tile, x, terms, T, ahead, out, stride);
   }
 }
 

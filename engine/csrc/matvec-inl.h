@@ -1,10 +1,8 @@
-// Products of a few tokens with one row of a weight at a time, so that memory is read as one stream.
+// Products of one or two tokens with one row of a weight at a time, so that memory is read as one stream.
 #pragma once
 #include "linear-inl.h"
 
 namespace {
-
-constexpr int tokens_together = 4; // that share a read of a row
 
 // The weights of a step as codes in the layout of the activations, and what scales each lane: all of it by [0] for groups
 // of 32; of groups of 16, `low` by [0] and `high` by [1].
@@ -144,9 +142,9 @@ inline void touch_ahead(const uint8_t* row, int64_t bytes) {
   for (uintptr_t p = (from | (page - 1)) + 1; p <= from + uintptr_t(bytes); p += page) __builtin_prefetch(reinterpret_cast<const void*>(p));
 }
 
-// Rows [begin, end), of which row(r) gives the one, times N tokens: the first `tokens` are written to out[t * stride + r].
+// Rows [begin, end), of which row(r) gives the one, times N tokens: out[t * stride + r].
 template <class F, int N, class Row>
-inline void multiply_rows(int64_t begin, int64_t end, const TokenStep<F>* x, int64_t K, int tokens, float* out, int64_t stride, Row row) {
+inline void multiply_rows(int64_t begin, int64_t end, const TokenStep<F>* x, int64_t K, float* out, int64_t stride, Row row) {
   // One row at a time: two side by side, at 2 tokens, were read half as fast as one stream of memory.
   constexpr int together = lanes / N; // rows whose lanes are summed up at once
   for (int64_t r = begin; r < end; r += together) {
@@ -159,18 +157,16 @@ inline void multiply_rows(int64_t begin, int64_t end, const TokenStep<F>* x, int
     }
     alignas(64) float sums[lanes];
     store(sums, reduce_each(all, [](vf a, vf b) { return a + b; }));
-    for (int n = 0; n < tokens; ++n)
+    for (int n = 0; n < N; ++n)
       for (int i = 0; i < rows; ++i) out[n * stride + r + i] = sums[i * N + n];
   }
 }
 
 template <class F, int N>
-void multiply_tokens(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
+void multiply_tokens(const Matrix& w, int64_t begin, int64_t end, Quantized x, float* out, int64_t stride, void* scratch) {
   const int64_t K = w.columns, Kp = padded(K), groups = Kp / F::group, steps = Kp / step;
   TokenStep<F>* token = static_cast<TokenStep<F>*>(scratch);
-  for (int t = 0; t < tokens; ++t) prepare<F>(x.token(t, Kp), K, token + t, N);
-  for (int t = tokens; t < N; ++t)
-    for (int64_t k = 0; k < steps; ++k) token[k * N + t] = TokenStep<F>{};
+  for (int t = 0; t < N; ++t) prepare<F>(x.token(t, Kp), K, token + t, N);
   const auto at = [&](int64_t r) {
     const uint8_t* p = w.data + r * w.row_bytes;
     touch_ahead(p, w.row_bytes);
@@ -178,33 +174,23 @@ void multiply_tokens(const Matrix& w, int64_t begin, int64_t end, Quantized x, i
   };
   if constexpr (is_in_registers<F>) {
     if (K >= step) {
-      multiply_rows<F, N>(begin, end, token, K, tokens, out, stride, [&](int64_t r) { return PackedRow<F>{at(r)}; });
+      multiply_rows<F, N>(begin, end, token, K, out, stride, [&](int64_t r) { return PackedRow<F>{at(r)}; });
       return;
     }
   }
   float* scales = reinterpret_cast<float*>(token + N * steps);
   const Row row{reinterpret_cast<uint8_t*>(scales + 2 * groups), scales, scales + groups};
   for (int64_t g = K / F::group; g < groups; ++g) row.scale[g] = row.min[g] = 0;
-  multiply_rows<F, N>(begin, end, token, K, tokens, out, stride, [&](int64_t r) {
+  multiply_rows<F, N>(begin, end, token, K, out, stride, [&](int64_t r) {
     unpack_row<F>(at(r), K, row);
     return UnpackedRow<F>{row};
   });
 }
 
-template <class F>
-void matvec_format(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
-  const auto some = [&](auto N) { multiply_tokens<F, N>(w, begin, end, x, tokens, out, stride, scratch); };
-  for (int rest = tokens; rest > 0; rest -= tokens_together, x = x.token(tokens_together, padded(w.columns)), out += tokens_together * stride) {
-    tokens = rest < tokens_together ? rest : tokens_together;
-    if (tokens == 1) some(std::integral_constant<int, 1>{});
-    else if (tokens == 2) some(std::integral_constant<int, 2>{});
-    else some(std::integral_constant<int, tokens_together>{});
-  }
-}
-
 void matvec(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
   with_format(w.type, [&](auto format) {
-    matvec_format<decltype(format)>(w, begin, end, x, tokens, out, stride, scratch);
+    using F = decltype(format);
+    tokens == 1 ? multiply_tokens<F, 1>(w, begin, end, x, out, stride, scratch) : multiply_tokens<F, 2>(w, begin, end, x, out, stride, scratch);
   });
 }
 

@@ -40,6 +40,8 @@ template <class V, class T> inline V load(const T* p) {
   return v;
 }
 template <class V, class T> inline void store(T* p, V v) { std::memcpy(p, &v, sizeof(V)); }
+// Keeps GCC from holding an array in registers.
+template <class T, int n> inline void keep_in_memory(T (&array)[n]) { asm("" : "+m"(array)); }
 // The first `count` items at p; the other lanes are zero.
 template <int count> inline vi load_first(const int32_t* p) {
 #if defined(__AVX512VNNI__)
