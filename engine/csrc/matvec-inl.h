@@ -99,29 +99,33 @@ template <class F> inline void prepare(Quantized x, int64_t K, TokenStep<F>* to,
   }
 }
 
-template <class F> inline vf multiply_step(const Weights& w, const TokenStep<F>& x, vf acc) {
+// Lanes of a sum. What minima add is a sum of its own: one after the other they would wait for each other.
+struct Sum {
+  vf products, minima;
+};
+
+template <class F> inline void multiply_step(const Weights& w, const TokenStep<F>& x, Sum& acc) {
   constexpr auto dot = dot4<F::max_code>;
   if constexpr (F::group == 32) {
-    acc += to_float(dot(dot(x.start[0], w.low, x.low), w.high, x.high)) * x.scale * w.scale[0];
-    if constexpr (F::has_min) acc += x.sum[0] * w.min[0];
+    acc.products += to_float(dot(dot(x.start[0], w.low, x.low), w.high, x.high)) * x.scale * w.scale[0];
+    if constexpr (F::has_min) acc.minima += x.sum[0] * w.min[0];
   } else {
     const vf low = to_float(dot(x.start[0], w.low, x.low)), high = to_float(dot(x.start[1], w.high, x.high));
-    acc += (low * w.scale[0] + high * w.scale[1]) * x.scale;
-    if constexpr (F::has_min) acc += x.sum[0] * w.min[0] + x.sum[1] * w.min[1];
+    acc.products += (low * w.scale[0] + high * w.scale[1]) * x.scale;
+    if constexpr (F::has_min) acc.minima += x.sum[0] * w.min[0] + x.sum[1] * w.min[1];
   }
-  return acc;
 }
 
 // A row times N tokens, whose steps x has in turns; the lanes of acc sum to: sum over k of (scale * (code - zero) + min) * x[k].
 template <class F, int N, class AnyRow> inline void dot_row(AnyRow row, const TokenStep<F>* x, int64_t K, vf (&acc)[N]) {
   typename AnyRow::Block block;
+  Sum sum[N] = {};
   const auto take = [&](int column) {
     const Weights w = row.at(column, block);
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) acc[n] = multiply_step<F>(w, x[n], acc[n]);
+    for (int n = 0; n < N; ++n) multiply_step<F>(w, x[n], sum[n]);
     x += N;
   };
-  for (int n = 0; n < N; ++n) acc[n] = vf{};
   for (int64_t unit = 0; unit + AnyRow::unit <= K; unit += AnyRow::unit) {
     row.read(block);
 #pragma GCC unroll 8
@@ -132,6 +136,7 @@ template <class F, int N, class AnyRow> inline void dot_row(AnyRow row, const To
     if (K > step) row.move(K % step - step);
     take(0);
   }
+  for (int n = 0; n < N; ++n) acc[n] = F::has_min ? sum[n].products + sum[n].minima : sum[n].products;
 }
 
 // Touches the pages that the row a page further on begins: no hardware prefetcher crosses into a page, and where memory is

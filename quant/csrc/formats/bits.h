@@ -175,8 +175,10 @@ template <int n> struct Rows : Groups<n> {
   Rows(Words low, Words high) : Groups<n>{low, high} {}
 
   template <int> static Words gather(RowPlace p) { return Groups<n>::gather(p.p, p.stride); }
-  // 16 bytes of each row, shifted right by `first`.
-  static Words shifted(RowPlace p, int first, int) { return gather<0>(p) >> first; }
+  // 16 bytes of each row: bit `first` of each comes to `to`, its neighbours likewise.
+  static Words moved(RowPlace p, int first, int, int to) {
+    return first < to ? gather<0>(p) << (to - first) : gather<0>(p) >> (first - to);
+  }
   // Nibbles of 16 bytes: the low ones are codes 0-15.
   template <int> static Rows nibbles(RowPlace p) {
     const Words both = gather<0>(p);
@@ -216,11 +218,15 @@ template <int n> struct Consecutive : Groups<n> {
 
   // 16 bytes of each of n blocks of `stride` bytes.
   template <int stride> static Words gather(const uint8_t* p) { return Groups<n>::gather(p, stride); }
-  // The same 16 bytes in every lane, shifted right by `first` and by `more` for each lane before.
-  static Words shifted(const uint8_t* p, int first, int more) {
-    Words shift{};
-    for (int j = 0; j < n; ++j) shift[2 * j] = shift[2 * j + 1] = uint64_t(j * more);
-    return repeat<Words>(load_words<Words2>(p)) >> first >> shift;
+  // The same 16 bytes in every lane: in lane j, bit `first` + `more` j of each comes to `to`, its neighbours likewise.
+  static Words moved(const uint8_t* p, int first, int more, int to) {
+    Words left{};
+    for (int j = 0; j < n; ++j) left[2 * j] = left[2 * j + 1] = uint64_t(to - first - j * more) & 63;
+    const Words v = repeat<Words>(load_words<Words2>(p));
+#if defined(__AVX512F__)
+    if constexpr (n == 4) return (Words)_mm512_rolv_epi64((__m512i)v, (__m512i)left);
+#endif
+    return v << left | v >> (-left & 63);
   }
   // As in Rows, of n blocks; or from `group` of the first on.
   template <int stride> static Consecutive nibbles(const uint8_t* p) {

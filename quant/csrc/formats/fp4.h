@@ -28,18 +28,23 @@ struct IQ4_NL : InRegisters<IQ4_NL> {
 struct IQ4_XS : InRegisters<IQ4_XS> {
   static constexpr int type = 23, block = 256, bytes = 136, group = 32, zero = 127, max_code = 240;
   static constexpr bool has_min = false;
-  // The scale of a group, from the first two words of the block.
-  template <class Word> static Word factor(Word first, Word second, int g) {
-    return ((second >> 4 * g & 15) | (first >> (16 + 2 * g) & 3) << 4) - 32;
-  }
   static void scales(const uint8_t* b, float* __restrict scale, float*) {
-    const float d = load_f16(b);
-    for (int g = 0; g < 8; ++g) scale[g] = d * float(factor(int32_t(load_u32(b)), int32_t(load_u32(b + 4)), g));
+    uint64_t low = load_u32(b + 4), high = load_u16(b + 2); // nibbles and pairs, each to a byte
+    low = (low | low << 16) & 0x0000ffff0000ffff;
+    low = (low | low << 8) & 0x00ff00ff00ff00ff;
+    low = (low | low << 4) & 0x0f * every_byte;
+    high = (high | high << 24) & 0x000000ff000000ff;
+    high = (high | high << 12) & 0x000f000f000f000f;
+    high = (high | high << 6) & 3 * every_byte;
+    store_floats(scale, (widen<uint8_t>(low | high << 4) - 32.0f) * load_f16(b));
   }
   template <class V> static void scales_of_rows(RowPlace b, float* scale, float*) {
     const auto words = V::four_words(b);
     const auto d = V::halves(b);
-    for (int g = 0; g < 8; ++g, scale += V::lanes) V::store(scale, V::to_float(factor(words.word[0], words.word[1], g)) * d);
+    for (int g = 0; g < 8; ++g, scale += V::lanes) {
+      const auto factor = (words.word[1] >> 4 * g & 15) | (words.word[0] >> (16 + 2 * g) & 3) << 4;
+      V::store(scale, V::to_float(factor - 32) * d);
+    }
   }
   template <class V, class Place> static V codes(Place b, int group) {
     return look_up(iq4_codes, V::template nibbles<16>(b + 8 + 16 * group));

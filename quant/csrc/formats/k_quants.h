@@ -25,7 +25,7 @@ struct Q2_K : InRegisters<Q2_K> {
     }
   }
   template <class V, class Place> static V codes(Place b, int group) {
-    const auto pairs = [&](Place from) { return V::shifted(from + 32 * (group / 4), 2 * (group % 4), 2) & 3 * every_byte; };
+    const auto pairs = [&](Place from) { return V::moved(from + 32 * (group / 4), 2 * (group % 4), 2, 0) & 3 * every_byte; };
     return {pairs(b + 16), pairs(b + 32)};
   }
 };
@@ -35,23 +35,27 @@ struct Q2_K : InRegisters<Q2_K> {
 struct Q3_K : InRegisters<Q3_K> {
   static constexpr int type = 11, block = 256, bytes = 110, group = 16, zero = 4, max_code = 7;
   static constexpr bool has_min = false;
-  // The scale of a group; byte(i) is the one of the 12, above less significant ones.
-  template <class Byte> static auto factor(Byte byte, int g) {
-    return ((byte(g % 8) >> (g < 8 ? 0 : 4) & 15) | (byte(8 + g % 4) >> g / 4 * 2 & 3) << 4) - 32;
-  }
   static void scales(const uint8_t* b, float* __restrict scale, float*) {
     const float d = load_f16(b + 108);
-    for (int g = 0; g < 16; ++g) scale[g] = d * float(factor([&](int i) { return int(b[96 + i]); }, g));
+    const uint64_t nibbles = load_u64(b + 96), pairs = load_u32(b + 104);
+    for (int half = 0; half < 2; ++half) {
+      const uint64_t low = nibbles >> 4 * half & 0x0f * every_byte;
+      const uint64_t high = (pairs >> 4 * half & 0x03030303) | (pairs >> (4 * half + 2) & 0x03030303) << 32;
+      store_floats(scale + 8 * half, (widen<uint8_t>(low | high << 4) - 32.0f) * d);
+    }
   }
   template <class V> static void scales_of_rows(RowPlace b, float* scale, float*) {
     const auto words = V::four_words(b + 94); // up to the end of the block
+    const auto byte = [&](int i) { return words.word[(i + 2) / 4] >> 8 * ((i + 2) % 4); };
     const auto d = V::halves(b + 108);
-    for (int g = 0; g < 16; ++g, scale += V::lanes)
-      V::store(scale, V::to_float(factor([&](int i) { return words.word[(i + 2) / 4] >> 8 * ((i + 2) % 4); }, g)) * d);
+    for (int g = 0; g < 16; ++g, scale += V::lanes) {
+      const auto factor = (byte(g % 8) >> g / 8 * 4 & 15) | (byte(8 + g % 4) >> g / 4 * 2 & 3) << 4;
+      V::store(scale, V::to_float(factor - 32) * d);
+    }
   }
   template <class V, class Place> static V codes(Place b, int group) {
     const auto code = [&](Place pairs, Place thirds) {
-      return (V::shifted(pairs + 32 * (group / 4), 2 * (group % 4), 2) & 3 * every_byte) | (V::shifted(thirds, group, 1) & every_byte) << 2;
+      return (V::moved(pairs + 32 * (group / 4), 2 * (group % 4), 2, 0) & 3 * every_byte) | (V::moved(thirds, group, 1, 2) & 4 * every_byte);
     };
     return {code(b + 32, b), code(b + 48, b + 16)};
   }
@@ -101,7 +105,7 @@ struct Q5_K : InRegisters<Q5_K> {
   }
   template <class V, class Place> static V codes(Place b, int group) {
     const V nibbles = V::nibbles_of_pairs(b + 48, group);
-    const auto fifth = [&](Place bits) { return (V::shifted(bits, group, 1) & every_byte) << 4; };
+    const auto fifth = [&](Place bits) { return V::moved(bits, group, 1, 4) & 16 * every_byte; };
     return {nibbles.low | fifth(b + 16), nibbles.high | fifth(b + 32)};
   }
 };
@@ -124,7 +128,7 @@ struct Q6_K : InRegisters<Q6_K> {
   template <class V, class Place> static V codes(Place b, int group) {
     const int half = group / 4, quarter = group % 4; // of each four groups the last two are high nibbles
     const V nibbles = V::nibbles_of_fours(b + 64 * half, quarter);
-    const auto high = [&](Place pairs) { return (V::shifted(pairs + 32 * half, 2 * quarter, 2) & 3 * every_byte) << 4; };
+    const auto high = [&](Place pairs) { return V::moved(pairs + 32 * half, 2 * quarter, 2, 4) & 0x30 * every_byte; };
     return {nibbles.low | high(b + 128), nibbles.high | high(b + 144)};
   }
 };
