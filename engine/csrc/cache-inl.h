@@ -17,47 +17,6 @@ using lltool::page_tokens;
 
 constexpr int cache_block = 32; // dimensions that share a scale
 
-struct Float16 {
-  uint16_t bits;
-};
-struct Brain16 {
-  uint16_t bits;
-};
-
-inline vf widen(const float* p) { return load<vf>(p); }
-inline vf widen(const Float16* p) {
-#if defined(__AVX512VNNI__)
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__AVX2__)
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#elif defined(LLTOOL_NEON)
-  return vcvt_f32_f16(load<float16x4_t>(p));
-#else
-  vf v;
-  for (int i = 0; i < lanes; ++i) v[i] = f16_to_f32(p[i].bits);
-  return v;
-#endif
-}
-inline vf widen(const Brain16* p) {
-#if defined(__AVX512VNNI__)
-  return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
-#else
-  typedef uint16_t halves __attribute__((vector_size(lanes * 2)));
-  return (vf)(__builtin_convertvector(load<halves>(p), vu) << 16);
-#endif
-}
-// GCC takes several steps for what is one instruction.
-inline vi widen(const int8_t* p) {
-#if defined(__AVX512VNNI__)
-  return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#elif defined(__AVX2__)
-  return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-#else
-  typedef int8_t bytes __attribute__((vector_size(lanes)));
-  return __builtin_convertvector(load<bytes>(p), vi);
-#endif
-}
-
 // ---- storing
 
 // Element i of a token's row: keys are `page_tokens` apart.

@@ -8,75 +8,52 @@ namespace {
 
 // ---- a few tokens: each weight is read once, and multiplied as it is ----
 
-// `lanes` weights from column k of a row on.
-template <class F> inline vf weights_at(const uint8_t* row, int64_t k) {
-  if constexpr (F::type == F32::type) {
-    return load<vf>(reinterpret_cast<const float*>(row) + k);
-  } else if constexpr (F::type == F16::type) {
-    return widen_halves(reinterpret_cast<const uint16_t*>(row) + k);
-  } else {
-    static_assert(F::type == BF16::type);
-    typedef uint16_t narrow __attribute__((vector_size(lanes * 2)));
-    return (vf)(__builtin_convertvector(load<narrow>(row + 2 * k), vu) << 16);
-  }
-}
+// What a row of a format holds.
+template <class F> using Item = std::conditional_t<F::type == F32::type, float, std::conditional_t<F::type == F16::type, Float16, Brain16>>;
 
-constexpr int rows_together = lanes == 16 ? 2 : 1; // that share what is loaded of several tokens
-
-// R rows times N tokens; the columns that fill no vector are the caller's.
-template <class F, int R, int N>
-inline void dot_floats(const uint8_t* const (&row)[R], const float* const (&x)[N], int64_t K, vf (&acc)[R][N]) {
+// A row times N tokens; the columns that fill no vector are the caller's. Two rows at once, which would share the loads of
+// the tokens, are read half as fast.
+template <class F, int N> inline void dot_floats(const uint8_t* row, const float* const (&x)[N], int64_t K, vf (&acc)[N]) {
   // One sum alone would wait for each of its additions.
-  constexpr int ways = R * N < 4 ? 4 : 1;
-  vf part[ways][R][N] = {};
+  constexpr int ways = N < 4 ? 4 : 1;
+  vf part[ways][N] = {};
   const auto add = [&](int64_t k, int way) {
-    vf w[R];
-    for (int r = 0; r < R; ++r) w[r] = weights_at<F>(row[r], k);
+    const vf w = widen(reinterpret_cast<const Item<F>*>(row) + k);
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) {
-      const vf v = load<vf>(x[n] + k);
-      for (int r = 0; r < R; ++r) part[way][r][n] += w[r] * v;
-    }
+    for (int n = 0; n < N; ++n) part[way][n] += w * load<vf>(x[n] + k);
   };
   int64_t k = 0;
   for (; k + ways * lanes <= K; k += ways * lanes)
 #pragma GCC unroll 4
     for (int way = 0; way < ways; ++way) add(k + way * lanes, way);
   for (; k + lanes <= K; k += lanes) add(k, 0);
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) {
-      acc[r][n] = part[0][r][n];
-      for (int way = 1; way < ways; ++way) acc[r][n] += part[way][r][n];
-    }
+  for (int n = 0; n < N; ++n) {
+    acc[n] = part[0][n];
+    for (int way = 1; way < ways; ++way) acc[n] += part[way][n];
+  }
 }
 
 template <class F, int N>
 void multiply_floats(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out, int64_t stride) {
-  constexpr int R = N == 1 ? 1 : rows_together;
   const int64_t K = w.columns, whole = K / lanes * lanes;
   const float* token[N];
   for (int n = 0; n < N; ++n) token[n] = x + (n < tokens ? n : 0) * x_stride;
-  for (int64_t r = begin; r < end; r += R) {
-    const uint8_t* row[R];
-    for (int i = 0; i < R; ++i) {
-      row[i] = w.data + (r + i < end ? r + i : r) * w.row_bytes;
-      touch_ahead(row[i], w.row_bytes);
-    }
-    vf acc[R][N];
+  for (int64_t r = begin; r < end; ++r) {
+    const uint8_t* row = w.data + r * w.row_bytes;
+    touch_ahead(row, w.row_bytes);
+    vf acc[N];
     dot_floats<F>(row, token, K, acc);
-    for (int i = 0; i < R && r + i < end; ++i) {
-      float tail[lanes];
-      if (whole < K) F::decode(row[i] + whole * F::bytes, K - whole, tail);
-      for (int n = 0; n < tokens; ++n) {
-        float sum = sum_of(acc[i][n]);
-        for (int64_t k = whole; k < K; ++k) sum += tail[k - whole] * token[n][k];
-        out[n * stride + r + i] = sum;
-      }
+    float tail[lanes];
+    if (whole < K) F::decode(row + whole * F::bytes, K - whole, tail);
+    for (int n = 0; n < tokens; ++n) {
+      float sum = sum_of(acc[n]);
+      for (int64_t k = whole; k < K; ++k) sum += tail[k - whole] * token[n][k];
+      out[n * stride + r] = sum;
     }
   }
 }
 
-constexpr int float_tokens = registers == 32 ? 8 : 4; // sums of so many, times rows_together, fit the registers
+constexpr int float_tokens = registers == 32 ? 8 : 4; // sums of so many fit the registers
 
 template <class F>
 void matvec_floats(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out, int64_t stride) {

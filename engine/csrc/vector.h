@@ -52,18 +52,48 @@ template <int count> inline vi load_first(const int32_t* p) {
   return v;
 #endif
 }
-// `lanes` halves as floats.
-inline vf widen_halves(const uint16_t* p) {
+struct Float16 {
+  uint16_t bits;
+};
+struct Brain16 {
+  uint16_t bits;
+};
+
+// `lanes` items of memory in the lanes of a vector.
+inline vf widen(const float* p) { return load<vf>(p); }
+inline vf widen(const Float16* p) {
 #if defined(__AVX512VNNI__)
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(LLTOOL_NEON)
+  return vcvt_f32_f16(load<float16x4_t>(p));
 #else
   vf v;
-  for (int i = 0; i < lanes; ++i) v[i] = f16_to_f32(p[i]);
+  for (int i = 0; i < lanes; ++i) v[i] = f16_to_f32(p[i].bits);
   return v;
 #endif
 }
+inline vf widen(const Brain16* p) {
+#if defined(__AVX512VNNI__)
+  return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
+#else
+  typedef uint16_t halves __attribute__((vector_size(lanes * 2)));
+  return (vf)(__builtin_convertvector(load<halves>(p), vu) << 16);
+#endif
+}
+// GCC takes several steps for what is one instruction.
+inline vi widen(const int8_t* p) {
+#if defined(__AVX512VNNI__)
+  return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  typedef int8_t bytes __attribute__((vector_size(lanes)));
+  return __builtin_convertvector(load<bytes>(p), vi);
+#endif
+}
+
 inline vf splat(float x) { return x - vf{}; }
 inline vi splat(int32_t x) { return x - vi{}; }
 inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
@@ -316,9 +346,9 @@ inline vf gather_halves(const uint8_t* p, int64_t stride) {
   return _mm256_cvtph_ps(_mm_set_epi64x(four(1), four(0)));
 #else
   const int64_t words = four(0);
-  uint16_t halves[4];
+  Float16 halves[4];
   std::memcpy(halves, &words, sizeof halves);
-  return widen_halves(halves);
+  return widen(halves);
 #endif
 }
 
