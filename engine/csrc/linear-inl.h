@@ -173,15 +173,21 @@ inline void find_outliers(const float* x, int64_t stride, int tokens, int64_t K,
   }
 }
 
+// Rows [from, count) of codes and scales become zero.
+template <class Integer, int count, int columns, int scales>
+inline void clear_rows(Integer (&q)[count][columns], float (&scale)[count][scales], int64_t from) {
+  for (int64_t r = from; r < count; ++r) {
+    std::memset(q[r], 0, sizeof q[r]);
+    std::memset(scale[r], 0, sizeof scale[r]);
+  }
+}
+
 // Panel layout: q (K / 4, panel, 4), scale (K / 32, panel), sum (K / 16, panel) and then sums of 32 (K / 32, panel).
 void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quantized out) {
   alignas(64) int8_t q[panel][strip];
   alignas(64) float scale[panel][lanes], part[strip];
   int32_t columns[lltool::outlier_columns];
-  for (int t = tokens; t < panel; ++t) {
-    std::memset(q[t], 0, sizeof q[t]);
-    std::memset(scale[t], 0, sizeof scale[t]);
-  }
+  clear_rows(q, scale, tokens);
   if (out.outliers) {
     find_outliers(x, stride, tokens, K, columns);
     for (int i = 0; i < lltool::outlier_columns; ++i)
