@@ -29,7 +29,8 @@ from lltool.quant.quantize import write_plans
 
 NAME = "SmolLM2-135M-Instruct"
 QUANTIZED = ("Q8_0", "Q4_0")
-QUESTIONS = ("What is the capital of France?", "Write two sentences about the sea.")
+# Of France it is torn between two answers, 0.15 to 0.14, which any rounding decides.
+QUESTIONS = ("What is the capital of Japan?", "Write two sentences about the sea.")
 ANSWER_TOKENS = 48
 CONTEXT = 512
 PROMPT, GENERATION, REPETITIONS = 512, 64, 3
