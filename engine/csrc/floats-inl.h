@@ -132,7 +132,8 @@ bool can_multiply_shorts(int64_t columns) { return multiplies_pairs && columns %
 void shorten_panel(const float* x, int64_t stride, int tokens, int64_t K, lltool::Shortened out) {
   alignas(64) int16_t q[panel][strip];
   alignas(64) float scale[panel][lanes];
-  clear_rows(q, scale, tokens);
+  clear_rows(q, tokens);
+  clear_rows(scale, tokens);
   for (int64_t k = 0; k < K; k += strip) {
     const int64_t count = K - k < strip ? K - k : strip;
     for (int t = 0; t < tokens; ++t) quantize_strip<largest_short>(x + t * stride + k, count, q[t], scale[t]);

@@ -1,8 +1,6 @@
 // What the products of activations with weights of any format share. Nothing knows a format but what takes its rows apart:
 // a row becomes codes with a scale (and a minimum) a group, and the loops of matvec-inl.h and matmul-inl.h see only those.
 #pragma once
-#include <algorithm>
-
 #include "formats.h"
 #include "kernels.h"
 #include "vector.h"
@@ -173,13 +171,9 @@ inline void find_outliers(const float* x, int64_t stride, int tokens, int64_t K,
   }
 }
 
-// Rows [from, count) of codes and scales become zero.
-template <class Integer, int count, int columns, int scales>
-inline void clear_rows(Integer (&q)[count][columns], float (&scale)[count][scales], int64_t from) {
-  for (int64_t r = from; r < count; ++r) {
-    std::memset(q[r], 0, sizeof q[r]);
-    std::memset(scale[r], 0, sizeof scale[r]);
-  }
+// Rows from `from` on become zero.
+template <class T, int count, int columns> inline void clear_rows(T (&rows)[count][columns], int64_t from) {
+  for (int64_t r = from; r < count; ++r) std::memset(rows[r], 0, sizeof rows[r]);
 }
 
 // Panel layout: q (K / 4, panel, 4), scale (K / 32, panel), sum (K / 16, panel) and then sums of 32 (K / 32, panel).
@@ -187,7 +181,8 @@ void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quant
   alignas(64) int8_t q[panel][strip];
   alignas(64) float scale[panel][lanes], part[strip];
   int32_t columns[lltool::outlier_columns];
-  clear_rows(q, scale, tokens);
+  clear_rows(q, tokens);
+  clear_rows(scale, tokens);
   if (out.outliers) {
     find_outliers(x, stride, tokens, K, columns);
     for (int i = 0; i < lltool::outlier_columns; ++i)

@@ -201,8 +201,9 @@ template <class F> void unpack_tile(const uint8_t* p, int64_t row_bytes, int64_t
     if (rows == lanes) return unpack_whole_tile<F>(p, row_bytes, K, to);
   alignas(64) uint8_t codes[lanes][unpacked];
   alignas(64) float scale[lanes][unpacked / 16], min[lanes][unpacked / 16];
-  clear_rows(codes, scale, rows);
-  clear_rows(codes, min, rows);
+  clear_rows(codes, rows);
+  clear_rows(scale, rows);
+  clear_rows(min, rows);
   for (int64_t k = 0; k < K; k += unpacked, p += unpacked / F::block * F::bytes) {
     const int64_t columns = K - k < unpacked ? K - k : unpacked;
     for (int64_t r = 0; r < rows; ++r) unpack_row<F>(p + r * row_bytes, columns, {codes[r], scale[r], min[r]});

@@ -273,28 +273,4 @@ inline uint64_t signed_codes(uint64_t values, uint8_t signs, int zero) {
   return ((center + values) & ~negative) | ((center - values) & negative);
 }
 
-// Low nibbles of 16 bytes become weights 0-15, high nibbles 16-31.
-inline void unpack_nibbles(const uint8_t* bytes, uint8_t* codes) {
-  Bytes16 v;
-  std::memcpy(&v, bytes, 16);
-  const Bytes16 low = v & 15, high = v >> 4;
-  std::memcpy(codes, &low, 16);
-  std::memcpy(codes + 16, &high, 16);
-}
-
-// codes[i] = table[codes[i]] for n codes below 16; n is a multiple of 16.
-inline void look_up(const uint8_t (&table)[16], uint8_t* codes, int n) {
-#if defined(__GNUC__) && !defined(__clang__)
-  Bytes16 values, index;
-  std::memcpy(&values, table, 16);
-  for (int i = 0; i < n; i += 16) {
-    std::memcpy(&index, codes + i, 16);
-    index = __builtin_shuffle(values, index);
-    std::memcpy(codes + i, &index, 16);
-  }
-#else
-  for (int i = 0; i < n; ++i) codes[i] = table[codes[i]];
-#endif
-}
-
 } // namespace

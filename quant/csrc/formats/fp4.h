@@ -57,8 +57,7 @@ struct MXFP4 {
   static constexpr bool has_min = false;
   static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     scale[0] = bits_f32(b[0] < 2 ? 0x00200000u << b[0] : uint32_t(b[0] - 1) << 23);
-    unpack_nibbles(b + 1, codes);
-    look_up(e2m1_codes, codes, 32);
+    look_up(e2m1_codes, Rows<1>::nibbles<bytes>(b + 1)).store(codes);
   }
 };
 
@@ -75,12 +74,10 @@ struct NVFP4 {
   static void unpack(const uint8_t* b, uint8_t* __restrict codes, float* __restrict scale, float*) {
     for (int g = 0; g < 4; ++g) {
       scale[g] = e4m3_half(b[g]);
-      for (int i = 0; i < 8; ++i) {
-        codes[16 * g + i] = b[4 + 8 * g + i] & 15;
-        codes[16 * g + 8 + i] = b[4 + 8 * g + i] >> 4;
-      }
+      const uint64_t both = load_u64(b + 4 + 8 * g);
+      const Words2 found = Rows<1>::look_up(e2m1_codes, Words2{both & 0x0f * every_byte, both >> 4 & 0x0f * every_byte});
+      std::memcpy(codes + 16 * g, &found, 16);
     }
-    look_up(e2m1_codes, codes, 64);
   }
 };
 
