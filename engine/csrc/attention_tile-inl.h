@@ -122,11 +122,10 @@ template <class Unit> struct AttentionTile {
     if constexpr (std::is_same_v<Unit, float>) {
       each_vector(x, dim, [&](int d, vf v) { store(units + d, v * scale); });
     } else {
-      typedef int16_t codes __attribute__((vector_size(lanes * 2)));
       vf squares{};
       each_vector(x, dim, [&](int, vf v) { squares += v * v; });
       const Scale s(splat(sum_of(squares)));
-      each_vector(x, dim, [&](int d, vf v) { store(units + d / 2, __builtin_convertvector(to_int(round(v * s.factor)), codes)); });
+      each_vector(x, dim, [&](int d, vf v) { store_rounded(reinterpret_cast<int16_t*>(units) + d, v * s.factor); });
       *back = s.back[0] * scale;
     }
   }

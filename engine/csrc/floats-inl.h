@@ -143,17 +143,15 @@ void shorten_panel(const float* x, int64_t stride, int tokens, int64_t K, lltool
 }
 
 // A tile of `lanes` rows: q (K / 2, lanes, 2), scale (K / 32, lanes).
-void shorten_tile(const Matrix& w, int64_t first, int64_t rows, float* row, lltool::Shortened out) {
-  alignas(64) int16_t q[lanes][strip] = {};
-  alignas(64) float scale[lanes][lanes] = {};
-  const Decode decode = find_decode(w.type);
-  const int64_t bytes = w.row_bytes / w.columns; // of a float
-  for (int64_t k = 0; k < w.columns; k += strip) {
-    const int64_t count = w.columns - k < strip ? w.columns - k : strip;
-    for (int64_t r = 0; r < rows; ++r) {
-      decode(w.data + (first + r) * w.row_bytes + k * bytes, count, row);
-      quantize_strip<largest_short>(row, count, q[r], scale[r]);
-    }
+template <class F> void shorten_tile(const uint8_t* p, int64_t row_bytes, int64_t K, int64_t rows, lltool::Shortened out) {
+  alignas(64) int16_t q[lanes][strip];
+  alignas(64) float scale[lanes][lanes];
+  clear_rows(q, rows);
+  clear_rows(scale, rows);
+  for (int64_t k = 0; k < K; k += strip) {
+    const int64_t count = K - k < strip ? K - k : strip;
+    for (int64_t r = 0; r < rows; ++r)
+      quantize_strip<largest_short>(reinterpret_cast<const Item<F>*>(p + r * row_bytes) + k, count, q[r], scale[r]);
     transpose_rows<lanes>(reinterpret_cast<const int32_t*>(q), strip / 2, count / 2, reinterpret_cast<int32_t*>(out.q + k * lanes));
     transpose_rows<lanes>(scale[0], lanes, count / 32, out.scale + k / 32 * lanes);
   }
@@ -176,20 +174,28 @@ template <int N> inline void multiply_short_tile(lltool::Shortened w, lltool::Sh
   for (int t = 0; t < N; ++t) store(out + t * stride, acc[t]);
 }
 
-void matmul_shorts(const Matrix& w, int64_t begin, int64_t end, lltool::Shortened x, int64_t T, float* out, int64_t stride, void* scratch) {
+template <class F>
+void multiply_shorts(const Matrix& w, int64_t begin, int64_t end, lltool::Shortened x, int64_t T, float* out, int64_t stride, void* scratch) {
   const int64_t K = w.columns;
-  float* row = static_cast<float*>(scratch);
   lltool::Shortened tile;
-  tile.scale = row + strip;
+  tile.scale = static_cast<float*>(scratch);
   tile.q = reinterpret_cast<int16_t*>(tile.scale + K / 32 * lanes);
   for (int64_t first = begin; first < end; first += lanes) {
     const int64_t rows = std::min<int64_t>(end - first, lanes);
-    shorten_tile(w, first, rows, row, tile);
+    shorten_tile<F>(w.data + first * w.row_bytes, w.row_bytes, K, rows, tile);
     lltool::Shortened at = x;
     for (int64_t t = 0; t < T; t += panel, at = at.token(panel, K))
       write_tile(rows, std::min<int64_t>(panel, T - t), out + t * stride + first, stride, [&](auto N, float* to, int64_t to_stride) {
         multiply_short_tile<N>(tile, at, K, to, to_stride);
       });
+  }
+}
+
+void matmul_shorts(const Matrix& w, int64_t begin, int64_t end, lltool::Shortened x, int64_t T, float* out, int64_t stride, void* scratch) {
+  switch (w.type) {
+#define CASE(F) case F::type: multiply_shorts<F>(w, begin, end, x, T, out, stride, scratch); return;
+    LLTOOL_FLOAT_FORMATS(CASE)
+#undef CASE
   }
 }
 

@@ -73,21 +73,21 @@ void decode_row(int type, const uint8_t* row, int64_t K, float* out) { find_deco
 
 constexpr int strip = 32 * lanes; // columns that are rounded at once: a scale for each lane of a vector
 
-// At most `strip` floats to integers, each 32 with the scale that maps the largest to `most`.
-template <int most, class Integer> inline void quantize_strip(const float* x, int64_t columns, Integer* q, float* scale) {
+// At most `strip` floats, of any width, to integers, each 32 with the scale that maps the largest to `most`.
+template <int most, class Float, class Integer> inline void quantize_strip(const Float* x, int64_t columns, Integer* q, float* scale) {
   const int groups = int(columns / 32);
   vf top[lanes];
   for (int g = 0; g < lanes; ++g) {
     vf most_of_group{};
     if (g < groups)
-      for (int i = 0; i < 32; i += lanes) most_of_group = max(most_of_group, abs(load<vf>(x + 32 * g + i)));
+      for (int i = 0; i < 32; i += lanes) most_of_group = max(most_of_group, abs(widen(x + 32 * g + i)));
     top[g] = most_of_group;
   }
   const vf largest = reduce_each(top, [](vf a, vf b) { return max(a, b); });
   const vf inverse = largest > 0.0f ? float(most) / largest : vf{};
   store(scale, largest / float(most));
   for (int g = 0; g < groups; ++g)
-    for (int i = 0; i < 32; i += lanes) store_rounded(q + 32 * g + i, load<vf>(x + 32 * g + i) * inverse[g]);
+    for (int i = 0; i < 32; i += lanes) store_rounded(q + 32 * g + i, widen(x + 32 * g + i) * inverse[g]);
 }
 
 // Row layout, in steps of lane_groups groups of 32, a group each 16 bytes (4 lanes) of a vector: q is first the groups'

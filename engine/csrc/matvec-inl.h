@@ -107,7 +107,7 @@ struct Sum {
 template <class F> inline void multiply_step(const Weights& w, const TokenStep<F>& x, Sum& acc) {
   constexpr auto dot = dot4<F::max_code>;
   if constexpr (F::group == 32) {
-    acc.products += to_float(dot(dot(x.start[0], w.low, x.low), w.high, x.high)) * x.scale * w.scale[0];
+    acc.products += to_float(dot(dot(x.start[0], w.low, x.low), w.high, x.high)) * (x.scale * w.scale[0]);
     if constexpr (F::has_min) acc.minima += x.sum[0] * w.min[0];
   } else {
     const vf low = to_float(dot(x.start[0], w.low, x.low)), high = to_float(dot(x.start[1], w.high, x.high));

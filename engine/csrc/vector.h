@@ -113,15 +113,28 @@ inline vf round(vf a) { return vrndnq_f32(a); }
 inline vf round(vf a) { return (a + 12582912.0f) - 12582912.0f; }
 #endif
 
+// The nearest integers, of two the even one, |x| < 2^22.
+inline vi to_nearest(vf a) {
+#if defined(__AVX512VNNI__)
+  return (vi)_mm512_cvtps_epi32(a);
+#elif defined(__AVX2__)
+  return (vi)_mm256_cvtps_epi32(a);
+#elif defined(LLTOOL_NEON)
+  return vcvtnq_s32_f32(a);
+#else
+  return to_int(round(a));
+#endif
+}
+
 // Writes numbers, rounded to the nearest, as integers that hold them.
 template <class Integer> inline void store_rounded(Integer* p, vf v) {
 #if defined(LLTOOL_NEON)
-  const int16x4_t halves = vmovn_s32(vcvtnq_s32_f32(v));
+  const int16x4_t halves = vmovn_s32(to_nearest(v));
   if constexpr (sizeof(Integer) == 2) return store(p, halves);
   if constexpr (sizeof(Integer) == 1) return vst1_lane_s32(reinterpret_cast<int32_t*>(p), (int32x2_t)vmovn_s16(vcombine_s16(halves, halves)), 0);
 #endif
   typedef Integer narrow __attribute__((vector_size(lanes * sizeof(Integer))));
-  store(p, __builtin_convertvector(to_int(round(v)), narrow));
+  store(p, __builtin_convertvector(to_nearest(v), narrow));
 }
 
 // The lower and upper halves of a and b, lane by lane in turns.

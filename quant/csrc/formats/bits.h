@@ -116,7 +116,7 @@ template <int n> struct Groups {
   static Words fifth_bits(const uint8_t* p, int64_t stride) {
     const uint64_t bits = words_of_blocks<n>(p, stride);
 #if defined(__AVX512BW__) // a mask register is what the bits are
-    if constexpr (n == 4) return (Words)_mm512_maskz_set1_epi8(bits, 16);
+    if constexpr (n == 4) return (Words)_mm512_maskz_mov_epi8(bits, _mm512_set1_epi8(16));
 #endif
 #if defined(LLTOOL_NEON)
     const auto picked = vcombine_u8(vdup_n_u8(uint8_t(bits)), vdup_n_u8(uint8_t(bits >> 8)));
