@@ -131,8 +131,8 @@ template <class F, class Tile> inline vf column_of(const Tile& tile, int64_t col
 // A tile times N tokens of a panel; out is (N, lanes) with `stride`. Not inlined: the loop wants all registers.
 template <class F, int N, class Tile>
 __attribute__((noinline)) void multiply_tile(Tile w, Quantized x, PanelTerms terms, int64_t K, Ahead ahead, float* out, int64_t stride) {
-  constexpr int max_code = F::max_code <= 127 ? 127 : 255, halves = 32 / F::group; // of 32 columns, with scales of their own
-  constexpr bool centered = F::zero != dot_bias<max_code>;
+  constexpr int halves = 32 / F::group; // of 32 columns, with scales of their own
+  constexpr bool centered = F::zero != dot_bias<F::max_code>;
   vf acc[N];
 #pragma GCC unroll 16
   for (int t = 0; t < N; ++t) acc[t] = vf{};
@@ -150,8 +150,8 @@ __attribute__((noinline)) void multiply_tile(Tile w, Quantized x, PanelTerms ter
       vi dot[N];
 #pragma GCC unroll 16
       for (int t = 0; t < N; ++t) dot[t] = centered ? splat(terms.start[t]) : vi{};
-#pragma GCC unroll 8
-      for (int four = 0; four < F::group / 4; ++four, x.q += panel * 4) dot4_splat<max_code>(dot, w.code(half * 4 + four), x.q);
+      dot4_splat_each<F::max_code, F::group / 4>(dot, [&](int four) { return w.code(half * 4 + four); }, x.q);
+      x.q += F::group * panel;
       const vf s = w.scale_of(half);
 #pragma GCC unroll 16
       for (int t = 0; t < N; ++t) {

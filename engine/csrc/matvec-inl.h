@@ -5,9 +5,9 @@
 namespace {
 
 // The weights of a step as codes in the layout of the activations, and what scales each lane: all of it by [0] for groups
-// of 32; of groups of 16, `low` by [0] and `high` by [1].
+// of 32; of groups of 16, each half by its own.
 struct Weights {
-  vb low, high;
+  vb codes[2]; // 0-15 of the groups, 16-31
   vf scale[2], min[2];
 };
 
@@ -41,8 +41,8 @@ template <class F> struct PackedRow {
   Weights at(int column, const Block& block) const {
     const auto codes = F::template codes<Lanes<lane_groups>>(p, column / 32);
     Weights w;
-    w.low = (vb)codes.low;
-    w.high = (vb)codes.high;
+    w.codes[0] = (vb)codes.low;
+    w.codes[1] = (vb)codes.high;
     if constexpr (F::block > 32) {
       spread_scales<F>(block.scale + column / F::group, block.min + column / F::group, w);
     } else {
@@ -67,8 +67,8 @@ template <class F> struct UnpackedRow {
   void read(Block&) const {}
   Weights at(int, const Block&) const {
     Weights w;
-    w.low = (vb)Lanes<lane_groups>::gather([&](int j) { return row.codes + 32 * j; });
-    w.high = (vb)Lanes<lane_groups>::gather([&](int j) { return row.codes + 32 * j + 16; });
+    w.codes[0] = (vb)Lanes<lane_groups>::gather([&](int j) { return row.codes + 32 * j; });
+    w.codes[1] = (vb)Lanes<lane_groups>::gather([&](int j) { return row.codes + 32 * j + 16; });
     spread_scales<F>(row.scale, row.min, w);
     return w;
   }
@@ -78,7 +78,7 @@ template <class F> struct UnpackedRow {
 // with `sum`. One of each for groups of 32, two for groups of 16.
 template <class F> struct TokenStep {
   static constexpr int halves = 32 / F::group;
-  vb low, high;
+  vb q[2];
   vf scale;
   vi start[halves];
   vf sum[halves];
@@ -87,8 +87,8 @@ template <class F> struct TokenStep {
 // Every `apart`-th step from `to` on.
 template <class F> inline void prepare(Quantized x, int64_t K, TokenStep<F>* to, int apart) {
   for (int64_t k = 0; k < K; k += step, to += apart) {
-    to->low = load<vb>(x.q + k);
-    to->high = load<vb>(x.q + k + step / 2);
+    to->q[0] = load<vb>(x.q + k);
+    to->q[1] = load<vb>(x.q + k + step / 2);
     to->scale = load<vf>(x.scale + k / 8);
     vi sum[2] = {load<vi>(x.sum + k / 4), load<vi>(x.sum + k / 4 + lanes)};
     if (to->halves == 1) sum[0] += sum[1];
@@ -105,13 +105,12 @@ struct Sum {
 };
 
 template <class F> inline void multiply_step(const Weights& w, const TokenStep<F>& x, Sum& acc) {
-  constexpr auto dot = dot4<F::max_code>;
   if constexpr (F::group == 32) {
-    acc.products += to_float(dot(dot(x.start[0], w.low, x.low), w.high, x.high)) * (x.scale * w.scale[0]);
+    acc.products += to_float(dot4<F::max_code>(x.start[0], w.codes, x.q)) * (x.scale * w.scale[0]);
     if constexpr (F::has_min) acc.minima += x.sum[0] * w.min[0];
   } else {
-    const vf low = to_float(dot(x.start[0], w.low, x.low)), high = to_float(dot(x.start[1], w.high, x.high));
-    acc.products += (low * w.scale[0] + high * w.scale[1]) * x.scale;
+    const auto half = [&](int i) { return to_float(dot4<F::max_code>(x.start[i], w.codes[i], x.q[i])) * w.scale[i]; };
+    acc.products += (half(0) + half(1)) * x.scale;
     if constexpr (F::has_min) acc.minima += x.sum[0] * w.min[0] + x.sum[1] * w.min[1];
   }
 }

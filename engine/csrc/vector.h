@@ -133,6 +133,12 @@ template <class Integer> inline void store_rounded(Integer* p, vf v) {
   if constexpr (sizeof(Integer) == 2) return store(p, halves);
   if constexpr (sizeof(Integer) == 1) return vst1_lane_s32(reinterpret_cast<int32_t*>(p), (int32x2_t)vmovn_s16(vcombine_s16(halves, halves)), 0);
 #endif
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  const __m256i whole = (__m256i)to_nearest(v);
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  if constexpr (sizeof(Integer) == 2) return store(p, halves);
+  if constexpr (sizeof(Integer) == 1) return _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(halves, halves));
+#endif
   typedef Integer narrow __attribute__((vector_size(lanes * sizeof(Integer))));
   store(p, __builtin_convertvector(to_nearest(v), narrow));
 }
@@ -301,6 +307,49 @@ template <int max_code, int N> inline void dot4_splat(vi (&acc)[N], vb w, const 
 #else
   for (int t = 0; t < N; ++t) acc[t] = dot4_splat<max_code>(acc[t], w, x + 4 * t);
 #endif
+}
+
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+// So many pairs of products are summed in 16 bits, which they fit; more than four take too many registers.
+template <int max_code> constexpr int pairs_together = max_code <= 31 ? 4 : max_code <= 63 ? 2 : 1;
+#endif
+
+// acc + w[0] times x[0] + w[1] times x[1].
+template <int max_code> inline vi dot4(vi acc, const vb (&w)[2], const vb (&x)[2]) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  if constexpr (pairs_together<max_code> > 1) {
+    const __m256i first = _mm256_maddubs_epi16((__m256i)w[0], (__m256i)x[0]), second = _mm256_maddubs_epi16((__m256i)w[1], (__m256i)x[1]);
+    return acc + (vi)_mm256_madd_epi16(_mm256_add_epi16(first, second), _mm256_set1_epi16(1));
+  }
+#endif
+  return dot4<max_code>(dot4<max_code>(acc, w[0], x[0]), w[1], x[1]);
+}
+
+// `count` vectors of weights, code(0) and so on, times four bytes of x each for each of N sums.
+template <int max_code, int count, int N, class Code> inline void dot4_splat_each(vi (&acc)[N], Code code, const int8_t* x) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  constexpr int together = pairs_together<max_code> < count ? pairs_together<max_code> : count;
+  if constexpr (together > 1) {
+#pragma GCC unroll 4
+    for (int from = 0; from < count; from += together) {
+      __m256i sum[N];
+#pragma GCC unroll 8
+      for (int i = 0; i < together; ++i) {
+        const __m256i w = (__m256i)code(from + i);
+#pragma GCC unroll 4
+        for (int t = 0; t < N; ++t) {
+          const __m256i pairs = _mm256_maddubs_epi16(w, (__m256i)splat(load<int32_t>(x + 4 * ((from + i) * panel + t))));
+          sum[t] = i ? _mm256_add_epi16(sum[t], pairs) : pairs;
+        }
+      }
+#pragma GCC unroll 4
+      for (int t = 0; t < N; ++t) acc[t] += (vi)_mm256_madd_epi16(sum[t], _mm256_set1_epi16(1));
+    }
+    return;
+  }
+#endif
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i) dot4_splat<max_code>(acc, code(i), x + 4 * i * panel);
 }
 
 constexpr bool multiplies_pairs = lanes > 4; // by an instruction; else floats are as fast
