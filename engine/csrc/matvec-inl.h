@@ -8,26 +8,30 @@ namespace {
 // of 32; of groups of 16, each half by its own.
 struct Weights {
   vb codes[2]; // 0-15 of the groups, 16-31
-  vf scale[2], min[2];
+  vf scale[2];
 };
 
-template <class F> inline void spread_scales(const float* scale, const float* min, Weights& w) {
+template <class F> inline void spread_scales(const float* scale, Weights& w) {
   if constexpr (F::group == 32) {
     w.scale[0] = spread<0, 1>(scale);
-    if constexpr (F::has_min) w.min[0] = spread<0, 1>(min);
   } else {
     w.scale[0] = spread<0, 2>(scale);
     w.scale[1] = spread<1, 2>(scale);
-    if constexpr (F::has_min) {
-      w.min[0] = spread<0, 2>(min);
-      w.min[1] = spread<1, 2>(min);
-    }
   }
 }
+
+// A number for each of a unit's groups, at most eight at a time: scales are stored so, and wider loads wait for both stores.
+template <int groups> struct GroupFloats {
+  typedef float type __attribute__((vector_size((groups < 8 ? groups : 8) * 4)));
+};
+// Dot products are of codes, so a group adds a multiple of its activations' sum: the minimum, or else the scale times this.
+template <class F> constexpr float offset_of_scale = dot_bias<F::max_code> - F::zero;
+template <class F> constexpr bool has_offset = F::has_min || offset_of_scale<F> != 0;
 
 // A row of the file, whose codes are made in registers.
 template <class F> struct PackedRow {
   static constexpr int unit = F::block > step ? F::block : step; // columns that share a Block
+  using Offsets = typename GroupFloats<unit / F::group>::type;
   const uint8_t* p;
 
   struct Block {
@@ -37,6 +41,12 @@ template <class F> struct PackedRow {
   void read(Block& block) const {
     if constexpr (F::block > 32) F::scales(p, block.scale, block.min);
   }
+  Offsets offsets(const Block& block, int group) const {
+    if constexpr (F::block > 32)
+      return load<Offsets>((F::has_min ? block.min : block.scale) + group);
+    else
+      return first_halves<Offsets, F::bytes>(p + (F::has_min ? 2 : 0));
+  }
   // The step at `column` of the unit.
   Weights at(int column, const Block& block) const {
     const auto codes = F::template codes<Lanes<lane_groups>>(p, column / 32);
@@ -44,10 +54,9 @@ template <class F> struct PackedRow {
     w.codes[0] = (vb)codes.low;
     w.codes[1] = (vb)codes.high;
     if constexpr (F::block > 32) {
-      spread_scales<F>(block.scale + column / F::group, block.min + column / F::group, w);
+      spread_scales<F>(block.scale + column / F::group, w);
     } else {
       w.scale[0] = spread_halves<F::bytes>(p);
-      if constexpr (F::has_min) w.min[0] = spread_halves<F::bytes>(p + 2);
     }
     return w;
   }
@@ -56,6 +65,7 @@ template <class F> struct PackedRow {
 // A row that was unpacked.
 template <class F> struct UnpackedRow {
   static constexpr int unit = step;
+  using Offsets = typename GroupFloats<unit / F::group>::type;
   Row row;
 
   struct Block {};
@@ -65,77 +75,95 @@ template <class F> struct UnpackedRow {
     row.min += columns / F::group;
   }
   void read(Block&) const {}
+  Offsets offsets(const Block&, int group) const { return load<Offsets>((F::has_min ? row.min : row.scale) + group); }
   Weights at(int, const Block&) const {
     Weights w;
     w.codes[0] = (vb)Lanes<lane_groups>::gather([&](int j) { return row.codes + 32 * j; });
     w.codes[1] = (vb)Lanes<lane_groups>::gather([&](int j) { return row.codes + 32 * j + 16; });
-    spread_scales<F>(row.scale, row.min, w);
+    spread_scales<F>(row.scale, w);
     return w;
   }
 };
 
-// A step of a token as weights of a format want it: dot products begin at `start`, sums of q * -zero; minima are multiplied
-// with `sum`. One of each for groups of 32, two for groups of 16.
-template <class F> struct TokenStep {
-  static constexpr int halves = 32 / F::group;
+// A step of a token. No more than is multiplied with every row: what the nearest cache holds of a token stays there while rows
+// come and go.
+struct TokenStep {
   vb q[2];
   vf scale;
-  vi start[halves];
-  vf sum[halves];
 };
 
-// Every `apart`-th step from `to` on.
-template <class F> inline void prepare(Quantized x, int64_t K, TokenStep<F>* to, int apart) {
+// N tokens: their steps in turns, and the sums of each one's groups, `groups` apart.
+struct Tokens {
+  const TokenStep* steps;
+  const float* sums;
+  int64_t groups;
+};
+
+// Every `apart`-th step from `to` on, and all sums.
+template <class F> inline void prepare(Quantized x, int64_t K, TokenStep* to, int apart, float* sums) {
+  constexpr int halves = 32 / F::group;
   for (int64_t k = 0; k < K; k += step, to += apart) {
     to->q[0] = load<vb>(x.q + k);
     to->q[1] = load<vb>(x.q + k + step / 2);
     to->scale = load<vf>(x.scale + k / 8);
-    vi sum[2] = {load<vi>(x.sum + k / 4), load<vi>(x.sum + k / 4 + lanes)};
-    if (to->halves == 1) sum[0] += sum[1];
-    for (int half = 0; half < to->halves; ++half) {
-      to->start[half] = sum[half] * (dot_bias<F::max_code> - F::zero);
-      to->sum[half] = to_float(sum[half]) * to->scale;
+    if constexpr (has_offset<F>) {
+      vi sum[2] = {load<vi>(x.sum + k / 4), load<vi>(x.sum + k / 4 + lanes)};
+      if (halves == 1) sum[0] += sum[1];
+      for (int i = 0; i < lanes; i += 4)
+        for (int half = 0; half < halves; ++half) {
+          const vf part = to_float(sum[half]) * to->scale;
+          *sums++ = part[i] + part[i + 1] + part[i + 2] + part[i + 3];
+        }
     }
   }
 }
 
-// Lanes of a sum. What minima add is a sum of its own: one after the other they would wait for each other.
-struct Sum {
-  vf products, minima;
-};
-
-template <class F> inline void multiply_step(const Weights& w, const TokenStep<F>& x, Sum& acc) {
+template <class F> inline void multiply_step(const Weights& w, const TokenStep& x, vf& acc) {
   if constexpr (F::group == 32) {
-    acc.products += to_float(dot4<F::max_code>(x.start[0], w.codes, x.q)) * (x.scale * w.scale[0]);
-    if constexpr (F::has_min) acc.minima += x.sum[0] * w.min[0];
+    acc += to_float(dot4<F::max_code>(vi{}, w.codes, x.q)) * (x.scale * w.scale[0]);
   } else {
-    const auto half = [&](int i) { return to_float(dot4<F::max_code>(x.start[i], w.codes[i], x.q[i])) * w.scale[i]; };
-    acc.products += (half(0) + half(1)) * x.scale;
-    if constexpr (F::has_min) acc.minima += x.sum[0] * w.min[0] + x.sum[1] * w.min[1];
+    const auto half = [&](int i) { return to_float(dot4<F::max_code>(vi{}, w.codes[i], x.q[i])) * w.scale[i]; };
+    acc += (half(0) + half(1)) * x.scale;
   }
 }
 
-// A row times N tokens, whose steps x has in turns; the lanes of acc sum to: sum over k of (scale * (code - zero) + min) * x[k].
-template <class F, int N, class AnyRow> inline void dot_row(AnyRow row, const TokenStep<F>* x, int64_t K, vf (&acc)[N]) {
+// A row times N tokens; the lanes of acc sum to: sum over k of (scale * (code - zero) + min) * x[k].
+template <class F, int N, class AnyRow> inline void dot_row(AnyRow row, Tokens x, int64_t K, vf (&acc)[N]) {
+  using Offsets = typename AnyRow::Offsets;
   typename AnyRow::Block block;
-  Sum sum[N] = {};
+  Offsets offsets[N] = {};
+  const auto take_offsets = [&] {
+    if constexpr (has_offset<F>) {
+      constexpr int groups = AnyRow::unit / F::group, width = sizeof(Offsets) / 4;
+#pragma GCC unroll 2
+      for (int g = 0; g < groups; g += width, x.sums += width) {
+        const Offsets some = row.offsets(block, g);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) offsets[n] += some * load<Offsets>(x.sums + n * x.groups);
+      }
+    }
+  };
   const auto take = [&](int column) {
     const Weights w = row.at(column, block);
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) multiply_step<F>(w, x[n], sum[n]);
-    x += N;
+    for (int n = 0; n < N; ++n) multiply_step<F>(w, x.steps[n], acc[n]);
+    x.steps += N;
   };
   for (int64_t unit = 0; unit + AnyRow::unit <= K; unit += AnyRow::unit) {
     row.read(block);
+    take_offsets();
 #pragma GCC unroll 8
     for (int column = 0; column < AnyRow::unit; column += step) take(column);
     row.move(AnyRow::unit);
   }
-  if (K % AnyRow::unit) { // only where the unit is a step
-    if (K > step) row.move(K % step - step);
-    take(0);
-  }
-  for (int n = 0; n < N; ++n) acc[n] = F::has_min ? sum[n].products + sum[n].minima : sum[n].products;
+  if constexpr (AnyRow::unit == step)
+    if (K % step) {
+      if (K > step) row.move(K % step - step);
+      take_offsets();
+      take(0);
+    }
+  if constexpr (has_offset<F>)
+    for (int n = 0; n < N; ++n) acc[n] += to_lanes(offsets[n]) * (F::has_min ? 1.0f : offset_of_scale<F>);
 }
 
 // Touches the pages that the row a page further on begins: no hardware prefetcher crosses into a page, and where memory is
@@ -148,7 +176,7 @@ inline void touch_ahead(const uint8_t* row, int64_t bytes) {
 
 // Rows [begin, end), of which row(r) gives the one, times N tokens: out[t * stride + r].
 template <class F, int N, class Row>
-inline void multiply_rows(int64_t begin, int64_t end, const TokenStep<F>* x, int64_t K, float* out, int64_t stride, Row row) {
+inline void multiply_rows(int64_t begin, int64_t end, Tokens x, int64_t K, float* out, int64_t stride, Row row) {
   // One row at a time: two side by side, at 2 tokens, were read half as fast as one stream of memory.
   constexpr int together = lanes / N; // rows whose lanes are summed up at once
   for (int64_t r = begin; r < end; r += together) {
@@ -169,8 +197,10 @@ inline void multiply_rows(int64_t begin, int64_t end, const TokenStep<F>* x, int
 template <class F, int N>
 void multiply_tokens(const Matrix& w, int64_t begin, int64_t end, Quantized x, float* out, int64_t stride, void* scratch) {
   const int64_t K = w.columns, Kp = padded(K), groups = Kp / F::group, steps = Kp / step;
-  TokenStep<F>* token = static_cast<TokenStep<F>*>(scratch);
-  for (int t = 0; t < N; ++t) prepare<F>(x.token(t, Kp), K, token + t, N);
+  TokenStep* token = static_cast<TokenStep*>(scratch);
+  float* sums = reinterpret_cast<float*>(token + N * steps);
+  for (int t = 0; t < N; ++t) prepare<F>(x.token(t, Kp), K, token + t, N, sums + t * groups);
+  const Tokens tokens{token, sums, groups};
   const auto at = [&](int64_t r) {
     const uint8_t* p = w.data + r * w.row_bytes;
     touch_ahead(p, w.row_bytes);
@@ -178,14 +208,14 @@ void multiply_tokens(const Matrix& w, int64_t begin, int64_t end, Quantized x, f
   };
   if constexpr (is_in_registers<F>) {
     if (K >= step) {
-      multiply_rows<F, N>(begin, end, token, K, out, stride, [&](int64_t r) { return PackedRow<F>{at(r)}; });
+      multiply_rows<F, N>(begin, end, tokens, K, out, stride, [&](int64_t r) { return PackedRow<F>{at(r)}; });
       return;
     }
   }
-  float* scales = reinterpret_cast<float*>(token + N * steps);
+  float* scales = sums + N * groups;
   const Row row{reinterpret_cast<uint8_t*>(scales + 2 * groups), scales, scales + groups};
   for (int64_t g = K / F::group; g < groups; ++g) row.scale[g] = row.min[g] = 0;
-  multiply_rows<F, N>(begin, end, token, K, out, stride, [&](int64_t r) {
+  multiply_rows<F, N>(begin, end, tokens, K, out, stride, [&](int64_t r) {
     unpack_row<F>(at(r), K, row);
     return UnpackedRow<F>{row};
   });

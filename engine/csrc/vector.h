@@ -205,6 +205,20 @@ template <class Combine> inline vf reduce_each(vf (&v)[lanes], Combine combine) 
   return v[0];
 }
 
+// Up to eight floats as lanes with the same sum.
+template <class V> inline vf to_lanes(V v) {
+#if defined(__AVX512VNNI__)
+  if constexpr (sizeof(V) == 16) return _mm512_zextps128_ps512((__m128)v);
+  if constexpr (sizeof(V) == 32) return _mm512_zextps256_ps512((__m256)v);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(V) == 16) return _mm256_zextps128_ps256((__m128)v);
+  if constexpr (sizeof(V) == 32) return v;
+#endif
+  vf sum{};
+  for (int i = 0; i < int(sizeof(V) / 4); ++i) sum[i % lanes] += v[i];
+  return sum;
+}
+
 inline float sum_of(vf v) {
 #if defined(__AVX512VNNI__)
   return _mm512_reduce_add_ps(v);
@@ -397,6 +411,19 @@ template <int stride> inline vf spread_halves(const uint8_t* p) {
 #else
   return splat(load_f16(p));
 #endif
+}
+
+// The half at p and those of the next blocks of `stride` bytes, as many as V has floats.
+template <class V, int stride> inline V first_halves(const uint8_t* p) {
+  constexpr int n = sizeof(V) / 4;
+  V v;
+#if defined(__AVX2__)
+  const __m128 halves = _mm_cvtph_ps(_mm_cvtsi64_si128(int64_t(words_of_blocks<n>(p, stride))));
+  std::memcpy(&v, &halves, sizeof v);
+#else
+  for (int i = 0; i < n; ++i) v[i] = load_f16(p + i * stride);
+#endif
+  return v;
 }
 
 // The halves at p and each `stride` bytes on, a lane each.

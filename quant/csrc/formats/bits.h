@@ -22,6 +22,15 @@ template <class V> inline V load_words(const uint8_t* p) {
 
 constexpr uint64_t every_byte = 0x0101010101010101;
 
+// Loads a vector that is used twice. GCC would load it for each use, and as blocks are not aligned, each load takes two.
+template <class V> inline V load_once(const uint8_t* p) {
+  V v = load_words<V>(p);
+#if defined(__AVX2__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 inline uint64_t load_u64(const uint8_t* p) {
   uint64_t v;
   std::memcpy(&v, p, 8);
@@ -234,7 +243,7 @@ template <int n> struct Consecutive : Groups<n> {
     return {both & 0x0f * every_byte, both >> 4 & 0x0f * every_byte};
   }
   static Consecutive nibbles_of_pairs(const uint8_t* p, int group) {
-    const Words both = load_words<Words>(p + group / 2 * 32), a = both & 0x0f * every_byte, b = both >> 4 & 0x0f * every_byte;
+    const Words both = load_once<Words>(p + group / 2 * 32), a = both & 0x0f * every_byte, b = both >> 4 & 0x0f * every_byte;
     if constexpr (n == 2)
       return {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7)};
     else
@@ -242,7 +251,7 @@ template <int n> struct Consecutive : Groups<n> {
   }
   static Consecutive nibbles_of_fours(const uint8_t* p, int group) {
     if constexpr (n == 4) {
-      const Words both = load_words<Words>(p), a = both & 0x0f * every_byte, b = both >> 4 & 0x0f * every_byte;
+      const Words both = load_once<Words>(p), a = both & 0x0f * every_byte, b = both >> 4 & 0x0f * every_byte;
       return {__builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13), __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15)};
     } else {
       const int shift = group / 2 * 4;
