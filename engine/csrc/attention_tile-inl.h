@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "cache-inl.h"
+#include "dot.h"
 
 namespace {
 

@@ -8,6 +8,16 @@ namespace {
 
 // ---- a few tokens: each weight is read once, and multiplied as it is ----
 
+// Calls f(Format) for the format of that type that stores floats. False when there is none.
+template <class Function> inline bool with_floats(int type, Function&& f) {
+  switch (type) {
+#define CASE(F) case F::type: f(F{}); return true;
+    LLTOOL_FLOAT_FORMATS(CASE)
+#undef CASE
+  }
+  return false;
+}
+
 // What a row of a format holds.
 template <class F> using Item = std::conditional_t<F::type == F32::type, float, std::conditional_t<F::type == F16::type, Float16, Brain16>>;
 
@@ -68,11 +78,7 @@ void matvec_floats(const Matrix& w, int64_t begin, int64_t end, const float* x, 
 
 void matvec_f32(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out,
                 int64_t stride, void* scratch) {
-  switch (w.type) {
-#define CASE(F) case F::type: matvec_floats<F>(w, begin, end, x, x_stride, tokens, out, stride); return;
-    LLTOOL_FLOAT_FORMATS(CASE)
-#undef CASE
-  }
+  if (with_floats(w.type, [&](auto format) { matvec_floats<decltype(format)>(w, begin, end, x, x_stride, tokens, out, stride); })) return;
   float* row = static_cast<float*>(scratch);
   const Decode decode = find_decode(w.type);
   for (int64_t r = begin; r < end; ++r) {
@@ -128,33 +134,22 @@ constexpr int largest_short = 8191; // 32 products of two such fit an int32
 
 bool can_multiply_shorts(int64_t columns) { return multiplies_pairs && columns % 32 == 0; }
 
-// Panel layout: q (K / 2, panel, 2), scale (K / 32, panel).
-void shorten_panel(const float* x, int64_t stride, int tokens, int64_t K, lltool::Shortened out) {
-  alignas(64) int16_t q[panel][strip];
-  alignas(64) float scale[panel][lanes];
-  clear_rows(q, tokens);
-  clear_rows(scale, tokens);
-  for (int64_t k = 0; k < K; k += strip) {
-    const int64_t count = K - k < strip ? K - k : strip;
-    for (int t = 0; t < tokens; ++t) quantize_strip<largest_short>(x + t * stride + k, count, q[t], scale[t]);
-    transpose_rows<panel>(reinterpret_cast<const int32_t*>(q), strip / 2, count / 2, reinterpret_cast<int32_t*>(out.q + k * panel));
-    transpose_rows<panel>(scale[0], lanes, count / 32, out.scale + k / 32 * panel);
-  }
-}
-
-// A tile of `lanes` rows: q (K / 2, lanes, 2), scale (K / 32, lanes).
-template <class F> void shorten_tile(const uint8_t* p, int64_t row_bytes, int64_t K, int64_t rows, lltool::Shortened out) {
-  alignas(64) int16_t q[lanes][strip];
-  alignas(64) float scale[lanes][lanes];
+// `rows` of `width` rows of floats: q (K / 2, width, 2), scale (K / 32, width). A panel is of tokens, a tile of weights.
+template <int width, class Float> void shorten_rows(const Float* x, int64_t stride, int64_t rows, int64_t K, lltool::Shortened out) {
+  alignas(64) int16_t q[width][strip];
+  alignas(64) float scale[width][lanes];
   clear_rows(q, rows);
   clear_rows(scale, rows);
   for (int64_t k = 0; k < K; k += strip) {
     const int64_t count = K - k < strip ? K - k : strip;
-    for (int64_t r = 0; r < rows; ++r)
-      quantize_strip<largest_short>(reinterpret_cast<const Item<F>*>(p + r * row_bytes) + k, count, q[r], scale[r]);
-    transpose_rows<lanes>(reinterpret_cast<const int32_t*>(q), strip / 2, count / 2, reinterpret_cast<int32_t*>(out.q + k * lanes));
-    transpose_rows<lanes>(scale[0], lanes, count / 32, out.scale + k / 32 * lanes);
+    for (int64_t r = 0; r < rows; ++r) quantize_strip<largest_short>(x + r * stride + k, count, q[r], scale[r]);
+    transpose_rows<width>(reinterpret_cast<const int32_t*>(q), strip / 2, count / 2, reinterpret_cast<int32_t*>(out.q + k * width));
+    transpose_rows<width>(scale[0], lanes, count / 32, out.scale + k / 32 * width);
   }
+}
+
+void shorten_panel(const float* x, int64_t stride, int tokens, int64_t K, lltool::Shortened out) {
+  shorten_rows<panel>(x, stride, tokens, K, out);
 }
 
 // A tile times N tokens of a panel; out is (N, lanes) with `stride`.
@@ -182,7 +177,7 @@ void multiply_shorts(const Matrix& w, int64_t begin, int64_t end, lltool::Shorte
   tile.q = reinterpret_cast<int16_t*>(tile.scale + K / 32 * lanes);
   for (int64_t first = begin; first < end; first += lanes) {
     const int64_t rows = std::min<int64_t>(end - first, lanes);
-    shorten_tile<F>(w.data + first * w.row_bytes, w.row_bytes, K, rows, tile);
+    shorten_rows<lanes>(reinterpret_cast<const Item<F>*>(w.data + first * w.row_bytes), K, rows, K, tile);
     lltool::Shortened at = x;
     for (int64_t t = 0; t < T; t += panel, at = at.token(panel, K))
       write_tile(rows, std::min<int64_t>(panel, T - t), out + t * stride + first, stride, [&](auto N, float* to, int64_t to_stride) {
@@ -192,11 +187,7 @@ void multiply_shorts(const Matrix& w, int64_t begin, int64_t end, lltool::Shorte
 }
 
 void matmul_shorts(const Matrix& w, int64_t begin, int64_t end, lltool::Shortened x, int64_t T, float* out, int64_t stride, void* scratch) {
-  switch (w.type) {
-#define CASE(F) case F::type: multiply_shorts<F>(w, begin, end, x, T, out, stride, scratch); return;
-    LLTOOL_FLOAT_FORMATS(CASE)
-#undef CASE
-  }
+  with_floats(w.type, [&](auto format) { multiply_shorts<decltype(format)>(w, begin, end, x, T, out, stride, scratch); });
 }
 
 } // namespace

@@ -166,7 +166,7 @@ constexpr int64_t observed_columns = 64; // that an observer's task sums up: fou
 constexpr int tile_rows = 64; // rows that are unpacked at once for more than one panel
 
 // Scratch bytes a thread needs for weights of at most K columns (padded). matmul_f32 has the most: 32 rows and one as floats.
-// matmul has 64 rows of codes with their scales and a panel's terms, K (64 3/2 + 6); matvec 2 tokens of 7/2 K and a row.
+// matmul has 64 rows of codes with their scales and a panel's terms, K (64 3/2 + 6); matvec 2 tokens of 7/4 K and a row.
 constexpr size_t matmul_scratch(int64_t K) { return size_t(K) * 4 * 33 + 4096; }
 constexpr int attention_rows = 128; // query rows (tokens x heads of a group) a task may have
 constexpr int attention_width(int head_dim) { return (head_dim + 15) / 16 * 16; }

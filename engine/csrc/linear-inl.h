@@ -1,9 +1,9 @@
 // What the products of activations with weights of any format share. Nothing knows a format but what takes its rows apart:
 // a row becomes codes with a scale (and a minimum) a group, and the loops of matvec-inl.h and matmul-inl.h see only those.
 #pragma once
+#include "dot.h"
 #include "formats.h"
 #include "kernels.h"
-#include "vector.h"
 
 namespace {
 

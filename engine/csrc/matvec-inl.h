@@ -126,11 +126,10 @@ template <class F> inline void prepare(Quantized x, int64_t K, TokenStep* to, in
     if constexpr (has_offset<F>) {
       vi sum[2] = {load<vi>(x.sum + k / 4), load<vi>(x.sum + k / 4 + lanes)};
       if (halves == 1) sum[0] += sum[1];
+      vf part[halves];
+      for (int half = 0; half < halves; ++half) part[half] = to_float(sum[half]) * to->scale;
       for (int i = 0; i < lanes; i += 4)
-        for (int half = 0; half < halves; ++half) {
-          const vf part = to_float(sum[half]) * to->scale;
-          *sums++ = part[i] + part[i + 1] + part[i + 2] + part[i + 3];
-        }
+        for (const vf& v : part) *sums++ = v[i] + v[i + 1] + v[i + 2] + v[i + 3];
     }
   }
 }

@@ -1,7 +1,7 @@
 // Loops at the limits of an instruction set, which the kernels are held against: products with all operands in registers,
 // and plain reading.
 #pragma once
-#include "vector.h"
+#include "dot.h"
 
 namespace {
 
