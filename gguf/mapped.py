@@ -19,6 +19,7 @@ LoadMode = Literal["mmap", "none", "mlock"]
 
 _READ = 64 << 20  # bytes at once
 _KEPT = 128 << 20  # bytes of the last windows that stay mapped: a writer has two at a time
+_LARGE = ("AnonHugePages", "FilePmdMapped", "ShmemPmdMapped")  # KiB of a mapping, as Linux tells
 
 
 class MappedFile:
@@ -65,6 +66,24 @@ def _want_large_pages(memory: mmap.mmap) -> None:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
+
+
+def in_large_pages(data: Bytes, maps: Path = Path("/proc/self/smaps")) -> bool:
+    """Whether most of what is in memory of the mapping where `data` lies is in pages of 2 MiB. False where the system
+    does not tell."""
+    try:
+        lines = maps.read_text().splitlines()
+    except OSError:
+        return False
+    address, inside, sizes = data.ctypes.data, False, dict.fromkeys(("Rss", *_LARGE), 0)
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name in sizes and inside:
+            sizes[name] = int(value.split()[0])
+        elif "-" in name:  # as in `7f17c0600000-7f17c9000000 r--s 00000000 fe:00 42 name`
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            inside = start <= address < end
+    return sum(sizes[name] for name in _LARGE) * 2 > sizes["Rss"]
 
 
 def _lock(data: Bytes, name: str) -> None:

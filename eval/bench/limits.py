@@ -17,7 +17,7 @@ _LEAST = 256 << 20  # bytes, are read
 
 @dataclass(frozen=True)
 class Limits:
-    """Of `threads` together, a second: bytes, in pages as a mapped file has them and in large ones; multiply-adds.
+    """Of `threads` together, a second: bytes, in small pages and in large ones; multiply-adds.
 
     With `large_pages` the weights lie in those.
     """
@@ -43,13 +43,14 @@ def better_of(first: Limits, second: Limits) -> Limits:
     return replace(first, **{name: max(getattr(first, name), getattr(second, name)) for name in names})
 
 
-def measure_limits(threads: int, *, large_pages: bool = False, instruction_set: str | None = None) -> Limits:
+def measure_limits(threads: int, *, instruction_set: str | None = None) -> Limits:
     """The best of some passes each, as what disturbs them makes them slower only."""
     chosen = instruction_set or isa.chosen()
-    kinds = ("int8", "int16", "float32")
-    peaks = {kind: _native.probe_multiply(chosen, threads, kind, SECONDS) for kind in kinds}
+    int8, int16, float32 = (
+        _native.probe_multiply(chosen, threads, kind, SECONDS) for kind in ("int8", "int16", "float32")
+    )
     read, large = (_native.probe_read(chosen, threads, _memory(huge), SECONDS) for huge in (False, True))
-    return Limits(threads, chosen, read, large, **peaks, large_pages=large_pages)
+    return Limits(threads, chosen, read, large, int8, int16, float32)
 
 
 def _memory(huge: bool) -> NDArray[np.uint8]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from lltool.engine.cpu import CpuExecutor
 from lltool.engine.program import Embed, Gated, Linear, Norm, Op, Program
-from lltool.eval.bench.limits import Limits, better_of
+from lltool.eval.bench.limits import Limits, better_of, measure_limits
 from lltool.eval.bench.plan import Point, Settings, Workload, resolve
 from lltool.eval.bench.record import model_type
 from lltool.eval.bench.runner import Runner
-from lltool.eval.bench.work import Work, calls_of, limits_of, work_of
+from lltool.eval.bench.work import Work, calls_of, limits_for, work_of
 from lltool.gguf.describe import describe
 
 Row = dict[str, Any]
@@ -77,7 +77,7 @@ def profile(points: Sequence[Point], repetitions: int = 5) -> list[Profile]:
 
 
 def _profile(ran: Settings, workload: Workload, repetitions: int) -> Profile:
-    limits = limits_of(ran)
+    limits = measure_limits(ran.threads)
     runner = Runner(ran, [workload])
     try:
         executor, program = runner.model.executor, runner.model.program
@@ -103,9 +103,10 @@ def _profile(ran: Settings, workload: Workload, repetitions: int) -> Profile:
             for name, steps in groups.items()
         ]
         model = model_type(describe(runner.model.file))
+        limits = limits_for(limits, program)
     finally:
         runner.close()
-    limits = better_of(limits, limits_of(ran))  # a neighbour may have disturbed one of them
+    limits = better_of(limits, measure_limits(ran.threads))  # a neighbour may have disturbed one of them
     rest = Operation(BETWEEN, "", 1, max(0.0, total - sum(op.seconds for op in operations)), Work())
     ordered = sorted(operations, key=lambda op: -op.seconds)
     return Profile(ran, workload, model, limits, total, (*ordered, rest))

@@ -1,16 +1,17 @@
 """What a workload takes at least: bytes of weights and cache to be read, and multiply-adds."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from itertools import pairwise
 
 import numpy as np
 
 from lltool.engine.program import Attention, Embed, Linear, Op, Program
-from lltool.eval.bench.limits import Limits, measure_limits
+from lltool.eval.bench.limits import Limits
 from lltool.eval.bench.plan import Settings, Workload
 from lltool.gguf.ggml_types import GGMLType, row_bytes
+from lltool.gguf.mapped import in_large_pages
 
 FLOATS = frozenset({GGMLType.F32, GGMLType.F16, GGMLType.BF16})
 
@@ -51,9 +52,10 @@ class Call:
         return sum(count for _, count in self.pieces)
 
 
-def limits_of(settings: Settings) -> Limits:
-    """What the machine can do at most for a model that is run so."""
-    return measure_limits(settings.threads, large_pages=settings.load_mode == "none")
+def limits_for(limits: Limits, program: Program) -> Limits:
+    """The limits for weights where those of a program lie, which has been run."""
+    largest = max((weight.data for weight in program.weights.values()), key=lambda data: data.nbytes)
+    return replace(limits, large_pages=in_large_pages(largest))
 
 
 def calls_of(workload: Workload, settings: Settings) -> Iterator[Call]:

@@ -1,17 +1,19 @@
 """The probes: within what a processor can do, and not below what numpy does on the same memory."""
 
 import time
-from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from lltool.engine import _native
+from lltool.engine.program import Program, Weight
 from lltool.eval.bench import work
 from lltool.eval.bench.limits import Limits, _memory, better_of, measure_limits
-from lltool.eval.bench.plan import Settings, resolve
+from lltool.gguf.ggml_types import GGMLType
 
+SIZES = (("small", 32), ("large", 64))
 LANES = {"avx512": 16, "avx2": 8, "scalar": 4}
 GIGAHERTZ = 6.5  # more than any processor's clock
 
@@ -60,8 +62,8 @@ def test_the_better_of_two_measurements() -> None:
 
 
 def test_weights_are_read_as_fast_as_their_pages_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mapped file has small pages, one that was read into memory large ones."""
     limits = Limits(1, "avx2", read=1, read_large_pages=5, int8=8, int16=4, float32=2)
-    monkeypatch.setattr(work, "measure_limits", lambda threads, large_pages: replace(limits, large_pages=large_pages))
-    bandwidths = [work.limits_of(resolve(Settings(Path("m"), load_mode=mode))).bandwidth for mode in ("mmap", "none")]
-    assert bandwidths == [1, 5]
+    small, large = (Weight(name, GGMLType.F32, (4, size), np.zeros((4, 4 * size), np.uint8)) for name, size in SIZES)
+    monkeypatch.setattr(work, "in_large_pages", lambda data: data is large.data)
+    programs = [SimpleNamespace(weights={weight.name: weight for weight in some}) for some in ([small], [small, large])]
+    assert [work.limits_for(limits, cast(Program, program)).bandwidth for program in programs] == [1, 5]

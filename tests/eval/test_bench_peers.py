@@ -74,7 +74,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Run(1000, 1000 if workload.prompt else 0, (1000,) * workload.generation)
 
     monkeypatch.setattr(pairing.Runner, "run", run)
-    monkeypatch.setattr(pairing, "limits_of", lambda settings: LIMITS)
+    monkeypatch.setattr(pairing, "measure_limits", lambda threads: LIMITS)
     return found
 
 

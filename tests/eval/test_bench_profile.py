@@ -120,7 +120,7 @@ def test_the_limit_that_binds_is_the_one_that_takes_longest() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "limits_of", lambda settings: LIMITS)
+    monkeypatch.setattr(module, "measure_limits", lambda threads: LIMITS)
 
 
 def test_times_of_the_operations_add_up(tiny: Path, quick: None) -> None:

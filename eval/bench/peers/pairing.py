@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from lltool.eval.bench.limits import Limits, better_of
+from lltool.eval.bench.limits import Limits, better_of, measure_limits
 from lltool.eval.bench.peers.peer import Engine, Peer, runs_in_one
 from lltool.eval.bench.plan import Point, Run, Settings, Workload, resolve
 from lltool.eval.bench.record import Interrupted, Measurement, Row, to_row
@@ -23,7 +23,7 @@ from lltool.eval.bench.runner import Runner
 from lltool.eval.bench.schedule import Effort
 from lltool.eval.bench.statistics import summarize
 from lltool.eval.bench.watch import Conditions, Watch, describe_conditions
-from lltool.eval.bench.work import Work, limits_of, work_of_all
+from lltool.eval.bench.work import Work, limits_for, work_of_all
 from lltool.gguf.describe import describe
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
@@ -123,7 +123,7 @@ class _Bench:
             self.tests = [_Test(workload) for workload in runs]
             for test in self.tests:
                 test.work = work_of_all(runner.model.program, test.workload, self.ran)
-            self.limits = limits_of(self.ran)
+            self.limits = measure_limits(self.ran.threads)
             for number, test in enumerate(self.tests):
                 tell(
                     number, (1 + self.effort.repetitions) * len(runs), f"{self.ran.model.name}, {test.workload}: modes"
@@ -139,7 +139,8 @@ class _Bench:
                     self._round(test, runner, watch, self._draw(test.workload, random), is_back=done % 2 == 1)
                 done += 1
             tell((done + 1) * len(runs), (done + 1) * len(runs), "")
-            self.limits = better_of(self.limits, limits_of(self.ran))
+            limits = better_of(self.limits, measure_limits(self.ran.threads))
+            self.limits = limits_for(limits, runner.model.program)
 
     def _draw(self, workload: Workload, random: np.random.Generator) -> list[int]:
         tokens: list[int] = random.integers(0, self.vocabulary, workload.context).tolist()
