@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(pairing.Runner, "run", run)
     monkeypatch.setattr(pairing, "measure_limits", lambda threads: LIMITS)
+    monkeypatch.setattr(pairing, "limits_for", lambda limits, program: replace(limits, large_pages=True))
     return found
 
 
@@ -109,7 +110,7 @@ def test_engines_run_in_turns_there_and_back(real_model: Callable[[str], Path], 
     assert fast["settings"]["modes_ns"] == {"other 1.0 slow": 3000, "other 1.0 fast": 2000}
     assert len({row["settings"]["session"] for row in rows}) == 1
     assert ours["read_bytes_per_s"] == pytest.approx(2 * fast["read_bytes_per_s"])
-    assert ours["read_share"] == pytest.approx(ours["read_bytes_per_s"] / LIMITS.read)
+    assert ours["read_share"] == pytest.approx(ours["read_bytes_per_s"] / LIMITS.read_large_pages)
     assert ours["multiply_share"] > 2 * fast["multiply_share"] * 0.999
     lines = format_ratios(rows).splitlines()
     assert [line.split("|")[3].strip() for line in lines[2:4]] == [ours["engine"], "other 1.0 fast"]

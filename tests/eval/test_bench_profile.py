@@ -121,6 +121,7 @@ def test_the_limit_that_binds_is_the_one_that_takes_longest() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measure_limits", lambda threads: LIMITS)
+    monkeypatch.setattr(module, "limits_for", lambda limits, program: limits)  # pages are the system's choice
 
 
 def test_times_of_the_operations_add_up(tiny: Path, quick: None) -> None:

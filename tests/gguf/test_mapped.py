@@ -16,7 +16,7 @@ ShmemPmdMapped:        0 kB
 FilePmdMapped:      {large} kB
 THPeligible:           1
 VmFlags: rd mr me ms
-7f0000000000-7f0000001000 rw-p 00000000 00:00 0
+1000-2000 rw-p 00000000 00:00 0
 Rss:             {other} kB
 AnonHugePages:         0 kB
 """
