@@ -56,10 +56,9 @@ def golden(shared: Path, name: str, chunks: int) -> list[float]:
         *((name, 4, 0.03) for name in ("Q5_1_pure", "Q5_0_pure", "Q4_1_pure", "Q4_0_pure_imatrix")),
         *((name, 4, 0.03) for name in ("Q3_K_M_imatrix", "Q2_K_imatrix", "IQ4_XS_imatrix")),
         # llama.cpp rounds what it multiplies with formats of 256 to 8 bits with a scale for 256, ours with one for
-        # 32: of a small divergence that is a part which ours does not have, and of its error, which a few tokens far
-        # apart make, a greater one.
+        # 32: of a small divergence that is a part which ours does not have.
         *((name, 4, 0.05) for name in ("Q4_K_M", "Q4_K_M_imatrix", "Q4_K_S_imatrix")),
-        ("Q6_K", 4, 0.2),
+        ("Q6_K", 20, 0.2),  # few tokens make its standard error
     ],
 )
 def test_divergence_equals_llama_perplexitys(
@@ -73,7 +72,7 @@ def test_divergence_equals_llama_perplexitys(
         found = summarize(divergence(base, model, text, chunks=chunks))
     _, _, ratio, _, kld, error, rms, _, same, same_error = golden(shared, name, chunks)
     assert found.divergence.value == pytest.approx(kld, rel=tolerance)
-    assert found.divergence.error == pytest.approx(error, rel=max(0.25, 2 * tolerance))
+    assert found.divergence.error == pytest.approx(error, rel=0.25)
     assert found.change_rms.value * 100 == pytest.approx(rms, rel=2 * tolerance)
     assert found.same_top.value * 100 == pytest.approx(same, abs=3 * same_error)
     assert found.log_ratio.value == pytest.approx(ratio, abs=0.03)
