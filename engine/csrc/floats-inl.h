@@ -8,16 +8,6 @@ namespace {
 
 // ---- a few tokens: each weight is read once, and multiplied as it is ----
 
-// Calls f(Format) for the format of that type that stores floats. False when there is none.
-template <class Function> inline bool with_floats(int type, Function&& f) {
-  switch (type) {
-#define CASE(F) case F::type: f(F{}); return true;
-    LLTOOL_FLOAT_FORMATS(CASE)
-#undef CASE
-  }
-  return false;
-}
-
 // What a row of a format holds.
 template <class F> using Item = std::conditional_t<F::type == F32::type, float, std::conditional_t<F::type == F16::type, Float16, Brain16>>;
 
@@ -78,7 +68,7 @@ void matvec_floats(const Matrix& w, int64_t begin, int64_t end, const float* x, 
 
 void matvec_f32(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out,
                 int64_t stride, void* scratch) {
-  if (with_floats(w.type, [&](auto format) { matvec_floats<decltype(format)>(w, begin, end, x, x_stride, tokens, out, stride); })) return;
+  if (FloatFormats::find(w.type, [&](auto format) { matvec_floats<decltype(format)>(w, begin, end, x, x_stride, tokens, out, stride); })) return;
   float* row = static_cast<float*>(scratch);
   const Decode decode = find_decode(w.type);
   for (int64_t r = begin; r < end; ++r) {
@@ -187,7 +177,7 @@ void multiply_shorts(const Matrix& w, int64_t begin, int64_t end, lltool::Shorte
 }
 
 void matmul_shorts(const Matrix& w, int64_t begin, int64_t end, lltool::Shortened x, int64_t T, float* out, int64_t stride, void* scratch) {
-  with_floats(w.type, [&](auto format) { multiply_shorts<decltype(format)>(w, begin, end, x, T, out, stride, scratch); });
+  FloatFormats::find(w.type, [&](auto format) { multiply_shorts<decltype(format)>(w, begin, end, x, T, out, stride, scratch); });
 }
 
 } // namespace

@@ -37,18 +37,8 @@ template <class F> inline void unpack_row(const uint8_t* p, int64_t K, Row row) 
   for (; k < K; k += F::block, p += F::bytes) F::unpack(p, row.codes + k, row.scale + k / F::group, row.min + k / F::group);
 }
 
-// Calls f(Format) for the quantized format of that type. False when there is none.
-template <class Function> inline bool with_format(int type, Function&& f) {
-  switch (type) {
-#define CASE(F) case F::type: f(F{}); return true;
-    LLTOOL_QUANTIZED_FORMATS(CASE)
-#undef CASE
-  }
-  return false;
-}
-
 bool can_multiply(int type) {
-  return with_format(type, [](auto) {});
+  return QuantizedFormats::find(type, [](auto) {});
 }
 
 template <class F> void decode_any(const uint8_t* row, int64_t K, float* out) {
@@ -59,12 +49,10 @@ template <class F> void decode_any(const uint8_t* row, int64_t K, float* out) {
 }
 using Decode = void (*)(const uint8_t*, int64_t, float*);
 Decode find_decode(int type) {
-  switch (type) {
-#define CASE(F) case F::type: return decode_any<F>;
-    LLTOOL_QUANTIZED_FORMATS(CASE) LLTOOL_FLOAT_FORMATS(CASE)
-#undef CASE
-  }
-  return nullptr;
+  Decode decode = nullptr;
+  const auto take = [&](auto format) { decode = decode_any<decltype(format)>; };
+  QuantizedFormats::find(type, take) || FloatFormats::find(type, take);
+  return decode;
 }
 bool can_decode(int type) { return find_decode(type) != nullptr; }
 void decode_row(int type, const uint8_t* row, int64_t K, float* out) { find_decode(type)(row, K, out); }

@@ -273,7 +273,7 @@ template <class F> void multiply_panels(TiledRows<F> rows, Quantized x, int64_t 
 }
 
 void matmul(const Matrix& w, int64_t begin, int64_t end, Quantized x, int64_t T, float* out, int64_t stride, void* scratch) {
-  with_format(w.type, [&](auto format) {
+  QuantizedFormats::find(w.type, [&](auto format) {
     const TiledRows<decltype(format)> rows{w, begin, end};
     T <= panel ? multiply_one_panel(rows, x, T, out, stride, scratch) : multiply_panels(rows, x, T, out, stride, scratch);
   });

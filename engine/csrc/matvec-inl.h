@@ -231,7 +231,7 @@ void multiply_tokens(const Matrix& w, int64_t begin, int64_t end, Quantized x, f
 }
 
 void matvec(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch) {
-  with_format(w.type, [&](auto format) {
+  QuantizedFormats::find(w.type, [&](auto format) {
     using F = decltype(format);
     tokens == 1 ? multiply_tokens<F, 1>(w, begin, end, x, out, stride, scratch) : multiply_tokens<F, 2>(w, begin, end, x, out, stride, scratch);
   });

@@ -13,17 +13,24 @@
 #include "formats/legacy.h"
 #include "formats/ternary.h"
 
-// clang-format off
-#define LLTOOL_QUANTIZED_FORMATS(X) \
-  X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) \
-  X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) \
-  X(IQ1_S) X(IQ1_M) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ4_NL) X(IQ4_XS) \
-  X(MXFP4) X(NVFP4) X(TQ1_0) X(TQ2_0) X(Q1_0) X(Q2_0)
-// Decoded only: no model's weights are stored so.
-#define LLTOOL_ACTIVATION_FORMATS(X) X(Q8_1) X(Q8_K)
-// clang-format on
-
 namespace {
+
+// Several formats, one of which a type names: find() calls f(Format) for it. False when it is not among them.
+template <class... Formats> struct FormatList {
+  template <class Function> static bool find(int type, Function&& f) {
+    return ((Formats::type == type && (f(Formats{}), true)) || ...);
+  }
+};
+
+// clang-format off
+using QuantizedFormats = FormatList<
+  Q4_0, Q4_1, Q5_0, Q5_1, Q8_0,
+  Q2_K, Q3_K, Q4_K, Q5_K, Q6_K,
+  IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS,
+  MXFP4, NVFP4, TQ1_0, TQ2_0, Q1_0, Q2_0>;
+// clang-format on
+// Decoded only: no model's weights are stored so.
+using ActivationFormats = FormatList<Q8_1, Q8_K>;
 
 // The formats that store each weight as a float; `decode` gives n of them, `encode` takes n.
 struct F32 {
@@ -48,7 +55,7 @@ struct BF16 {
     }
   }
 };
-#define LLTOOL_FLOAT_FORMATS(X) X(F32) X(F16) X(BF16)
+using FloatFormats = FormatList<F32, F16, BF16>;
 
 // Decodes n weights (a multiple of the block) of a quantized row. Unpacks some blocks ahead of the arithmetic: a wide load
 // of bytes that were just stored narrowly waits for the stores.
