@@ -9,11 +9,11 @@ LLAMA_BENCH ?= $(shell command -v llama-bench)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
-NATIVE := $(shell find quant/csrc engine/csrc -type f 2>/dev/null)
+NATIVE := $(shell find gguf/csrc quant/csrc engine/cpu/csrc -type f 2>/dev/null)
 GATED := .cache/models/smollm2-q4_1.gguf
 MODEL := .cache/demo/SmolLM2-135M-Instruct
 
-.PHONY: install demo bench check test test-arm sanitize gate clean
+.PHONY: install extras demo bench check test docs wheel fuzz test-arm sanitize sanitize-short gate clean
 install: $(VENV)/.developed
 
 demo: $(VENV)/.installed
@@ -41,12 +41,25 @@ test: $(VENV)/.developed
 test-arm sanitize: $(VENV)/.developed
 	.ci/$(subst -,_,$@)
 
+sanitize-short: $(VENV)/.developed
+	.ci/sanitize short
+
+# build/docs: the manual in English and Chinese; a dead link ends it
+docs: $(VENV)/.installed
+	$(PIP) "lltool[docs]"
+	$(BIN)/python docs/assemble.py build/manual build/library
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build -q -f docs/mkdocs.yml
+
+# dist/: the sdist and the wheels, checked and run on each Python that is installed. Wants g++, but no .venv.
+wheel:
+	.ci/wheel $(PYTHONS)
+
 # After a change that is meant: lltool gate record -m $(GATED) -f eval/data/britannica_1911.txt -o the baseline
 gate: $(GATED)
 	$(BIN)/lltool gate check reports/baselines/smollm2-q4_1.json
 
 $(GATED): | $(VENV)/.installed
-	$(BIN)/python -c "from pathlib import Path; from lltool.gguf import sample_models; \
+	$(BIN)/python -c "from pathlib import Path; from lltool.eval.common import sample_models; \
 	  sample_models.fetch_sample('smollm2-q4_1', Path('.cache/models'))"
 
 $(BIN)/pip:
@@ -55,15 +68,27 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 # Made again when the package's dependencies or its native code change.
-$(VENV)/.installed: $(BIN)/pip pyproject.toml constraints.txt $(NATIVE)
+$(VENV)/.installed: $(BIN)/pip pyproject.toml constraints.txt tools/api/package.py.in $(NATIVE)
 	$(PIP) "scikit-build-core>=1.1" "nanobind>=3.1" cmake ninja
-	$(PIP) --no-build-isolation -e .
+	$(PIP) --no-build-isolation -e ".[plot,pandas]"
 	touch $@
 
-# What checks and tests need besides: torch and transformers among others.
+# What checks and tests need besides, torch and transformers among others. lltool is installed already, so only what its
+# extras name is added; a package that comes as a source distribution is built in an environment of its own.
 $(VENV)/.developed: $(VENV)/.installed
-	$(PIP) --no-build-isolation -e ".[dev]"
+	$(PIP) "lltool[dev]"
 	touch $@
+
+# Packages that single tests want; CI has them, elsewhere these tests are skipped.
+extras: $(VENV)/.developed
+	$(PIP) "lltool[lm-eval,bert-score,fuzz]"
+
+# make fuzz SECONDS=600: looks for inputs that end in anything but one clear line; a SEED makes runs alike
+SECONDS ?= 60
+SEED ?= 0
+fuzz: $(VENV)/.developed
+	$(PIP) "lltool[fuzz]"
+	$(BIN)/python -m tests.fuzz $(SECONDS) --seed $(SEED)
 
 clean:
 	rm -rf build $(VENV)

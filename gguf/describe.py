@@ -1,4 +1,4 @@
-"""The facts of a GGUF model that a person asks for first: size, parameters, bits per weight, which types."""
+"""A summary of a GGUF model: size, parameters, bits per weight and tensor types."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from lltool.gguf.reader import GGUFFile
 
 @dataclass(frozen=True)
 class TypeShare:
-    """What the tensors of one type add up to."""
+    """Totals over the tensors of one type."""
 
     type: GGMLType
     tensors: int
@@ -24,7 +24,7 @@ class TypeShare:
 
 @dataclass(frozen=True)
 class Description:
-    """Facts of one model; sizes in bytes, `types` by falling size."""
+    """Facts about one model. Sizes are in bytes; `types` are ordered from the largest size to the smallest."""
 
     files: tuple[str, ...]
     version: int
@@ -39,12 +39,12 @@ class Description:
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Of tensor data; None for a file without tensors."""
+        """Bits of tensor data per weight; None for a file without tensors."""
         return 8 * self.tensor_bytes / self.parameters if self.parameters else None
 
 
-def describe(file: GGUFFile) -> Description:
-    """Adds up what an open file says about itself; reads no tensor data."""
+def describe_file(file: GGUFFile) -> Description:
+    """Summarizes an open file from its header; reads no tensor data."""
     tensors, parameters, size = Counter[GGMLType](), Counter[GGMLType](), Counter[GGMLType]()
     for tensor in file.tensors:
         tensors[tensor.type] += 1
@@ -65,10 +65,12 @@ def describe(file: GGUFFile) -> Description:
 
 
 def plain_value(value: Value, max_items: int | None = None) -> Any:
-    """A metadata value as plain Python data, an array cut to `max_items`."""
+    """A metadata value as plain Python data; arrays are cut to `max_items`."""
     if value.type != ValueType.ARRAY:
         return value.data
     shown = value.data[:max_items]
+    if value.item == ValueType.ARRAY:
+        return [plain_value(inner, max_items) for inner in shown]
     return shown.tolist() if hasattr(shown, "tolist") else list(shown)
 
 

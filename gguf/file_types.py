@@ -1,4 +1,4 @@
-"""What `general.file_type` says: the recipe a file was made with, as llama.cpp numbers it (`LLAMA_FTYPE_*`)."""
+"""The values of `general.file_type`: the recipe of a file, with llama.cpp's numbers (`LLAMA_FTYPE_*`)."""
 
 from enum import IntEnum
 

@@ -1,6 +1,6 @@
-"""The table of GGML tensor types: id, block of weights, bytes a block.
+"""The table of GGML tensor types: id, weights per block, bytes per block.
 
-Source: ggml.h and ggml-common.h of llama.cpp (ids are part of the GGUF format; removed ids are never reused).
+Source: ggml.h and ggml-common.h of llama.cpp. Ids are part of the GGUF format; removed ids are never reused.
 """
 
 from enum import IntEnum
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class GGMLType(IntEnum):
-    """A tensor type as GGUF files number it."""
+    """A tensor type, with the number that GGUF files use."""
 
     F32 = 0
     F16 = 1
@@ -48,7 +48,7 @@ class GGMLType(IntEnum):
 
 
 class Layout(NamedTuple):
-    """Consecutive weights of a row that are stored together, and the bytes they take."""
+    """The number of consecutive weights of a row that are stored as one block, and the size of the block in bytes."""
 
     block: int
     bytes: int
@@ -98,10 +98,7 @@ LAYOUT: dict[GGMLType, Layout] = {
 
 
 def row_bytes(type: GGMLType, columns: int) -> int:
-    """Bytes of one row of `columns` weights.
-
-    Raises ValueError when the row is not a whole number of blocks.
-    """
+    """The bytes of one row of `columns` weights. Raises ValueError if the row is not a whole number of blocks."""
     block, size = LAYOUT[type]
     if columns % block:
         raise ValueError(f"row of {columns} is not a multiple of the {type.name} block of {block}")

@@ -1,7 +1,7 @@
-"""The header of a GGUF file, parsed as if the file were hostile: nothing in it is used before it is checked.
+"""A parser for GGUF headers that treats the file as hostile: it checks every value before it uses it.
 
-Layout (little-endian): magic, u32 version, u64 tensor count, u64 key count; each key: string, u32 type, value; each
-tensor: string, u32 dimensions, u64 each, u32 type, u64 offset. Source: ggml/docs/gguf.md.
+Layout (little-endian): magic, u32 version, u64 tensor count, u64 key count; per key: string, u32 type, value; per
+tensor: string, u32 number of dimensions, u64 per dimension, u32 type, u64 offset. Source: ggml/docs/gguf.md.
 """
 
 import struct
@@ -19,20 +19,25 @@ from lltool.gguf.metadata import Value, ValueType
 from lltool.gguf.string_array import StringArray
 
 MAGIC = b"GGUF"
-VERSIONS = (2, 3)  # the same layout; 1 had 32-bit counts and is no longer written by anyone
+VERSIONS = (2, 3)  # both have the same layout; version 1 had 32-bit counts, and no program writes it any more
 
-# Caps far above any real file, so that a small hostile file cannot cost much memory or time.
+# The caps are far above any real file; they keep a small hostile file from costing much memory or time.
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 16  # models with a thousand layers have some ten thousand
 MAX_KEY_BYTES = (1 << 16) - 1  # the format's own limit
 MAX_NAME_BYTES = 255  # ggml stops at 63; forks with longer names exist
-MAX_STRING_BYTES = 1 << 28  # a tokenizer.json kept whole takes some 30 MB
+MAX_STRING_BYTES = 1 << 28  # a whole tokenizer.json takes about 30 MB
 MAX_ITEMS = 1 << 24  # 64 times the largest vocabulary
+MAX_ARRAYS, MAX_DEPTH = 1 << 16, 4  # the number of arrays in an array, and how deeply they may be nested
 MAX_DIMENSIONS = 4  # ggml's own limit
 MIN_ALIGNMENT, MAX_ALIGNMENT = 8, 1 << 21  # the format's own limit; a huge page
 DEFAULT_ALIGNMENT = 32
 
-# struct and numpy agree on these letters and, with "<", on their sizes.
+COUNTS_AT, HEAD_BYTES = 8, 24  # where the numbers of tensors and of keys are, and where the keys begin
+# Keys of room.py, whose values mean nothing. With names of 16 bytes, the first one's length ends at byte 64.
+ROOM_HEAD, ROOM_TAIL = "lltool.room.head", "lltool.room.tail"
+
+# struct and numpy use the same letters and, with "<", the same sizes.
 NUMBER_FORMAT: dict[ValueType, str] = {
     ValueType.UINT8: "<B",
     ValueType.INT8: "<b",
@@ -69,7 +74,7 @@ _OTHER_FILES = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies: `offset` counts from the start of the file; `shape` is in numpy order."""
+    """The location of a tensor: `offset` counts from the start of the file; `shape` is in numpy order."""
 
     name: str
     type: GGMLType
@@ -80,10 +85,18 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
+    """`places` are the first and the last byte + 1 of each key with its value, `entries` of all tensors' descriptions.
+
+    The tensor data begin at `data_start`. The keys of the room for edits are in `places` only.
+    """
+
     version: int
     alignment: int
     metadata: Mapping[str, Value]
     tensors: tuple[TensorEntry, ...]
+    places: Mapping[str, tuple[int, int]]
+    entries: tuple[int, int]
+    data_start: int
 
 
 def parse_header(path: Path, data: memoryview) -> Header:
@@ -94,12 +107,18 @@ def parse_header(path: Path, data: memoryview) -> Header:
     key_count = cursor.count("the number of keys", MAX_KEYS, item_bytes=13)
 
     metadata: dict[str, Value] = {}
+    places: dict[str, tuple[int, int]] = {}
     for index in range(key_count):
+        start = cursor.position
         key = cursor.name(f"key {index}", MAX_KEY_BYTES)
         if key in metadata:
             cursor.fail(f"key {key!r} appears twice")
         metadata[key] = _read_value(cursor, key)
+        places[key] = start, cursor.position
+    for key in (ROOM_HEAD, ROOM_TAIL):
+        metadata.pop(key, None)
     alignment = _check_alignment(cursor, metadata)
+    entries_start = cursor.position
 
     entries: dict[str, TensorEntry] = {}
     for index in range(tensor_count):
@@ -110,7 +129,7 @@ def parse_header(path: Path, data: memoryview) -> Header:
     data_start = align(cursor.position, alignment)
     tensors = tuple(TensorEntry(e.name, e.type, e.shape, data_start + e.offset, e.nbytes) for e in entries.values())
     _check_extents(cursor, tensors)
-    return Header(version, alignment, metadata, tensors)
+    return Header(version, alignment, metadata, tensors, places, (entries_start, cursor.position), data_start)
 
 
 def align(position: int, alignment: int) -> int:
@@ -119,7 +138,7 @@ def align(position: int, alignment: int) -> int:
 
 
 class _Cursor:
-    """A position in the file; every read is checked against the bytes that are left."""
+    """A position in the file. Every read is checked against the number of bytes left and may raise InputError."""
 
     def __init__(self, path: Path, data: memoryview) -> None:
         self.path = path
@@ -136,7 +155,7 @@ class _Cursor:
     def take(self, size: int, what: str) -> memoryview:
         if size > self.left:
             self.fail(
-                f"{what} at byte {self.position} takes {size} bytes, {self.left} are left; "
+                f"{what} at byte {self.position} takes {size} bytes, but only {self.left} are left; "
                 f"the file is cut off or damaged, get it again"
             )
         self.position += size
@@ -146,13 +165,13 @@ class _Cursor:
         return struct.unpack(format, self.take(struct.calcsize(format), what))[0]
 
     def count(self, what: str, cap: int, item_bytes: int) -> int:
-        """Reads a u64 that says how many items of at least `item_bytes` follow."""
+        """Reads a u64: the number of items, of at least `item_bytes` bytes each, that follow."""
         count: int = self.number("<Q", what)
         if count > cap:
             self.fail(f"{what} is {count}, more than the {cap} allowed; the file is damaged, get it again")
         if count * item_bytes > self.left:
             self.fail(
-                f"{what} is {count}, at least {count * item_bytes} bytes, but {self.left} are left; "
+                f"{what} is {count}, which takes at least {count * item_bytes} bytes, but only {self.left} are left; "
                 f"the file is cut off or damaged, get it again"
             )
         return count
@@ -183,7 +202,7 @@ def _read_version(cursor: _Cursor) -> int:
     if version and version & 0xFFFF == 0:
         cursor.fail("a big-endian GGUF file; only little-endian ones can be read, get or convert one")
     if version not in VERSIONS:
-        cursor.fail(f"GGUF version {version}; versions 2 and 3 can be read")
+        cursor.fail(f"GGUF version {version}; only versions 2 and 3 can be read")
     return version
 
 
@@ -205,10 +224,17 @@ def _read_value(cursor: _Cursor, key: str) -> Value:
             cursor.fail(f"{what} is the byte {cursor.data[cursor.position]}, wanted 0 or 1 for a bool")
         return Value(type, cursor.number(NUMBER_FORMAT[type], what))
 
-    item = _read_value_type(cursor, key, "item type")
+    return _read_array(cursor, key, depth=1)
+
+
+def _read_array(cursor: _Cursor, key: str, depth: int) -> Value:
+    type, item = ValueType.ARRAY, _read_value_type(cursor, key, "item type")
+    what, length = f"the value of key {key!r}", f"the length of the array of key {key!r}"
     if item == ValueType.ARRAY:
-        cursor.fail(f"{what} is an array of arrays, which no GGUF program writes")
-    length = f"the length of the array of key {key!r}"
+        if depth == MAX_DEPTH:
+            cursor.fail(f"{what} nests arrays more than {MAX_DEPTH} deep; the file is damaged, get it again")
+        count = cursor.count(length, MAX_ARRAYS, item_bytes=12)
+        return Value(type, tuple(_read_array(cursor, key, depth + 1) for _ in range(count)), item)
     if item == ValueType.STRING:
         count = cursor.count(length, MAX_ITEMS, item_bytes=8)
         try:
@@ -238,7 +264,7 @@ def _check_alignment(cursor: _Cursor, metadata: Mapping[str, Value]) -> int:
 
 
 def _read_tensor_entry(cursor: _Cursor, index: int, alignment: int) -> TensorEntry:
-    """Reads one tensor's description; its offset still counts from the start of the data."""
+    """Reads one tensor's description. Its offset still counts from the start of the tensor data."""
     name = cursor.name(f"tensor {index}", MAX_NAME_BYTES)
     dimensions: int = cursor.number("<I", f"the number of dimensions of {name!r}")
     if dimensions > MAX_DIMENSIONS:
@@ -267,14 +293,14 @@ def _read_tensor_entry(cursor: _Cursor, index: int, alignment: int) -> TensorEnt
 
 
 def _check_extents(cursor: _Cursor, tensors: tuple[TensorEntry, ...]) -> None:
-    """Every tensor lies inside the file and no two share a byte."""
+    """Raises InputError unless every tensor lies inside the file and no two tensors overlap."""
     size = len(cursor.data)
     end, before = 0, ""
     for entry in sorted(tensors, key=lambda entry: entry.offset):
         if entry.offset + entry.nbytes > size:
             cursor.fail(
                 f"tensor {entry.name!r} of {entry.nbytes} bytes ends at byte {entry.offset + entry.nbytes}, "
-                f"the file has {size}; it is cut off or damaged, get it again"
+                f"but the file has {size} bytes; it is cut off or damaged, get it again"
             )
         if entry.offset < end:
             cursor.fail(f"tensors {before!r} and {entry.name!r} overlap at byte {entry.offset}")

@@ -1,4 +1,4 @@
-"""Files mapped for reading. Read in windows, in any order, little of a large one stays resident."""
+"""Files that are mapped for reading, in windows, so that little of a large file stays resident."""
 
 import mmap
 import os
@@ -6,71 +6,109 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import BinaryIO, Literal
 
 import numpy as np
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.source import Bytes
+from lltool.gguf.watched import WatchedFile
 
-# How a file is used: mapped, and read when its pages are touched; read at once; mapped, read, and kept in memory.
+# mmap maps the file and reads pages on first use; none reads it into memory; mlock maps, reads and locks it in memory.
 LoadMode = Literal["mmap", "none", "mlock"]
 
-_READ = 64 << 20  # bytes at once
-_KEPT = 128 << 20  # bytes of the last windows that stay mapped: a writer has two at a time
-_LARGE = ("AnonHugePages", "FilePmdMapped", "ShmemPmdMapped")  # KiB of a mapping, as Linux tells
+_READ = 64 << 20  # bytes per read
+_KEPT = 128 << 20  # bytes of the last windows that stay mapped: a writer uses two windows at a time
+_CHECKED = 1 << 20  # bytes; for windows of at least this size, checking for changes is cheap compared with reading
+_LARGE = ("AnonHugePages", "FilePmdMapped", "ShmemPmdMapped")  # Linux reports these per mapping, in KiB
 
 
 class MappedFile:
-    """`data` is the whole file, (bytes,); `window` a part of it that is read once.
+    """An open file in memory. `data` is the whole file, uint8 of (bytes,); `window` gives a part that is read once.
 
-    Raises InputError for memory that is not to be locked.
+    If another process truncates the file while it is mapped, the missing part reads as zeros, and `check_unchanged`
+    raises. Raises InputError if the memory cannot be locked.
     """
 
     def __init__(self, file: BinaryIO, mode: LoadMode = "mmap") -> None:
-        # Views hold on to the map, so it is closed by the last of them and not by hand.
+        self._name = file.name
         self._stays = mode != "mmap"
-        self._mapped = _read_whole(file) if mode == "none" else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        _want_large_pages(self._mapped)
-        self.data: Bytes = np.frombuffer(self._mapped, np.uint8)
+        self._watched = WatchedFile(file)
+        memory = _read_whole(file, self._watched.size) if mode == "none" else _map(file, self._watched)
+        _want_large_pages(memory)
+        self._mapped: mmap.mmap | None = memory
+        self.data: Bytes = np.frombuffer(memory, np.uint8)
+        if mode == "none":  # the file is not read again
+            self._watched.check_unchanged()
+            self._watched.close()
+        else:
+            self._watched.guard(memory, self.data.ctypes.data, len(self.data))
         if mode == "mlock":
             _lock(self.data, file.name)
         self._windows: deque[tuple[int, int]] = deque()
-        self._bytes = 0  # of these windows
+        self._bytes = 0  # the sum of the windows' sizes
         self._lock = Lock()
 
     def window(self, start: int, stop: int) -> Bytes:
-        """Bytes [start, stop); as many after them are fetched ahead.
+        """Bytes [start, stop) of the file; the same number of bytes after them is prefetched.
 
-        Unmaps the pages of long past windows; a view of one still works, it is mapped again.
+        Drops the pages of much earlier windows from memory; a view of such a window stays valid and is read again on
+        use. Raises InputError if the file is closed and, for large windows, FileChanged if the file has changed.
         """
+        if self._mapped is None:
+            raise InputError(f"{self._name}: the file is closed; open it again")
+        if stop - start >= _CHECKED:
+            self.check_unchanged()
         if self._stays:
             return self.data[start:stop]
         if start < stop:
             page = start // mmap.PAGESIZE * mmap.PAGESIZE
-            self._mapped.madvise(mmap.MADV_WILLNEED, page, min(2 * stop - start, len(self.data)) - page)
+            self._advise("MADV_WILLNEED", page, min(2 * stop - start, len(self.data)))
         with self._lock:
             self._windows.append((start, stop))
             self._bytes += stop - start
             while self._bytes - (self._windows[0][1] - self._windows[0][0]) > _KEPT:
                 first, last = self._windows.popleft()
                 self._bytes -= last - first
-                page = first // mmap.PAGESIZE * mmap.PAGESIZE
-                self._mapped.madvise(mmap.MADV_DONTNEED, page, last - page)
+                self._advise("MADV_DONTNEED", first // mmap.PAGESIZE * mmap.PAGESIZE, last)
         return self.data[start:stop]
+
+    def check_unchanged(self) -> None:
+        """Raises FileChanged if the file was written to or truncated since it was opened."""
+        self._watched.check_unchanged()
+
+    def close(self) -> None:
+        """Closes the file. The mapping is released with its last view; no further windows can be read."""
+        self.data, self._mapped = np.empty(0, np.uint8), None
+        self._watched.close()
+
+    def _advise(self, advice: str, start: int, stop: int) -> None:
+        if self._mapped is not None and hasattr(mmap, advice):
+            with suppress(OSError):  # the advice is only a hint
+                self._mapped.madvise(getattr(mmap, advice), start, stop - start)
+
+
+def _map(file: BinaryIO, watched: WatchedFile) -> mmap.mmap:
+    try:
+        return mmap.mmap(file.fileno(), watched.size, access=mmap.ACCESS_READ)
+    except ValueError:  # the file has become shorter
+        watched.check_unchanged()
+        raise
 
 
 def _want_large_pages(memory: mmap.mmap) -> None:
-    """Pages of 2 MiB, where the system has them, save decoding half its waits for address translation."""
+    """Asks for pages of 2 MiB, which halve the time that decoding waits for address translation."""
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 def in_large_pages(data: Bytes, maps: Path = Path("/proc/self/smaps")) -> bool:
-    """Whether most of what is in memory of the mapping where `data` lies is in pages of 2 MiB. False where the system
-    does not tell."""
+    """Whether most of the resident part of the mapping that holds `data` is in pages of 2 MiB.
+
+    Returns False where the system does not report it.
+    """
     try:
         lines = maps.read_text().splitlines()
     except OSError:
@@ -87,7 +125,7 @@ def in_large_pages(data: Bytes, maps: Path = Path("/proc/self/smaps")) -> bool:
 
 
 def _lock(data: Bytes, name: str) -> None:
-    """Reads what is mapped and keeps it in memory for as long as it is."""
+    """Reads the mapped data and locks it in memory for as long as it is mapped. Raises InputError if that fails."""
     import ctypes
     import resource
 
@@ -101,28 +139,32 @@ def _lock(data: Bytes, name: str) -> None:
     )
 
 
-def _read_whole(file: BinaryIO) -> mmap.mmap:
-    size = os.fstat(file.fileno()).st_size
-    memory = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)  # private: shared memory is seldom given large pages
+def _read_whole(file: BinaryIO, size: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)  # private, because shared memory seldom gets large pages
     _want_large_pages(memory)
     view = memoryview(memory)
     done = 0
     while count := file.readinto(view[done : done + _READ]):  # type: ignore[attr-defined]
         done += count
-    if done != size:
-        raise InputError(f"{file.name}: has {done} bytes of the {size} that it had when it was opened")
-    return memory
+    return memory  # if the file ended early, its size has changed, and check_unchanged reports it
 
 
-def prefetch(paths: Sequence[Path]) -> None:
-    """Has the system read files, in order, while others work: faults alone read a cold file in small pieces."""
+def prefetch(paths: Sequence[Path]) -> Event:
+    """Reads files into the page cache, in order, in the background: page faults read a cold file in small pieces.
+
+    Returns an event; setting it stops the prefetch.
+    """
+    stop = Event()
     if hasattr(os, "posix_fadvise"):
-        Thread(target=_prefetch, args=(paths,), name="prefetch", daemon=True).start()
+        Thread(target=_prefetch, args=(paths, stop), name="prefetch", daemon=True).start()
+    return stop
 
 
-def _prefetch(paths: Sequence[Path]) -> None:
-    with suppress(OSError):  # what is wrong with a file is told by who uses it
+def _prefetch(paths: Sequence[Path], stop: Event) -> None:
+    with suppress(OSError):  # errors are reported by the code that uses the file
         for path in paths:
             with path.open("rb") as file:
                 for start in range(0, os.fstat(file.fileno()).st_size, _READ):
+                    if stop.is_set():
+                        return
                     os.posix_fadvise(file.fileno(), start, _READ, os.POSIX_FADV_WILLNEED)

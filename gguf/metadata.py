@@ -1,7 +1,8 @@
-"""GGUF metadata values: each keeps the type it has (or shall have) in the file."""
+"""GGUF metadata values, each with the type that it has in the file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import IntEnum
 from typing import Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class ValueType(IntEnum):
-    """Value types as GGUF numbers them."""
+    """Value types, with the numbers that GGUF uses."""
 
     UINT8 = 0
     INT8 = 1
@@ -33,9 +34,9 @@ INTEGERS = frozenset(type for type in ValueType if "INT" in type.name)
 class Value:
     """One metadata value.
 
-    `data` is int, float, bool or str; for an array a numpy array (numbers, bools) or a sequence of str, and `item` is
-    the type of its elements. A string that is not valid UTF-8 is kept with surrogate escapes, so that it is written
-    back byte for byte.
+    `data` is an int, float, bool or str. For an array it is a numpy array (of numbers or bools), a sequence of str or a
+    tuple of array values, and `item` is the type of its elements. A string that is not valid UTF-8 is kept with
+    surrogate escapes, so that it is written back byte for byte.
     """
 
     type: ValueType
@@ -61,3 +62,9 @@ def string(value: str) -> Value:
 
 def array(item: ValueType, values: Sequence[Any] | NDArray[Any]) -> Value:
     return Value(ValueType.ARRAY, values, item)
+
+
+def near(key: str, keys: Iterable[str]) -> str:
+    """`; did you mean KEY?`, if there is a key of a near name."""
+    close = get_close_matches(key, list(keys), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""Models split over several files, as llama.cpp splits them: names, `split.*` keys, which tensor goes where."""
+"""Models split into several files as llama.cpp splits them: file names, `split.*` keys, the tensors of each shard."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import INTEGERS, Value, ValueType
 from lltool.gguf.source import Tensor
 
-SPLIT_NO = "split.no"  # counts from 0; the names count from 1
+SPLIT_NO = "split.no"  # counts from 0, whereas file names count from 1
 SPLIT_COUNT = "split.count"
-SPLIT_TENSORS = "split.tensors.count"  # of all shards together
+SPLIT_TENSORS = "split.tensors.count"  # the sum over all shards
 SPLIT_KEYS = frozenset({SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS})
 MAX_SHARDS = 0xFFFF  # split.count is a u16
 
@@ -25,8 +25,14 @@ def shard_path(path: Path, index: int, count: int) -> Path:
     return path.with_name(f"{stem}-{index + 1:05d}-of-{count:05d}.gguf")
 
 
+def named_place(name: str) -> tuple[int, int]:
+    """The index (from 0) and the number of shards that a file's name states; (0, 1) for a name that is no shard's."""
+    match = _NAME.fullmatch(name)
+    return (int(match[2]) - 1, int(match[3])) if match else (0, 1)
+
+
 def split_keys(index: int, count: int, tensors: int) -> dict[str, Value]:
-    """The keys that mark a file as a shard, in llama.cpp's types."""
+    """The keys that mark a file as a shard, with llama.cpp's value types."""
     return {
         SPLIT_NO: Value(ValueType.UINT16, index),
         SPLIT_COUNT: Value(ValueType.UINT16, count),
@@ -35,16 +41,16 @@ def split_keys(index: int, count: int, tensors: int) -> dict[str, Value]:
 
 
 def shard_count(path: Path, metadata: Mapping[str, Value]) -> int:
-    """How many files the model has; a merged model says 0, a plain one nothing."""
+    """The number of files of the model: 1 for a merged model, whose key is 0, and for one without the key."""
     return max(1, _read_count(path, metadata, SPLIT_COUNT, 1))
 
 
 def find_shards(path: Path, count: int) -> list[Path]:
-    """All files of the model that `path` is one shard of, in order. Raises InputError when one is missing."""
+    """All files of the model that the shard `path` belongs to, in order. Raises InputError if one is missing."""
     match = _NAME.fullmatch(path.name)
     if not match or int(match[3]) != count:
         example = shard_path(path, 0, count).name
-        raise InputError(f"{path}: one of {count} shards, but not named like one; rename them all as in {example}")
+        raise InputError(f"{path}: is one of {count} shards but not named like one; rename them all as in {example}")
     paths = [shard_path(path, index, count) for index in range(count)]
     missing = [shard.name for shard in paths if not shard.exists()]
     if missing:
@@ -61,21 +67,21 @@ def check_shard(path: Path, metadata: Mapping[str, Value], index: int, count: in
     if found != (index, count):
         raise InputError(
             f"{path}: {SPLIT_NO} and {SPLIT_COUNT} are {found[0]} and {found[1]}, wanted {index} and {count}; "
-            f"the shards are misnamed or of different models"
+            f"the shards are misnamed or belong to different models"
         )
 
 
 def check_tensor_count(path: Path, metadata: Mapping[str, Value], found: int) -> None:
-    """Raises InputError unless all shards together have the tensors that `metadata` announces."""
+    """Raises InputError unless all shards together have the number of tensors that `metadata` states."""
     wanted = _read_count(path, metadata, SPLIT_TENSORS, found)
     if wanted != found:
-        raise InputError(f"{path}: the shards have {found} tensors together, {SPLIT_TENSORS} says {wanted}")
+        raise InputError(f"{path}: the shards have {found} tensors together, but {SPLIT_TENSORS} is {wanted}")
 
 
 def plan_shards(tensors: Sequence[Tensor], max_bytes: int | None, max_tensors: int | None) -> list[list[Tensor]]:
     """Cuts the tensors, in order, into shards of at most `max_bytes` of tensor data and `max_tensors` tensors.
 
-    A tensor larger than `max_bytes` gets a shard of its own. Always at least one shard.
+    A tensor larger than `max_bytes` gets its own shard. There is always at least one shard.
     """
     shards: list[list[Tensor]] = [[]]
     filled = 0
@@ -90,7 +96,7 @@ def plan_shards(tensors: Sequence[Tensor], max_bytes: int | None, max_tensors: i
 
 
 def cut_shards(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
-    """Cuts the tensors into shards of so many tensors each; none is empty."""
+    """Cuts the tensors into shards of `sizes` tensors each; sizes of 0 are skipped."""
     assert sum(sizes) == len(tensors), (sizes, len(tensors))
     rest = iter(tensors)
     return [list(islice(rest, size)) for size in sizes if size] or [[]]

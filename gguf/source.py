@@ -1,7 +1,7 @@
 """A model as it flows through `source → transforms → writer`: metadata and named lazy tensors.
 
-GGUF files, safetensors and `.bin` checkpoints are sources; a transform takes a source and gives a source; the writer
-asks each tensor for its rows when it is their turn, so a model is never in memory whole.
+GGUF files, safetensors and `.bin` checkpoints are sources; a transform takes a source and returns a source. The writer
+requests rows only when it writes them, so a model is never wholly in memory.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +22,8 @@ Bytes = NDArray[np.uint8]
 class Tensor:
     """A named tensor whose bytes are read on demand.
 
-    `shape` is in numpy order, the contiguous axis last (GGUF's `ne` reversed). `read(start, stop)` gives rows
-    [start, stop) of the tensor seen as 2-D, as uint8 of shape (stop - start, row_bytes); it may be a view of a mapped
-    file.
+    `shape` is in numpy order, with the contiguous axis last (GGUF's `ne` reversed). `read(start, stop)` returns rows
+    [start, stop) of the tensor as a 2-D matrix, uint8 of (stop - start, row_bytes), possibly a view of a mapped file.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Tensor:
         return self.rows * self.row_bytes
 
     def data(self) -> Bytes:
-        """The whole tensor, (rows, row_bytes)."""
+        """The whole tensor, uint8 of (rows, row_bytes)."""
         return self.read(0, self.rows)
 
 
@@ -65,7 +64,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """A source held as plain values; what transforms return."""
+    """A source whose metadata and tensors are plain values; transforms return it."""
 
     metadata: Mapping[str, Value]
     tensors: Sequence[Tensor]

@@ -1,4 +1,4 @@
-"""An array of strings that stays in the mapped file: found in one pass, decoded when asked for."""
+"""An array of strings that stays in the mapped file; each string is decoded on access."""
 
 import struct
 from array import array
@@ -13,16 +13,16 @@ _LENGTH = struct.Struct("<Q")
 class StringArray(Sequence[str]):
     """The strings of a GGUF array value; each is a little-endian u64 length and that many bytes of UTF-8.
 
-    Bytes that are not UTF-8 come out as surrogate escapes.
+    Bytes that are not UTF-8 are decoded as surrogate escapes.
     """
 
     def __init__(self, encoded: memoryview, ends: "array[int]") -> None:
-        self.encoded = encoded  # the items as the file holds them, lengths included
-        self._ends = ends  # of each string, in `encoded`
+        self.encoded = encoded  # the items as stored in the file, with their lengths
+        self._ends = ends  # the end of each string in `encoded`
 
     @classmethod
     def scan(cls, data: memoryview, start: int, count: int) -> "StringArray":
-        """Finds `count` strings from byte `start` of `data`. Raises ValueError when they do not fit in it."""
+        """Finds `count` strings from byte `start` of `data`. Raises ValueError if they extend past its end."""
         length_at, position = _LENGTH.unpack_from, start
         ends = array("Q")
         add = ends.append
@@ -36,6 +36,10 @@ class StringArray(Sequence[str]):
         if position > len(data):
             raise ValueError(f"string {count - 1} of {count} ends past the end")
         return cls(data[start:position], ends)
+
+    def copy(self) -> "StringArray":
+        """A copy in separate memory, which does not keep the file mapped."""
+        return StringArray(memoryview(bytes(self.encoded)), self._ends)
 
     def raw(self, index: int) -> bytes:
         """The bytes of one string."""
@@ -70,7 +74,7 @@ class StringArray(Sequence[str]):
             start = end
 
     def joined(self, separator: bytes) -> bytes:
-        """All the strings with a byte between them, several times as fast as one by one."""
+        """All strings joined with a one-byte separator, several times as fast as joining them one by one."""
         data = np.frombuffer(self.encoded, np.uint8).copy()
         starts = np.frombuffer(self._ends, np.uint64)[:-1].astype(np.int64)
         data[starts + 7] = ord(separator)
@@ -89,7 +93,7 @@ class StringArray(Sequence[str]):
 
 
 def _joins_cleanly(text: str) -> bool:
-    """Whether decoding the joined bytes gave what decoding each string would: always, when all of it is UTF-8."""
+    """Whether decoding the joined bytes equals decoding each string: it does if all of them are valid UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

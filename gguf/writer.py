@@ -1,11 +1,9 @@
-"""Writes a source as a GGUF file or as shards of one: lays it out first, then streams the tensors in bounded memory."""
+"""Writes a source as one GGUF file or as shards: it computes the layout, then streams tensors in bounded memory."""
 
-import errno
-import os
 import shutil
 import struct
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lltool.gguf import shards
+from lltool.gguf.background import background_thread
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import row_bytes
 from lltool.gguf.header import (
@@ -26,21 +25,27 @@ from lltool.gguf.header import (
     align,
 )
 from lltool.gguf.metadata import Value, ValueType, u32
+from lltool.gguf.reader import open_gguf
+from lltool.gguf.room import lay_out_keys
 from lltool.gguf.source import Bytes, Model, Source, Tensor
 from lltool.gguf.string_array import StringArray
+from lltool.gguf.whole_file import DISK_FULL, check_output, temporary_home, whole_files
 
 VERSION = 3
 MAX_NAME_BYTES = 63  # llama.cpp refuses longer tensor names
 
 WINDOW_WEIGHTS = 4 << 20
-"""Weights that are read, encoded and written at a time, 16 MiB as float32; two such windows are in memory."""
-
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Weights that are read, encoded and written at a time: 16 MiB as float32. Two such windows are in memory."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """A model to write. Shards take at most so many bytes or tensors each, or as many tensors as `shard_sizes` says."""
+    """A model to write.
+
+    `shard_bytes` and `shard_tensors` limit each shard; `shard_sizes` instead fixes the number of tensors in each one.
+    With `may_replace`, an existing file is replaced only if `may_replace` returns True for its metadata. With
+    `has_room`, the file with the metadata has room in its header for edits (room.py).
+    """
 
     path: Path
     source: Source
@@ -48,6 +53,8 @@ class Output:
     shard_bytes: int | None = None
     shard_tensors: int | None = None
     shard_sizes: Sequence[int] | None = None
+    may_replace: Callable[[Mapping[str, Value]], bool] | None = None
+    has_room: bool = False
 
 
 def write_gguf(
@@ -59,22 +66,24 @@ def write_gguf(
     shard_tensors: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     inputs: Iterable[Path] = (),
+    may_replace: Callable[[Mapping[str, Value]], bool] | None = None,
+    has_room: bool = False,
 ) -> list[Path]:
     """Writes `source` to `path` and returns the files written.
 
-    With a limit of bytes or tensors a shard, and more than one shard needed, the files are `NAME-00001-of-0000N.gguf`.
-    `alignment` is by default what the metadata says, else 32. `progress` is told the bytes of tensor data written and
-    their sum. Until all is written only temporary files exist, beside the target; none is left behind on any exception.
-    Raises InputError when a name, shape or value does not fit in GGUF, when the target is one of `inputs` or of the
-    source's own files, and when the disk is full.
+    If the limits per shard require more than one file, the files are named `NAME-00001-of-0000N.gguf`. `alignment`
+    defaults to the metadata's, else 32. `progress` gets the bytes of tensor data written so far and their total. Until
+    everything is written, only temporary files exist, beside the target; every exception removes them. `may_replace`
+    and `has_room` are as in `Output`. Raises InputError if a name, shape or value does not fit in GGUF, if the target
+    is one of `inputs` or of the source's own files or may not be replaced, and if the disk is full.
     """
-    output = Output(Path(path), source, alignment, shard_bytes, shard_tensors)
+    output = Output(Path(path), source, alignment, shard_bytes, shard_tensors, None, may_replace, has_room)
     return write_together([output], progress=progress, inputs=inputs)[0]
 
 
-def file_bytes(source: Source) -> int:
-    """The size of the file that `write_gguf` makes of `source` without limits."""
-    return sum(file.size for file in _lay_out(Output(Path("model.gguf"), source)))
+def file_bytes(source: Source, *, has_room: bool = False) -> int:
+    """The size in bytes of the file that `write_gguf` makes from `source` without shards."""
+    return sum(file.size for file in _lay_out(Output(Path("model.gguf"), source, has_room=has_room)))
 
 
 def write_together(
@@ -84,15 +93,20 @@ def write_together(
     progress: Callable[[int, int], None] | None = None,
     inputs: Iterable[Path] = (),
     seal: Callable[[], Mapping[str, Value]] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> list[list[Path]]:
-    """Writes outputs that have the same tensors, in other types perhaps: a window of rows goes to all before the next.
+    """Writes outputs that have the same tensors, possibly in different types, window by window into all of them.
 
-    `seal` is called when all tensors are written; it gives values for keys that every output has, of the same size as
-    the ones they stand for. Returns the files of each output. The rest is as for `write_gguf`.
+    `seal` is called after all tensors are written; it returns values that replace placeholders of the same size in the
+    metadata of every output. `check` is called before the files are moved into place; an exception from it discards
+    them. Returns the files of each output. Everything else is as for `write_gguf`.
     """
     laid_out = [_lay_out(output) for output in outputs]
     files = [file for output in laid_out for file in output]
     _check_targets(files, [*inputs, *(path for output in outputs for path in getattr(output.source, "paths", ()))])
+    for output, written in zip(outputs, laid_out, strict=True):
+        if output.may_replace:
+            check_replaced(written[0].path, output.may_replace)
     total = sum(tensor.nbytes for file in files for tensor in file.tensors)
     done = 0
 
@@ -102,32 +116,30 @@ def write_together(
         if progress:
             progress(done, total)
 
-    try:
-        _write_files(laid_out, window_weights, advance)
-        if seal:
-            values = seal()
-            for output, written in zip(outputs, laid_out, strict=True):
-                sealed = replace(output, source=Model({**output.source.metadata, **values}, output.source.tensors))
-                _write_headers(written, _lay_out(sealed))
-        for file in files:
-            file.temporary.replace(file.path)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        needed = sum(file.size for file in files)
-        raise InputError(
-            f"{files[0].path}: the disk is full after {done} of {needed} bytes; "
-            f"free some space or write to another folder"
-        ) from error
-    finally:
-        for file in files:
-            file.temporary.unlink(missing_ok=True)
+    with whole_files([file.path for file in files]) as names:
+        temporaries = dict(zip((file.path for file in files), names, strict=True))
+        try:
+            _write_files(laid_out, temporaries, window_weights, advance)
+            if seal:
+                values = seal()
+                for output, written in zip(outputs, laid_out, strict=True):
+                    sealed = replace(output, source=Model({**output.source.metadata, **values}, output.source.tensors))
+                    _write_headers(written, temporaries, _lay_out(sealed))
+            if check:
+                check()
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise InputError(
+                f"{files[0].path}: {DISK_FULL[error.errno]} after {done} of {sum(file.size for file in files)} bytes; "
+                f"free some space or write to another folder"
+            ) from error
     return [[file.path for file in output] for output in laid_out]
 
 
 @dataclass(frozen=True)
 class _File:
-    """One file to write: `header` is padded to the alignment where data follows, and so will each tensor be."""
+    """One file to write. If tensors follow, `header` is padded to the alignment, and so is each tensor."""
 
     path: Path
     header: bytes
@@ -137,10 +149,6 @@ class _File:
     @property
     def size(self) -> int:
         return len(self.header) + sum(align(tensor.nbytes, self.alignment) for tensor in self.tensors)
-
-    @property
-    def temporary(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
 
 
 def _lay_out(output: Output) -> list[_File]:
@@ -161,15 +169,17 @@ def _lay_out(output: Output) -> list[_File]:
     if output.shard_sizes is not None:
         groups = shards.cut_shards(source.tensors, output.shard_sizes)
     if len(groups) == 1:
-        return [_File(path, _encode_header(path, metadata, groups[0], alignment), groups[0], alignment)]
+        header = _encode_header(path, metadata, groups[0], alignment, has_room=output.has_room)
+        return [_File(path, header, groups[0], alignment)]
     if len(groups) > shards.MAX_SHARDS:
-        raise InputError(f"{path}: {len(groups)} shards, wanted at most {shards.MAX_SHARDS}; raise the limit a shard")
+        raise InputError(f"{path}: {len(groups)} shards, wanted at most {shards.MAX_SHARDS}; raise the limit per shard")
     files = []
     for index, group in enumerate(groups):
         keys = shards.split_keys(index, len(groups), len(source.tensors))
-        # Only the first shard has the metadata; the others need their alignment to be read at all.
+        # Only the first shard has the metadata; the others need just the alignment to be readable.
         own = metadata if index == 0 else {k: v for k, v in metadata.items() if k == "general.alignment"}
-        header = _encode_header(path, {**own, **keys}, group, alignment)
+        has_room = output.has_room and index == 0
+        header = _encode_header(path, {**own, **keys}, group, alignment, has_room=has_room)
         files.append(_File(shards.shard_path(path, index, len(groups)), header, group, alignment))
     return files
 
@@ -181,7 +191,7 @@ def _check_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
             raise InputError(f"{path}: tensor {tensor.name!r} appears twice")
         seen.add(tensor.name)
         if not 0 < len(tensor.name.encode()) <= MAX_NAME_BYTES:
-            raise InputError(f"{path}: tensor name {tensor.name!r} has not 1 to {MAX_NAME_BYTES} bytes")
+            raise InputError(f"{path}: tensor name {tensor.name!r} does not have 1 to {MAX_NAME_BYTES} bytes")
         if len(tensor.shape) > MAX_DIMENSIONS or 0 in tensor.shape:
             raise InputError(
                 f"{path}: tensor {tensor.name!r} has shape {tensor.shape}, "
@@ -194,24 +204,43 @@ def _check_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
 
 
 def _check_targets(files: Sequence[_File], inputs: Sequence[Path]) -> None:
+    needed: Counter[Path] = Counter()
     for file in files:
-        if not file.path.parent.is_dir():
-            raise InputError(f"{file.path.parent}: no such folder; make it first")
-        if file.path.is_dir():
-            raise InputError(f"{file.path}: a folder, wanted the name of a file to write")
-        if file.path.exists() and any(other.exists() and file.path.samefile(other) for other in inputs):
-            raise InputError(f"{file.path}: would overwrite its own source; write to another file")
-    needed, free = sum(file.size for file in files), shutil.disk_usage(files[0].path.parent).free
-    if needed > free:
-        raise InputError(
-            f"{files[0].path}: needs {needed} bytes, the disk has {free}; free some space or write to another folder"
-        )
+        check_output(file.path, inputs)
+        if (home := temporary_home(file.path)) is not None:
+            needed[home] += file.size
+    for home, size in needed.items():
+        if size > (free := shutil.disk_usage(home).free):
+            raise InputError(
+                f"{files[0].path}: needs {size} bytes, but the disk has {free} free; "
+                f"free some space or write to another folder"
+            )
 
 
-def _write_files(outputs: Sequence[Sequence[_File]], window_weights: int, advance: Callable[[int], None]) -> None:
-    """Writes the temporary files."""
+def check_replaced(path: Path, may_replace: Callable[[Mapping[str, Value]], bool]) -> None:
+    """Raises InputError if `path` exists, unless `may_replace` returns True for its metadata."""
+    if not path.is_file():
+        return
+    try:
+        with open_gguf(path) as file:
+            if may_replace(file.metadata):
+                return
+    except InputError:  # not a GGUF file, or a damaged one
+        pass
+    raise InputError(
+        f"{path}: exists, and lltool did not make it from this source; name another file, or replace it with --force"
+    )
+
+
+def _write_files(
+    outputs: Sequence[Sequence[_File]],
+    temporaries: Mapping[Path, Path],
+    window_weights: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Writes headers and tensors to the temporary files; `temporaries` maps final paths to temporary ones."""
     for file in (file for output in outputs for file in output):
-        file.temporary.write_bytes(file.header)
+        temporaries[file.path].write_bytes(file.header)
     opened: dict[Path, BinaryIO] = {}
     try:
         spans = list(_spans(outputs, window_weights))
@@ -220,7 +249,7 @@ def _write_files(outputs: Sequence[Sequence[_File]], window_weights: int, advanc
                 assert data.dtype == np.uint8, tensor.name
                 assert data.shape == (stop - start, tensor.row_bytes), (tensor.name, data.shape)
                 if file.path not in opened:
-                    opened[file.path] = file.temporary.open("ab")
+                    opened[file.path] = temporaries[file.path].open("ab")
                 opened[file.path].write(np.ascontiguousarray(data).data)
                 if stop == tensor.rows:
                     opened[file.path].write(bytes(align(tensor.nbytes, file.alignment) - tensor.nbytes))
@@ -233,7 +262,7 @@ def _write_files(outputs: Sequence[Sequence[_File]], window_weights: int, advanc
 
 
 def _spans(outputs: Sequence[Sequence[_File]], window_weights: int) -> Iterator[tuple[_File, Tensor, int, int]]:
-    """Row ranges of at most the window's size each, or one row where a row is larger, in the order of writing."""
+    """Ranges of rows in the order of writing, of at most `window_weights` weights each but at least one row."""
     for same in zip(*([(file, tensor) for file in files for tensor in file.tensors] for files in outputs), strict=True):
         tensor = same[0][1]
         rows = max(1, window_weights // tensor.columns)
@@ -242,36 +271,40 @@ def _spans(outputs: Sequence[Sequence[_File]], window_weights: int) -> Iterator[
                 yield file, tensor, start, min(start + rows, tensor.rows)
 
 
-def _write_headers(written: Sequence[_File], sealed: Sequence[_File]) -> None:
+def _write_headers(written: Sequence[_File], temporaries: Mapping[Path, Path], sealed: Sequence[_File]) -> None:
     for old, new in zip(written, sealed, strict=True):
         assert len(old.header) == len(new.header), "a sealed value has another size"
-        with old.temporary.open("r+b") as file:
+        with temporaries[old.path].open("r+b") as file:
             file.write(new.header)
 
 
 def _read_ahead(spans: Iterable[tuple[Tensor, int, int]]) -> Generator[Bytes]:
-    """Reads the spans in order; the next one is read and encoded by a thread while the caller writes the last."""
-    pool = ThreadPoolExecutor(1)
-    try:
+    """Reads the spans in order; a thread reads and encodes the next one while the caller writes the current one."""
+    with background_thread() as thread:
         following = None
         for tensor, start, stop in spans:
-            current, following = following, pool.submit(tensor.read, start, stop)
+            current, following = following, thread.submit(tensor.read, start, stop)
             if current:
                 yield current.result()
-                current = None  # frees the written window before the one after the next is read
+                current = None  # frees the written window before another one is read
         if following:
             yield following.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
-def _encode_header(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Tensor], alignment: int) -> bytes:
-    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
-    for key, value in metadata.items():
-        try:
-            parts += [_encode_string(key), struct.pack("<I", value.type), _encode_value(value)]
-        except (struct.error, OverflowError, TypeError, UnicodeEncodeError) as error:
-            raise InputError(f"{path}: key {key!r} of type {value.type.name}: value does not fit: {error}") from error
+def encode_key(path: Path, key: str, value: Value) -> bytes:
+    """A key with its value as files have them. Raises InputError naming `path` if its type cannot hold the value."""
+    try:
+        return _encode_string(key) + struct.pack("<I", value.type) + _encode_value(value)
+    except (struct.error, OverflowError, TypeError, UnicodeEncodeError) as error:
+        raise InputError(f"{path}: key {key!r} of type {value.type.name}: value does not fit: {error}") from error
+
+
+def _encode_header(
+    path: Path, metadata: Mapping[str, Value], tensors: Sequence[Tensor], alignment: int, *, has_room: bool
+) -> bytes:
+    keys = {key: encode_key(path, key, value) for key, value in metadata.items()}
+    count, encoded = lay_out_keys(keys) if has_room else (len(keys), b"".join(keys.values()))
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), count), encoded]
     offset = 0
     for tensor in tensors:
         sizes = tuple(reversed(tensor.shape))
@@ -292,16 +325,16 @@ def _encode_value(value: Value) -> bytes:
         return _encode_string(value.data)
     if value.type != ValueType.ARRAY:
         return struct.pack(NUMBER_FORMAT[value.type], value.data)
-    if value.item is None or value.item == ValueType.ARRAY:
-        raise TypeError(f"an array of {value.item}")
+    if value.item is None:
+        raise TypeError("an array without an item type")
     return struct.pack("<IQ", value.item, len(value.data)) + _encode_items(value.item, value.data)
 
 
 def _encode_items(item: ValueType, data: Any) -> bytes:
     if isinstance(data, StringArray):
         return bytes(data.encoded)
-    if item == ValueType.STRING:
-        return b"".join(map(_encode_string, data))
+    if item in (ValueType.STRING, ValueType.ARRAY):
+        return b"".join(map(_encode_string if item == ValueType.STRING else _encode_value, data))
     format = NUMBER_FORMAT[item]
     if isinstance(data, np.ndarray) and data.dtype == np.dtype(format):
         return data.tobytes()

@@ -1,7 +1,7 @@
-"""Which type each tensor gets when the file may have so many bytes: the cheapest choice, exactly.
+"""The exact choice of a type for each tensor that minimizes the total cost within a budget of bytes.
 
-A multiple-choice knapsack. Tensor sizes of a model have a large common divisor, so the table of dynamic programming,
-one entry a number of units of bytes, is small enough to solve it without approximation.
+This is a multiple-choice knapsack problem. The tensor sizes of a model have a large common divisor; with that as unit,
+the table of the dynamic programming is small enough for an exact solution.
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,23 @@ from math import gcd
 
 import numpy as np
 
-# Entries of the table; a model whose sizes have a smaller common divisor is rounded up to budget / 2^18 bytes a tensor.
+# The most entries of the table; with a smaller common divisor, each size is rounded up to a multiple of budget / 2^18.
 _MOST_UNITS = 1 << 18
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What a tensor can become: `bytes` in the file, and the `cost` that is to be small in sum."""
+class TypeOption:
+    """A type that a tensor can get: its `bytes` in the file, and its `cost`, whose sum over tensors is minimized."""
 
     bytes: int
     cost: float
 
 
-def allocate(tensors: Sequence[Sequence[Candidate]], budget: int) -> list[int] | None:
-    """The index of the candidate for each tensor: least total cost in at most `budget` bytes; None if nothing fits."""
+def allocate(tensors: Sequence[Sequence[TypeOption]], budget: int) -> list[int] | None:
+    """The index of the chosen candidate of each tensor, for the least total cost in at most `budget` bytes.
+
+    Returns None if even the smallest candidates do not fit.
+    """
     least = [min(candidate.bytes for candidate in candidates) for candidates in tensors]
     room = budget - sum(least)
     if room < 0:
@@ -35,7 +38,7 @@ def allocate(tensors: Sequence[Sequence[Candidate]], budget: int) -> list[int] |
     unit = max(gcd(*(size for sizes in extra for size in sizes)), -(-room // _MOST_UNITS), 1)
     units = room // unit
 
-    best = np.zeros(units + 1)  # the least cost of the tensors so far in at most so many units
+    best = np.zeros(units + 1)  # best[u]: the least cost of the tensors so far within u units
     taken = np.empty((len(tensors), units + 1), np.uint8)
     for row, (candidates, sizes) in enumerate(zip(tensors, extra, strict=True)):
         before, best = best, np.full(units + 1, np.inf)

@@ -1,29 +1,28 @@
-"""Recipes applied to a model: the type of each tensor, as llama-quantize chooses it, and what that forces.
+"""Applies a recipe to a model: chooses the type of each tensor as llama-quantize does.
 
 Source: llama-quant.cpp of llama.cpp (`tensor_allows_quantization`, `llama_tensor_get_type`).
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
+from lltool.gguf.architecture_keys import ArchitectureKeys
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import LAYOUT, GGMLType
-from lltool.gguf.metadata import Value
 from lltool.gguf.source import Source, Tensor
 from lltool.quant.codec import ENCODED, NEEDS_IMPORTANCE
 from lltool.quant.recipe_language import Recipe, Rule, layers_hold
 from lltool.quant.recipes import KEPT, SUBSTITUTES
 
 PLAIN = frozenset({GGMLType.F32, GGMLType.F16, GGMLType.BF16})
-"""Types that store each weight as a float."""
+"""The types that store each weight as a floating-point number."""
 
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 OUTPUT = "output.weight"
 
-# Parts of names to classes of tensors; the first that is found counts.
+# Maps parts of tensor names to classes of tensors; the first part that is found counts.
 _CLASSES = {
     "attn_qkv.weight": "attn_v",
     "attn_kv_b.weight": "attn_v",
@@ -35,29 +34,29 @@ _CLASSES = {
     "ffn_gate": "ffn_gate",
     "ffn_down": "ffn_down",
 }
-# Types of so few bits that the result is useless where the encoder does not know which columns matter.
-_NEED_IMPORTANCE = frozenset(
+# Types with so few bits that the result is useless unless the encoder knows which columns matter.
+_USELESS_UNGUIDED = frozenset(
     {GGMLType.IQ1_S, GGMLType.IQ1_M, GGMLType.IQ2_XXS, GGMLType.IQ2_XS, GGMLType.IQ2_S, GGMLType.IQ3_XXS}
 )
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asks for beyond the recipe, under llama-quantize's names."""
+    """The user's options beyond the recipe, under llama-quantize's names."""
 
-    pure: bool = False  # the base type for every matrix
+    pure: bool = False  # every matrix gets the base type
     leave_output_tensor: bool = False
     output_tensor_type: GGMLType | None = None
     token_embedding_type: GGMLType | None = None
-    tensor_types: tuple[tuple[str, GGMLType], ...] = ()  # regular expression found in the name, type; the first counts
+    tensor_types: tuple[tuple[str, GGMLType], ...] = ()  # (regular expression, type): the first found in a name counts
 
 
 DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The type a tensor gets; `wanted` differs from it where the shape does not allow what the recipe says."""
+class ChosenType:
+    """The type that a tensor gets. `wanted` is the recipe's type, which differs if the shape does not allow it."""
 
     tensor: Tensor
     type: GGMLType
@@ -67,43 +66,47 @@ class Choice:
 
 def choose_types(
     source: Source, recipe: Recipe, options: Options = DEFAULTS, *, has_importance: bool = False
-) -> list[Choice]:
-    """A choice for each tensor of a model, in their order."""
+) -> list[ChosenType]:
+    """A choice for each tensor of a model, in the order of the tensors."""
     chooser = _Chooser(source, recipe, options, has_importance)
-    # Layers are counted in llama.cpp's order: by block, then by name. (Its --keep-split counts them as they lie in the
-    # file; a mix should not depend on how a file is cut.)
+    # Layers are counted in llama.cpp's order: by block, then by name. (Its --keep-split counts them in file order, but
+    # a mix should not depend on how a file is split.)
     choices = {tensor.name: chooser.choose(tensor) for tensor in sorted(source.tensors, key=_order)}
     return [choices[tensor.name] for tensor in source.tensors]
 
 
-def check_choices(choices: Sequence[Choice], where: str, *, has_importance: bool = False) -> None:
-    """Raises InputError, beginning with `where`, for a tensor that cannot be made."""
+def check_choices(choices: Sequence[ChosenType], where: str, *, has_importance: bool = False) -> None:
+    """Raises InputError, beginning with `where`, for a tensor that cannot be encoded as chosen."""
     for choice in choices:
         if choice.type == choice.tensor.type:
             continue
         if choice.type not in ENCODED:
             raise InputError(
                 f"{where}: {choice.tensor.name}: cannot encode to {choice.type.name}; "
-                f"choose of {', '.join(t.name for t in sorted(ENCODED))}"
+                f"choose one of {', '.join(t.name for t in sorted(ENCODED))}"
             )
         if choice.needs_importance and not has_importance:
             raise InputError(
                 f"{where}: {choice.tensor.name}: {choice.type.name} is of no use without importance; "
-                f"make some with `lltool imatrix` and give it to `lltool quantize` as --imatrix"
+                f"make an importance file with `lltool imatrix` and give it to `lltool quantize` as --imatrix"
             )
 
 
 def check_patterns(source: Source, options: Options) -> None:
-    """Raises InputError for a --tensor-type that is found in no name."""
+    """Raises InputError for a --tensor-type whose pattern is not one or matches no tensor's name."""
     for pattern, type in options.tensor_types:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"tensor type '{pattern}={type.name}': {error}") from None
         if not any(re.search(pattern, tensor.name) for tensor in source.tensors):
             raise InputError(
                 f"--tensor-type {pattern}={type.name}: no tensor's name matches; names are like blk.0.attn_q.weight"
             )
 
 
-def describe_fallbacks(choices: Sequence[Choice]) -> list[str]:
-    """A line for each kind of fallback: how many tensors, why, what they become and what that costs."""
+def describe_fallbacks(choices: Sequence[ChosenType]) -> list[str]:
+    """One line for each kind of fallback: the tensors, the reason, the type used instead and the extra MiB."""
     kinds: dict[tuple[int, GGMLType, GGMLType], list[Tensor]] = {}
     for choice in choices:
         if choice.type != choice.wanted:
@@ -115,44 +118,24 @@ def describe_fallbacks(choices: Sequence[Choice]) -> list[str]:
         names = tensors[0].name + (f" and {len(tensors) - 1} more" if len(tensors) > 1 else "")
         notes.append(
             f"{names}: rows of {columns} are not whole {wanted.name} blocks of {LAYOUT[wanted].block}; "
-            f"{type.name} instead ({more:+.1f} MiB)"
+            f"{type.name} is used instead ({more:+.1f} MiB)"
         )
     return notes
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What rules ask of a model as a whole."""
-
-    metadata: Mapping[str, Value]
-
-    @cached_property
-    def architecture(self) -> str:
-        found = self.metadata.get("general.architecture")
-        return found.data if found and isinstance(found.data, str) else ""
-
-    def number(self, key: str, default: int) -> int:
-        """A count of the model's, the first layer's where each has its own."""
-        value = self.metadata.get(f"{self.architecture}.{key}")
-        data = None if value is None else value.data if value.item is None else next(iter(value.data), None)
-        return default if data is None or isinstance(data, str) else int(data)
-
-    @property
-    def gqa(self) -> int:
-        heads = self.number("attention.head_count", 0)
-        kv_heads = self.number("attention.head_count_kv", heads)
-        return heads // kv_heads if kv_heads else 0
-
-
 class _Chooser:
-    """Goes through the tensors of a model in llama.cpp's order; keeps count of the classes."""
+    """Chooses types for the tensors of a model in llama.cpp's order; counts the tensors of each class."""
 
     def __init__(self, source: Source, recipe: Recipe, options: Options, has_importance: bool) -> None:
         self.recipe, self.options, self.has_importance = recipe, options, has_importance
-        shape = _Shape(source.metadata)
-        self.architecture = shape.architecture
-        self.layers, self.experts, self.gqa = shape.number("block_count", 0), shape.number("expert_count", 0), shape.gqa
-        self.kept = KEPT["all"] + KEPT.get(shape.architecture, ())
+        stated = source.metadata.get("general.architecture")
+        self.architecture = stated.data if stated and isinstance(stated.data, str) else ""
+        keys = ArchitectureKeys(source.metadata, self.architecture)
+        self.layers, self.experts = keys.count("block_count", 0), keys.count("expert_count", 0)
+        heads = keys.count("attention.head_count", 0)
+        kv_heads = keys.count("attention.head_count_kv", heads)
+        self.gqa = heads // kv_heads if kv_heads else 0
+        self.kept = KEPT["all"] + KEPT.get(self.architecture, ())
         self.is_tied = all(tensor.name != OUTPUT for tensor in source.tensors)
         self.values = sum(self.class_of(tensor.name) == "attn_v" for tensor in source.tensors)
         self.seen: Counter[str | None] = Counter()
@@ -164,14 +147,14 @@ class _Chooser:
             return "token_embd"
         return next((kind for part, kind in _CLASSES.items() if part in name), None)
 
-    def choose(self, tensor: Tensor) -> Choice:
+    def choose(self, tensor: Tensor) -> ChosenType:
         wanted = None if self.is_kept(tensor) else self.wanted(tensor)
         if wanted is None:
-            return Choice(tensor, tensor.type, tensor.type)
+            return ChosenType(tensor, tensor.type, tensor.type)
         type = _fit(wanted, tensor.columns)
         is_lookup = tensor.name == OUTPUT or tensor.name in EMBEDDINGS
-        is_useless = type in _NEED_IMPORTANCE or type in self.recipe.needs_importance
-        return Choice(tensor, type, wanted, type in NEEDS_IMPORTANCE or (is_useless and not is_lookup))
+        is_useless = type in _USELESS_UNGUIDED or type in self.recipe.needs_importance
+        return ChosenType(tensor, type, wanted, type in NEEDS_IMPORTANCE or (is_useless and not is_lookup))
 
     def is_kept(self, tensor: Tensor) -> bool:
         name = tensor.name
@@ -180,7 +163,7 @@ class _Chooser:
         return name == OUTPUT and self.options.leave_output_tensor
 
     def wanted(self, tensor: Tensor) -> GGMLType | None:
-        """What the options say, else what the recipe says."""
+        """The type from the options, or else from the recipe; None if the tensor keeps its type."""
         options, name, kind = self.options, tensor.name, self.class_of(tensor.name)
         named = next((type for pattern, type in options.tensor_types if re.search(pattern, name)), None)
         if options.token_embedding_type is not None and name in EMBEDDINGS and (name == EMBEDDINGS[0] or named is None):
@@ -204,7 +187,7 @@ class _Chooser:
         return all(self.conditions(rule, tensor, kind, so_far))
 
     def conditions(self, rule: Rule, tensor: Tensor, kind: str | None, so_far: GGMLType) -> Iterator[bool]:
-        """Whether each of the conditions that are given holds."""
+        """For each condition that the rule states, whether it holds."""
         if rule.tensors:
             yield kind in rule.tensors or tensor.name in rule.tensors
         if rule.match is not None:
@@ -231,9 +214,9 @@ class _Chooser:
             yield layers_hold(rule.layers, *self.place(rule, tensor, kind))
 
     def place(self, rule: Rule, tensor: Tensor, kind: str | None) -> tuple[int, int | None, int]:
-        """Which tensor of its class it is, its block, and how many the class has.
+        """The tensor's index in its class, its block, and the size of the class.
 
-        Tensors of a class come one a layer; in a model with experts there may be more, so the block counts.
+        A class usually has one tensor per layer; with experts it may have more, so the block serves as the index.
         """
         block = block_of(tensor.name)
         if kind == "attn_v":
@@ -243,7 +226,7 @@ class _Chooser:
 
 
 def block_of(name: str) -> int | None:
-    """7 of blk.7.attn_q.weight."""
+    """The number of a tensor's block, as 7 in `blk.7.attn_q.weight`; None if its name has none."""
     found = re.match(r"blk\.(\d+)\.", name)
     return int(found[1]) if found else None
 
@@ -254,7 +237,7 @@ def _order(tensor: Tensor) -> tuple[int, str]:
 
 
 def _fit(type: GGMLType, columns: int) -> GGMLType:
-    """The type, or the next one whose blocks fill a row of `columns`."""
+    """The type, or its first substitute whose blocks divide a row of `columns`."""
     while columns % LAYOUT[type].block:
         type = SUBSTITUTES.get(type, GGMLType.F16)
     return type

@@ -1,4 +1,4 @@
-"""Weights to bytes and back, for every tensor type."""
+"""Encodes and decodes weights, for every tensor type."""
 
 import os
 from typing import Any
@@ -11,7 +11,7 @@ from lltool.gguf.ggml_types import LAYOUT, GGMLType, row_bytes
 from lltool.gguf.source import Bytes
 from lltool.quant import _native, isa
 
-# Types that hold plain numbers but no weights: numpy reads them.
+# Types of plain numbers that are not used for weights; numpy decodes them.
 _NUMBERS: dict[GGMLType, np.dtype[Any]] = {
     GGMLType.I8: np.dtype("<i1"),
     GGMLType.I16: np.dtype("<i2"),
@@ -21,16 +21,16 @@ _NUMBERS: dict[GGMLType, np.dtype[Any]] = {
 }
 
 ENCODED = frozenset(type for type in GGMLType if _native.can_encode(type))
-"""Types that `encode` makes."""
+"""The types that `encode` can write."""
 
 NEEDS_IMPORTANCE = frozenset(type for type in ENCODED if _native.needs_importance(type))
-"""Those that ggml has no way to make without importance."""
+"""The types that ggml cannot encode without importance."""
 
 isa.apply()
 
 
 class BadWeights(InputError):
-    """Row `row` cannot be encoded, because of `problem`."""
+    """Row `row` cannot be encoded; `problem` is the reason."""
 
     def __init__(self, row: int, problem: str, tensor: str = "") -> None:
         super().__init__(f"{tensor}{': ' if tensor else ''}row {row} {problem}")
@@ -38,16 +38,20 @@ class BadWeights(InputError):
 
 
 def decode(data: Bytes, type: GGMLType, threads: int | None = None) -> NDArray[np.float32]:
-    """The weights of `data`, uint8 of (rows, row_bytes), as (rows, columns)."""
+    """The weights of `data`, uint8 of (rows, row_bytes), as float32 of (rows, columns).
+
+    Raises ValueError for rows that are not whole blocks.
+    """
     block, size = LAYOUT[type]
     rows, width = data.shape
     if width % size:
         raise ValueError(f"row of {width} bytes is not a multiple of the {type.name} block of {size} bytes")
     data = np.ascontiguousarray(data)
     if type in _NUMBERS:
-        return np.asarray(data.view(_NUMBERS[type]), np.float32)
+        with np.errstate(over="ignore"):  # too large numbers become infinite, which `encode` refuses
+            return np.asarray(data.view(_NUMBERS[type]), np.float32)
     weights = np.empty((rows, width // size * block), np.float32)
-    _native.decode(type, data, weights, block, size, threads or _processors())
+    _native.decode(type, data, weights, threads or _processors())
     return weights
 
 
@@ -57,21 +61,24 @@ def encode(
     importance: NDArray[np.float32] | None = None,
     threads: int | None = None,
 ) -> Bytes:
-    """The bytes of `values`, (rows, columns), as (rows, row_bytes): ggml's bytes, whatever the instruction set.
+    """The encoding of `values`, (rows, columns), as uint8 of (rows, row_bytes).
 
-    `importance` is (columns,): how much the error of each column counts. Raises BadWeights for a row that holds NaN or
-    infinity, or weights that `type` cannot hold.
+    The bytes equal ggml's under every instruction set. `importance`, (columns,), weights the error of each column.
+    Raises BadWeights for a row with NaN, infinity or weights that `type` cannot hold, and InputError for a type that
+    cannot be encoded and for importance that is missing, negative or not finite.
     """
     if type not in ENCODED:
-        raise InputError(f"cannot encode to {type.name}; choose of {', '.join(t.name for t in sorted(ENCODED))}")
+        raise InputError(f"cannot encode to {type.name}; choose one of {', '.join(t.name for t in sorted(ENCODED))}")
     if importance is None and type in NEEDS_IMPORTANCE:
-        raise InputError(f"cannot encode to {type.name} without importance; give some or choose a larger type")
+        raise InputError(f"cannot encode to {type.name} without importance; give importance or choose a larger type")
     rows, columns = values.shape
     out = np.empty((rows, row_bytes(type, columns)), np.uint8)
     values = np.ascontiguousarray(values, np.float32)
     if importance is not None:
         importance = np.ascontiguousarray(importance, np.float32)
-    fault = _native.encode(type, values, importance, out, *LAYOUT[type], threads or _processors())
+        if not (np.isfinite(importance) & (importance >= 0)).all():
+            raise InputError("importance holds numbers that are negative or not finite, wanted 0 or more")
+    fault = _native.encode(type, values, importance, out, threads or _processors())
     if fault:
         row, reason = fault
         if reason == "not finite":
@@ -81,5 +88,5 @@ def encode(
 
 
 def _processors() -> int:
-    """Those this process may use, hyperthreads too: encoding waits for its own sums more than for arithmetic units."""
+    """The number of processors of this process. Hyperthreads count, because latency limits encoding, not throughput."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

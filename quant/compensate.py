@@ -1,8 +1,8 @@
-"""Rounding that makes up for its own errors: what one block of columns loses, the columns behind it take on.
+"""Quantization with error compensation: later columns are adjusted to compensate the rounding errors of earlier ones.
 
-The inputs of a matrix are correlated, so the error of one column can be undone in part by changing others. Blocks of
-columns are encoded in order by the type's ordinary encoder; each time the columns not yet encoded move to where the
-output error is least. The bytes are of stock types. Source: GPTQ (Frantar et al. 2022), by blocks instead of columns.
+The inputs of a matrix are correlated, so changing other columns can partly undo the error of one column. Blocks of
+columns are encoded in order by the type's ordinary encoder; after each block, the remaining columns are changed so that
+the output error is least. The types are stock ones. Source: GPTQ (Frantar et al. 2022), by blocks instead of columns.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from lltool.quant.codec import decode, encode
 
 Floats = NDArray[np.float32]
 
-# Share by which correlations are taken for chance: those of few tokens, trusted wholly, do harm on other text.
+# How far correlations are shrunk towards 0: those measured on few tokens, used in full, do harm on other text.
 SHRINKAGE = 0.15
-_RIDGE = 1e-6  # of the mean of the diagonal, for columns that are always 0
+_RIDGE = 1e-6  # relative to the mean of the diagonal; needed for columns that are always 0
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """How the columns of a matrix's input go together.
+    """The second moments of a matrix's input.
 
-    `moments` (columns, columns) is the mean of xᵀx, shrunk towards its diagonal; `factor` the upper triangle U
-    with UᵀU = the inverse of that.
+    `moments` (columns, columns) is the mean of xᵀx, shrunk towards its diagonal; `factor` is the upper triangular U
+    with UᵀU = the inverse of `moments`.
     """
 
     moments: NDArray[np.float64]
@@ -40,14 +40,16 @@ class Correlation:
         return cls(damped, np.linalg.cholesky(np.linalg.inv(damped)).T)
 
     def losses(self, error: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Expected square of the output's error for each row of weight errors (rows, columns)."""
+        """The expected squared output error, (rows,), for weight errors (rows, columns)."""
         result: NDArray[np.float64] = np.einsum("rc,rc->r", error @ self.moments, error)
         return result
 
 
 def encode_compensated(weights: Floats, type: GGMLType, correlation: Correlation, threads: int | None = None) -> Bytes:
-    """The bytes of `weights` (rows, columns) as `type`; each row as its blocks make up for one another, or plain where
-    that is better."""
+    """The bytes of `weights` (rows, columns) as `type`, uint8 (rows, row_bytes).
+
+    Each row is encoded with compensation, or plainly if that has the smaller error.
+    """
     block, size = LAYOUT[type]
     columns = weights.shape[1]
     importance = np.diag(correlation.moments).astype(np.float32)

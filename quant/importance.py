@@ -1,6 +1,6 @@
-"""Importance of columns: sums of squares of what each weight matrix was multiplied with, as llama-imatrix keeps them.
+"""Importance of columns: sums of the squared inputs of each weight matrix, as llama-imatrix stores them.
 
-Two file formats: GGUF (raw sums and counts) and the older .dat (means times chunks). Source: imatrix.cpp and
+There are two file formats: GGUF (raw sums and counts) and the older .dat (means times chunks). Source: imatrix.cpp and
 imatrix-loader.cpp of llama.cpp.
 """
 
@@ -17,12 +17,14 @@ from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.header import MAGIC, MAX_NAME_BYTES
 from lltool.gguf.metadata import INTEGERS, Value, ValueType, array, string, u32
 from lltool.gguf.reader import GGUFFile, open_gguf
+from lltool.gguf.regular_file import open_regular, read_bytes
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.whole_file import whole_file
 from lltool.gguf.writer import write_gguf
 
-SUMS, COUNTS = ".in_sum2", ".counts"  # what is added to a weight's name
+SUMS, COUNTS = ".in_sum2", ".counts"  # suffixes of a weight's name
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+_MAX_DAT = 4 << 30  # the most bytes of a .dat file, which is read whole
 _KEYS = ("general.type", DATASETS, CHUNK_COUNT, CHUNK_SIZE)
 
 
@@ -30,9 +32,10 @@ _KEYS = ("general.type", DATASETS, CHUNK_COUNT, CHUNK_SIZE)
 class Importance:
     """Statistics of the inputs of weight matrices, by the weights' names.
 
-    `sums[name]` is float32 of (experts, columns): the sum over tokens of each column's square; `counts[name]` is
-    float32 of (experts,): how many tokens that were. A matrix without experts has one row. A .dat file keeps means
-    only: read from one, `counts` are chunks, and `chunk_size` is 0. `notes` is what else stands in a GGUF file.
+    `sums[name]`, float32 of (experts, columns), is the sum over tokens of the square of each input column;
+    `counts[name]`, float32 of (experts,), is the number of tokens. A matrix without experts has one row. A .dat file
+    holds only means: if read from one, `counts` are chunks and `chunk_size` is 0. `notes` are the other keys of a GGUF
+    file.
     """
 
     sums: Mapping[str, NDArray[np.float32]]
@@ -43,7 +46,7 @@ class Importance:
     notes: Mapping[str, Value] = field(default_factory=dict)
 
     def means(self, name: str) -> NDArray[np.float32]:
-        """The mean square of each column, (experts, columns), 1 where an expert saw no token; llama-quantize's."""
+        """The mean square of each column, (experts, columns); 1 if an expert saw no token, as in llama-quantize."""
         sums, counts = self.sums[name], self.counts[name][:, None]
         return np.where(counts > 0, sums / np.where(counts > 0, counts, np.float32(1)), np.float32(1))
 
@@ -58,10 +61,10 @@ class Importance:
 
 
 def merge(parts: Sequence[Importance], chunk_size: int) -> Importance:
-    """The importance of all data sets together; notes are left out.
+    """The combined importance of several data sets, without notes.
 
-    What a .dat file has is taken for chunks of `chunk_size`, as llama-imatrix does. Raises InputError for entries of
-    one name whose sizes differ.
+    Counts from a .dat file are taken as chunks of `chunk_size` tokens, as llama-imatrix does. Raises InputError if
+    entries of the same name differ in size.
     """
     sums: dict[str, NDArray[np.float32]] = {}
     counts: dict[str, NDArray[np.float32]] = {}
@@ -80,9 +83,9 @@ def merge(parts: Sequence[Importance], chunk_size: int) -> Importance:
 
 
 def read_importance(path: str | Path) -> Importance:
-    """Reads an importance file in either format. Raises InputError for one that is damaged or something else."""
+    """Reads an importance file in either format. Raises InputError if it is damaged or not an importance file."""
     path = Path(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         is_gguf = file.read(len(MAGIC)) == MAGIC
     importance = _read_gguf(path) if is_gguf else _read_dat(path)
     if not importance.sums:
@@ -94,7 +97,7 @@ def read_importance(path: str | Path) -> Importance:
 
 
 def write_importance(path: str | Path, importance: Importance) -> None:
-    """Writes a GGUF file as llama-imatrix does."""
+    """Writes an importance file in GGUF as llama-imatrix does."""
     metadata = {
         "general.type": string("imatrix"),
         DATASETS: array(ValueType.STRING, importance.datasets),
@@ -127,7 +130,7 @@ def write_dat(path: str | Path, importance: Importance) -> None:
 
 
 def _tensor(name: str, values: NDArray[np.float32]) -> Tensor:
-    """(experts, columns) as ggml has it: one expert is no dimension."""
+    """A tensor of values (experts, columns); as in ggml, a single expert is not a dimension."""
     data = np.ascontiguousarray(values, "<f4").view(np.uint8)
     shape = values.shape if values.shape[0] > 1 else values.shape[1:]
     return Tensor(name, GGMLType.F32, shape, lambda start, stop: data[start:stop])
@@ -179,14 +182,14 @@ def _number(path: Path, key: str, value: Value) -> int:
 
 
 def _read_dat(path: Path) -> Importance:
-    data = memoryview(path.read_bytes())
+    data = memoryview(read_bytes(path, _MAX_DAT))
     position = 0
 
     def take(size: int, what: str) -> memoryview:
         nonlocal position
         if not 0 <= size <= len(data) - position:
             raise InputError(
-                f"{path}: {what} at byte {position} takes {size} bytes, {len(data) - position} are left; "
+                f"{path}: {what} at byte {position} takes {size} bytes, but only {len(data) - position} are left; "
                 f"not an importance file, or a damaged one"
             )
         position += size

@@ -1,4 +1,4 @@
-"""The instruction set that all native code of this process uses."""
+"""The choice of the instruction set that all native code of this process uses."""
 
 import os
 from functools import cache
@@ -9,9 +9,9 @@ from lltool.quant import _native
 
 @cache
 def chosen() -> str:
-    """What LLTOOL_ISA names, or the best this processor runs.
+    """The instruction set that LLTOOL_ISA names, or else the best one that this processor runs.
 
-    Raises InputError when it names none of `available_isas`.
+    Raises InputError if LLTOOL_ISA names one that the processor does not run.
     """
     available: list[str] = _native.available_isas()
     name = os.environ.get("LLTOOL_ISA")

@@ -1,5 +1,6 @@
-"""What quantizing a file will do, known before any weight is read: types, sizes, memory, time."""
+"""The plan for quantizing a file, made before any weight is read: types, sizes, memory and time."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +17,7 @@ from lltool.gguf.source import Model
 from lltool.quant.choose import (
     DEFAULTS,
     PLAIN,
-    Choice,
+    ChosenType,
     Options,
     check_choices,
     check_patterns,
@@ -30,15 +31,15 @@ from lltool.quant.recipe_language import Recipe
 from lltool.quant.recipes import find_recipe
 
 BUFFER_BYTES = 80 << 20
-"""Rows that are in memory at a time, as float32 and in their new types."""
+"""Default size of the buffers for the rows in memory, as float32 and in their new types."""
 
-_BYTES_A_WEIGHT = 20  # of buffers: float32 4, two windows of at most float32 8, decoded again and its error 8
-_FIXED_BYTES = 256 << 20  # the interpreter and its libraries, 128 MiB of the mapped source, what the allocator keeps
+_BYTES_PER_WEIGHT = 20  # of buffers: 4 as float32, 8 for two windows of at most float32, 8 to decode for the error
+_FIXED_BYTES = 256 << 20  # the interpreter, its libraries, 128 MiB of the mapped source, memory the allocator retains
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user wants of a file, beside the recipe and `Options` of the types."""
+    """The user's wishes for a file, besides the recipe and the `Options` for types."""
 
     guidance: Guidance | None = None
     prune: Collection[int] = ()
@@ -53,9 +54,10 @@ NOTHING_MORE = Request()
 
 @dataclass(frozen=True)
 class Plan:
-    """What quantizing a file will do. Nothing is computed until it is written.
+    """The plan for quantizing one file. No weight is computed until the plan is written.
 
-    `model` is the file's, with the keys and blocks that were asked for; `names` are the names its tensors had before.
+    `model` is the file's, with keys overridden and blocks pruned as requested; `names` maps the names of its tensors to
+    their names in the file.
     """
 
     file: GGUFFile
@@ -64,7 +66,7 @@ class Plan:
     recipe: Recipe
     options: Options
     request: Request
-    choices: Sequence[Choice]
+    choices: Sequence[ChosenType]
     notes: Sequence[str]
 
     @property
@@ -73,12 +75,12 @@ class Plan:
 
     @property
     def source_bytes(self) -> int:
-        """Of tensor data."""
+        """The bytes of tensor data in the source."""
         return sum(choice.tensor.nbytes for choice in self.choices)
 
     @property
     def bytes(self) -> int:
-        """Of tensor data, when it is written."""
+        """The bytes of tensor data in the new file."""
         return sum(size_of(choice) for choice in self.choices)
 
     @property
@@ -86,14 +88,14 @@ class Plan:
         return 8 * self.bytes / self.weights
 
     def changes(self) -> Counter[tuple[GGMLType, GGMLType]]:
-        """How many tensors go from which type to which."""
+        """The number of tensors for each pair of old and new type."""
         return Counter((choice.tensor.type, choice.type) for choice in self.choices)
 
     def default_path(self) -> Path:
-        return self.file.path.with_name(f"ggml-model-{self.recipe.name}.gguf")
+        return self.file.path.with_name(f"{model_name(self.file.path)}-{self.recipe.name}.gguf")
 
     def shard_sizes(self) -> list[int] | None:
-        """Tensors in each shard, where the source's shards are kept."""
+        """The number of tensors in each shard if the source's shards are kept, else None."""
         if not self.request.keep_split:
             return None
         kept = set(self.names.values())
@@ -101,8 +103,14 @@ class Plan:
         return [sum(next(tensors).name in kept for _ in range(size)) for size in self.file.shard_sizes]
 
 
-def size_of(choice: Choice) -> int:
-    """Bytes of the tensor when it is written."""
+def model_name(path: Path) -> str:
+    """The name of a full-precision model's file without shard number and type: `m` for `m-F16.gguf`."""
+    name = re.sub(r"-\d{5}-of-\d{5}$", "", path.name.removesuffix(".gguf"))
+    return re.sub(r"(?<=.)[-._](bf16|fp?16|fp?32)$", "", name, flags=re.IGNORECASE)
+
+
+def size_of(choice: ChosenType) -> int:
+    """The bytes of the tensor in its new type."""
     return choice.tensor.rows * row_bytes(choice.type, choice.tensor.columns)
 
 
@@ -111,22 +119,25 @@ def plan_quantization(
 ) -> Plan:
     """Chooses the type of each tensor.
 
-    Raises InputError for an unknown recipe, for tensors that are quantized already unless that is allowed, for types
-    that need importance without it, for importance of another model, for options that no tensor matches, and where a
-    shape does not allow the type that the recipe wants if the request is strict.
+    Raises InputError for an unknown recipe, for tensors that are already quantized unless that is allowed, for types
+    that need importance if none is given, for importance of another model, for options that no tensor matches, and,
+    if the request is strict, for a shape that does not allow the recipe's type.
     """
     if isinstance(recipe, str):
         recipe = find_recipe(recipe)
     if not file.tensors:
         raise InputError(f"{file.path}: has no tensors to quantize")
     model = Model({**file.metadata, **request.overrides}, file.tensors)
-    whole = model.metadata  # as llama-quantize has it, pruned blocks still count where a rule asks for their number
+    whole = model.metadata  # as in llama-quantize, rules still see the number of blocks before pruning
     names = {tensor.name: tensor.name for tensor in file.tensors}
     if request.prune:
         model, names = prune_layers(model, request.prune, str(file.path))
     check_patterns(model, options)
     guidance = request.guidance
-    choices = choose_types(Model(whole, model.tensors), recipe, options, has_importance=guidance is not None)
+    try:
+        choices = choose_types(Model(whole, model.tensors), recipe, options, has_importance=guidance is not None)
+    except InputError as error:
+        raise InputError(f"{file.path}: {error}") from None
     check_choices(choices, str(file.path), has_importance=guidance is not None)
     notes = describe_fallbacks(choices)
     if request.strict and notes:
@@ -135,7 +146,7 @@ def plan_quantization(
         tensor = choice.tensor
         if choice.type != tensor.type and tensor.type not in PLAIN and not request.allow_requantize:
             raise InputError(
-                f"{file.path}: {tensor.name} is {tensor.type.name} already, which lost quality once; "
+                f"{file.path}: {tensor.name} is already {tensor.type.name}, which lost quality once; "
                 f"quantize from the F16, BF16 or F32 file, or give --allow-requantize"
             )
     if guidance is not None:
@@ -144,18 +155,18 @@ def plan_quantization(
 
 
 def window_weights(buffer_bytes: int) -> int:
-    """How many weights are read, encoded and written at a time."""
-    return min(buffer_bytes, BUFFER_BYTES) // _BYTES_A_WEIGHT
+    """The number of weights that are read, encoded and written at a time."""
+    return min(buffer_bytes, BUFFER_BYTES) // _BYTES_PER_WEIGHT
 
 
 def estimate_memory(plans: Sequence[Plan], buffer_bytes: int = BUFFER_BYTES) -> int:
-    """Bytes that writing the plans takes at most. A row is in memory whole, however small the buffer."""
+    """The most bytes of memory that writing the plans takes. One row always fits, however small the buffer is."""
     widest = max((choice.tensor.columns for plan in plans for choice in plan.choices), default=0)
-    return _FIXED_BYTES + max(window_weights(buffer_bytes), widest) * _BYTES_A_WEIGHT
+    return _FIXED_BYTES + max(window_weights(buffer_bytes), widest) * _BYTES_PER_WEIGHT
 
 
 def estimate_seconds(plans: Sequence[Plan], threads: int | None = None) -> float:
-    """Time to encode, from a trial of each type on random weights; the disk may take longer."""
+    """Estimated seconds to encode, from a trial of each type on random weights; the disk may take longer."""
     weights: Counter[tuple[GGMLType, bool]] = Counter()
     for plan in plans:
         for choice in plan.choices:
@@ -165,7 +176,7 @@ def estimate_seconds(plans: Sequence[Plan], threads: int | None = None) -> float
     seconds = 0.0
     for (type, is_guided), count in weights.items():
         importance = np.ones(1024, np.float32) if is_guided or type in NEEDS_IMPORTANCE else None
-        encode(sample[:8], type, importance, threads)  # builds what the type searches in
+        encode(sample[:8], type, importance, threads)  # builds the tables that the type's encoder searches
         started = time.perf_counter()
         encode(sample, type, importance, threads)
         seconds += (time.perf_counter() - started) * count / sample.size

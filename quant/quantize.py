@@ -1,43 +1,63 @@
-"""GGUF to smaller GGUF, one or several at once: `open → retype by recipe → write`."""
+"""Quantizes a GGUF file into one or several smaller ones at once: `open → retype by recipe → write`."""
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from lltool import __version__
 from lltool.gguf import writer
+from lltool.gguf.background import background_thread
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, string, u32
+from lltool.gguf.optional import to_frame
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.source import Model
 from lltool.gguf.writer import Output, write_together
 from lltool.quant.choose import DEFAULTS, Options
 from lltool.quant.codec import BadWeights
-from lltool.quant.plan import BUFFER_BYTES, NOTHING_MORE, Plan, Request, plan_quantization, window_weights
+from lltool.quant.plan import BUFFER_BYTES, NOTHING_MORE, Plan, Request, plan_quantization, size_of, window_weights
 from lltool.quant.recipe_language import Recipe, format_recipe
 from lltool.quant.recipes import RECIPES
 from lltool.quant.retype import Decoder, ErrorSum, retype_tensor
 
-QUANTIZATION_VERSION = 2  # of ggml's block formats
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-_SOURCE_DIGEST = "lltool.quantize.source_sha256"
+QUANTIZATION_VERSION = 2  # the version of ggml's block formats
+
+_SOURCE, _SOURCE_DIGEST = "lltool.quantize.source", "lltool.quantize.source_sha256"
 
 
 @dataclass(frozen=True)
 class Report:
-    """A quantization that was done; `path` is the first of several shards.
+    """A completed quantization; `path` is the file or its first shard.
 
-    `errors`, if asked for, are those of the tensors in new types, by name: relative, of squares.
+    `errors`, if requested, are the relative squared errors of the tensors whose type changed, by name.
     """
 
     path: Path
     plan: Plan
-    seconds: float  # of all that were written together
+    seconds: float  # for all the files that were written together
     errors: dict[str, float] | None = None
+
+    def to_pandas(self) -> "DataFrame":
+        """A row for each tensor: name, shape, types, bytes before and after, and the error if known. Needs pandas."""
+        return to_frame(
+            {
+                "tensor": choice.tensor.name,
+                "shape": choice.tensor.shape,
+                "source_type": choice.tensor.type.name,
+                "type": choice.type.name,
+                "source_bytes": choice.tensor.nbytes,
+                "bytes": size_of(choice),
+                "error": (self.errors or {}).get(choice.tensor.name),
+            }
+            for choice in self.plan.choices
+        )
 
 
 def quantize_file(
@@ -48,15 +68,18 @@ def quantize_file(
     request: Request = NOTHING_MORE,
     *,
     threads: int | None = None,
+    force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Quantizes the GGUF file `source` to `target`, by default `ggml-model-TYPE.gguf` beside it.
+    """Quantizes the GGUF file `source` to `target`, by default `NAME-TYPE.gguf` beside it.
 
-    Tensor bytes are those of llama-quantize. Raises InputError as `plan_quantization` and `write_plans` do.
+    NAME is the source's name without its type. A file of that default name is replaced only if it was made from this
+    source, or with `force`. Tensor bytes equal llama-quantize's. Raises InputError as `plan_quantization` and
+    `write_plans` do.
     """
     with open_gguf(source) as file:
         plan = plan_quantization(file, type, options, request)
-        return write_plans([plan], [target], threads=threads, progress=progress)[0]
+        return write_plans([plan], [target], threads=threads, force=force, progress=progress)[0]
 
 
 def write_plans(
@@ -66,28 +89,44 @@ def write_plans(
     threads: int | None = None,
     buffer_bytes: int = BUFFER_BYTES,
     with_errors: bool = False,
+    force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Report]:
     """Carries out plans for one file, which is read and decoded once.
 
-    Takes at most the memory that `estimate_memory` says. Raises InputError for weights that are not finite and for what
-    `write_gguf` refuses.
+    A target is a file, None for the plan's default path, or a folder for the default name in it. A file with a default
+    name is replaced only if it was made from this source, or with `force`. Takes at most `estimate_memory` bytes.
+    Raises InputError for weights that are not finite, for two plans with one target and for what `write_gguf` refuses.
     """
     started = time.monotonic()
     file = plans[0].file
     assert all(plan.file is file for plan in plans)
     decoder = Decoder(threads)
-    paths = [Path(target) if target else plan.default_path() for plan, target in zip(plans, targets, strict=True)]
+    named = [Path(target) if target and not Path(target).is_dir() else None for target in targets]
+    paths = [
+        name or Path(target or plan.file.path.parent) / plan.default_path().name
+        for name, plan, target in zip(named, plans, targets, strict=True)
+    ]
     if len(set(paths)) < len(paths):
         raise InputError(f"{paths[0]}: is the target of two types; name each type once")
     errors: list[dict[str, ErrorSum]] = [{} for _ in plans]
-    outputs = [
-        Output(path, _retype(plan, decoder, found if with_errors else None), shard_sizes=plan.shard_sizes())
-        for plan, path, found in zip(plans, paths, errors, strict=True)
-    ]
     is_over = Event()
-    with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(sha256_of, file.paths, is_over)  # while the tensors are read, from the same pages
+    with background_thread() as thread:
+        digest = thread.submit(sha256_of, file.paths, is_over)  # runs while the tensors are read, on the same pages
+
+        def is_of_source(metadata: Mapping[str, Value]) -> bool:
+            return is_made_of(metadata, file.path, digest.result)
+
+        outputs = [
+            Output(
+                path,
+                _retype(plan, decoder, found if with_errors else None),
+                shard_sizes=plan.shard_sizes(),
+                may_replace=None if name or force else is_of_source,
+                has_room=True,
+            )
+            for plan, path, name, found in zip(plans, paths, named, errors, strict=True)
+        ]
         try:
             files = write_together(
                 outputs,
@@ -95,8 +134,10 @@ def write_plans(
                 progress=progress,
                 inputs=file.paths,
                 seal=lambda: {_SOURCE_DIGEST: string(digest.result())},
+                check=file.check_unchanged,
             )
         except BadWeights as error:
+            file.check_unchanged()
             raise InputError(f"{file.path}: {error}") from error
         finally:
             is_over.set()
@@ -108,13 +149,18 @@ def write_plans(
     ]
 
 
+def is_made_of(metadata: Mapping[str, Value], source: Path, digest: Callable[[], str]) -> bool:
+    """Whether a file's metadata state that it was quantized from `source` with the SHA-256 that `digest` returns."""
+    return metadata.get(_SOURCE) == string(source.name) and metadata.get(_SOURCE_DIGEST) == string(digest())
+
+
 def file_bytes(plan: Plan) -> int:
-    """The size of the file that the plan makes, header included."""
-    return writer.file_bytes(_retype(plan, Decoder(), None))
+    """The size in bytes of the file that the plan makes, with its header."""
+    return writer.file_bytes(_retype(plan, Decoder(), None), has_room=True)
 
 
 def _retype(plan: Plan, decoder: Decoder, errors: dict[str, ErrorSum] | None) -> Model:
-    """The model as the plan says; what is lost goes to `errors` when it is read."""
+    """The model with the plan's types; when its tensors are read, their errors are added to `errors`."""
     guidance = plan.request.guidance
     tensors = []
     for choice in plan.choices:
@@ -134,12 +180,12 @@ def _retype(plan: Plan, decoder: Decoder, errors: dict[str, ErrorSum] | None) ->
 
 
 def _metadata(plan: Plan) -> dict[str, Value]:
-    """The source's, with the new file type and how this file was made."""
+    """The source's metadata, with the new file type and keys that record how this file was made."""
     made = {
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         "lltool.version": string(__version__),
         "lltool.quantize.recipe": string(plan.recipe.name + (" pure" if plan.options.pure else "")),
-        "lltool.quantize.source": string(plan.file.path.name),
+        _SOURCE: string(plan.file.path.name),
     }
     if plan.recipe.file_type is not None:
         made["general.file_type"] = u32(plan.recipe.file_type)
@@ -147,5 +193,5 @@ def _metadata(plan: Plan) -> dict[str, Value]:
         made["lltool.quantize.recipe_text"] = string(format_recipe(plan.recipe))
     if plan.request.guidance:
         made |= plan.request.guidance.metadata()
-    placeholder = string("0" * 64)  # until it is known
+    placeholder = string("0" * 64)  # until the digest is known
     return {**plan.model.metadata, **made, **plan.request.overrides, _SOURCE_DIGEST: placeholder}

@@ -1,6 +1,6 @@
-"""The language of recipes: which tensor gets which type.
+"""The language of recipes, which assign types to tensors.
 
-A recipe has a `base` type and `rules`; of the rules that hold for a tensor, the last one counts. As a user's file:
+A recipe has a `base` type and `rules`; of the rules that match a tensor, the last one counts. An example file:
 
     version = 1
     extends = "Q4_K_M"        # its base and rules come first; or give a base
@@ -23,34 +23,34 @@ from lltool.gguf.ggml_types import GGMLType
 VERSION = 1
 
 CLASSES = (
-    "output",  # output.weight, or the token embedding where that is the output too
-    "token_embd",  # where it is not
-    "attn_v",  # with the fused attn_qkv and attn_kv_b
+    "output",  # output.weight, or the token embedding in models that use it as the output matrix
+    "token_embd",  # the token embedding in other models
+    "attn_v",  # includes the fused attn_qkv and attn_kv_b
     *("attn_k", "attn_q", "attn_output", "ffn_up", "ffn_gate", "ffn_down"),
 )
 TYPES = {
     type.name: type for type in GGMLType if type.name not in ("Q8_1", "Q8_K", "NVFP4", "I8", "I16", "I32", "I64", "F64")
 }
-"""What a tensor can become."""
+"""The types that a recipe can give to a tensor, by name."""
 
 _LAYERS = re.compile(r"first \d+(/[1-9]\d*)?|more|middle|\d+(-\d+)?(, ?\d+(-\d+)?)*")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What must hold for a tensor, and the type it then gets (None: the recipe's base). What is not given holds."""
+    """Conditions on a tensor, and the type it gets if all that are given hold (None: the recipe's base)."""
 
     type: GGMLType | None
-    tensors: tuple[str, ...] = ()  # CLASSES, or tensors by their names
-    match: str | None = None  # a regular expression that is found in the name
+    tensors: tuple[str, ...] = ()  # CLASSES, or names of tensors
+    match: str | None = None  # a regular expression that must be found in the name
     layers: str | None = None  # "first 4", "first 1/8", "more", "middle", or numbers of blocks: "0-3, 7"
-    in_order: bool | None = None  # layers are counted as tensors of the class come, even in a model with experts
-    stacked: bool | None = None  # of three dimensions, as experts are
+    in_order: bool | None = None  # layers count in the order of the class's tensors, even in a model with experts
+    stacked: bool | None = None  # the tensor has three dimensions, as those of experts do
     ragged: bool | None = None  # rows are not whole blocks of the base type
     importance: bool | None = None  # whether importance is given
     architectures: tuple[str, ...] = ()
     layer_count: int | None = None  # the model's
-    min_gqa: int | None = None  # so many query heads or more share a head of keys and values
+    min_gqa: int | None = None  # at least this many query heads share one key-value head
     experts: int | None = None
     min_experts: int | None = None
     instead_of: tuple[GGMLType, ...] = ()  # the type so far is one of these
@@ -58,20 +58,20 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named mix of types. Without a base every tensor stays as it is."""
+    """A named mix of types. Without a base, every tensor keeps its type."""
 
     name: str
     base: GGMLType | None
     file_type: FileType | None
     note: str = ""
     aliases: tuple[str, ...] = ()
-    needs_importance: tuple[GGMLType, ...] = ()  # besides the types that always do
+    needs_importance: tuple[GGMLType, ...] = ()  # besides the types that always need it
     rules: tuple[Rule, ...] = ()
 
 
 def layers_hold(layers: str, index: int, block: int | None, count: int) -> bool:
-    """Whether `layers` includes a tensor: the `index`th of `count` of its class, and in block number `block`."""
-    if layers == "more":  # the first and the last eighth, and every third between
+    """Whether `layers` includes a tensor, which has index `index` of `count` in its class and lies in block `block`."""
+    if layers == "more":  # the first and last eighth of the layers, and every third layer between them
         return index < count // 8 or index >= 7 * count // 8 or (index - count // 8) % 3 == 2
     if layers == "middle":
         return count // 8 <= index < 7 * count // 8
@@ -85,10 +85,10 @@ def layers_hold(layers: str, index: int, block: int | None, count: int) -> bool:
 def parse_recipe(
     table: Mapping[str, Any], name: str, known: Mapping[str, Recipe], shared: Mapping[str, Any], where: str
 ) -> Recipe:
-    """The recipe that a TOML table says.
+    """The recipe that a TOML table describes.
 
-    It may extend one of `known`, and name a list of `shared` among its rules. Raises InputError that begins with
-    `where`.
+    It may extend one of the `known` recipes, and its rules may name lists of rules in `shared`. Raises InputError,
+    beginning with `where`, for a table that is not a recipe.
     """
     values = _parse_table(table, _RECIPE_KEYS, where)
     parent = None
@@ -150,14 +150,14 @@ def _toml(value: Any) -> str:
 
 
 def _file_type_of(base: GGMLType | None, known: Mapping[str, Recipe]) -> FileType | None:
-    """What a file of mostly `base` says it is: the file type of that name, or the one that mixes in the least."""
+    """The file type for a recipe with this base: the one of that name, or of the known mix with the fewest rules."""
     mixes = [recipe for recipe in known.values() if recipe.base is not None and recipe.base == base]
     mixes.sort(key=lambda recipe: (recipe.name != recipe.base.name if recipe.base else 0, len(recipe.rules)))
     return mixes[0].file_type if mixes else None
 
 
 def _parse_rules(rules: Any, shared: Mapping[str, Any], where: str) -> list[Rule]:
-    """Rules, with the shared lists that are named among them in their places."""
+    """The parsed rules; names of shared lists are replaced by the rules in them."""
     if not isinstance(rules, list):
         raise InputError(f"{where}: rules is {rules!r}, wanted a list")
     parsed = []
@@ -187,7 +187,7 @@ def _parse_table(table: Mapping[str, Any], keys: Mapping[str, Callable[[Any], An
 
 
 class _Wrong(Exception):
-    """A value is not what its key wants; the message says what that is."""
+    """A value is not valid for its key; the message says what the key wants."""
 
 
 def _version(value: Any) -> int:

@@ -1,4 +1,4 @@
-"""The transform that changes tensor types: decode and encode rows as the writer asks for them."""
+"""The transform that changes tensor types: it decodes and encodes rows when the writer reads them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from lltool.quant.codec import BadWeights, decode, encode
 
 Floats = NDArray[np.float32]
 
-# Weights held as float32 at a time, 16 MiB: a reader may ask for many times as many.
+# Weights that are held as float32 at a time (16 MiB), because a reader may ask for many times as many.
 _WINDOW = 4 << 20
 
 
 class Decoder:
-    """Gives rows of tensors as float32; the last ones stay, for the next output that asks for the same.
+    """Decodes rows of tensors to float32 and keeps the last ones, for the next output that asks for the same rows.
 
-    `threads` are also those that encode again.
+    `threads` is the number of threads for decoding and for encoding again.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -28,7 +28,7 @@ class Decoder:
         self._weights: Floats = np.empty((0, 0), np.float32)
 
     def weights(self, tensor: Tensor, start: int, stop: int) -> Floats:
-        """Rows [start, stop), (stop - start, columns)."""
+        """Rows [start, stop) of the tensor, float32 of (stop - start, columns)."""
         if self._key != (tensor.read, start, stop):
             self._weights = np.empty((0, 0), np.float32)  # frees the old window before the new one is made
             self._weights = decode(tensor.read(start, stop), tensor.type, self.threads)
@@ -38,25 +38,25 @@ class Decoder:
 
 @dataclass
 class ErrorSum:
-    """Squares of weights and of their errors so far, each column times its importance."""
+    """Sums of the squares of weights and of their errors so far, with each column weighted by its importance."""
 
     error: float = 0
     total: float = 0
 
     @property
     def relative(self) -> float:
-        """0 for a copy, 1 where all is lost."""
+        """The relative squared error: 0 for a copy, 1 if everything is lost."""
         return self.error / self.total if self.total else 0.0
 
     def add(self, weights: Floats, found: Floats, importance: Floats | None) -> None:
-        found -= weights  # which is the caller's to spend
+        found -= weights  # in place: the caller does not use `found` again
         factor = np.ones(weights.shape[1]) if importance is None else importance.astype(np.float64)
         self.error += float(np.einsum("ij,ij->j", found, found) @ factor)
         self.total += float(np.einsum("ij,ij->j", weights, weights) @ factor)
 
 
 def retype(source: Source, choose: Callable[[Tensor], GGMLType], threads: int | None = None) -> Model:
-    """`source` with each tensor in the type that `choose` names; a tensor of that type already passes untouched."""
+    """`source` with each tensor in the type that `choose` returns; a tensor that has this type passes unchanged."""
     decoder = Decoder(threads)
     tensors = [retype_tensor(tensor, choose(tensor), decoder=decoder) for tensor in source.tensors]
     return Model(source.metadata, tensors)
@@ -70,10 +70,10 @@ def retype_tensor(
     decoder: Decoder | None = None,
     error: ErrorSum | None = None,
 ) -> Tensor:
-    """`tensor` as `type`, computed when its rows are read; weights that `type` cannot hold raise BadWeights then.
+    """`tensor` as `type`, encoded when its rows are read; reading raises BadWeights for weights that do not fit.
 
-    `importance` is (experts, columns), one row where the tensor has no experts. Tensors that share a `decoder` are
-    decoded once if their rows are read in turn. What the new type loses is added to `error`.
+    `importance` is (experts, columns), with one row if the tensor has no experts. Tensors that share a `decoder` are
+    decoded once if the same rows of each are read in turn. The squared errors are added to `error`.
     """
     if type == tensor.type:
         return tensor
@@ -103,7 +103,7 @@ def retype_tensor(
 def _by_expert(
     tensor: Tensor, importance: Floats | None, start: int, stop: int
 ) -> Iterator[tuple[int, int, Floats | None]]:
-    """Rows [start, stop) cut where an expert ends, each part with the importance of its columns."""
+    """Rows [start, stop), split at the boundaries of experts, each part with the importance of its columns."""
     if importance is None or len(importance) == 1:
         yield start, stop, None if importance is None else importance[0]
         return

@@ -52,3 +52,9 @@ def test_command_starts_light() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr.strip() == "set()"
     assert "quantize" in run.stdout
+
+
+def test_only_the_common_figure_knows_matplotlib() -> None:
+    paths = [path for folder in ORDER for path in (REPOSITORY / folder).rglob("*.py")]
+    found = {path.name for path in paths if any(name.startswith("matplotlib") for name in imported_modules(path))}
+    assert found == {"figure.py"}

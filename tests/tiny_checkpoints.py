@@ -39,6 +39,103 @@ def rope(type: str, **values: Any) -> dict[str, Any]:
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=128)
 LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
 
+GPT_OSS_ROPE = rope(
+    "yarn", factor=8.0, original_max_position_embeddings=64, beta_fast=32.0, beta_slow=1.0, truncate=False
+)
+
+EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+DEEPSEEK_ROUTING: dict[str, Any] = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.5,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+}
+
+# The families with experts; rows as in FAMILIES.
+MIXTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "qwen2moe": (
+        "Qwen2MoeForCausalLM",
+        "qwen2",
+        EXPERTS | {"shared_expert_intermediate_size": 40, "num_attention_heads": 8, "num_key_value_heads": 2},
+    ),
+    "qwen3moe": ("Qwen3MoeForCausalLM", "qwen2", EXPERTS | {"norm_topk_prob": True, "head_dim": 32}),
+    "mixtral": (
+        "MixtralForCausalLM",
+        "llama3",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48, "sliding_window": 64},
+    ),
+    "olmoe": ("OlmoeForCausalLM", "llama3", {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 48}),
+    "granitemoe": (
+        "GraniteMoeSharedForCausalLM",
+        "llama3",
+        {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 48,
+            "shared_intermediate_size": 40,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 5.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "glm4moe": (
+        "Glm4MoeForCausalLM",
+        "qwen2",
+        DEEPSEEK_ROUTING | {"attention_bias": True, "use_qk_norm": True, "head_dim": 24},
+    ),
+    "dots1": ("Dots1ForCausalLM", "qwen2", DEEPSEEK_ROUTING | {"head_dim": 32}),
+    "ernie4_5-moe": (
+        "Ernie4_5_MoeForCausalLM",
+        "spm-json",
+        {
+            "moe_num_experts": 6,
+            "moe_k": 2,
+            "moe_intermediate_size": 48,
+            "moe_layer_start_index": 1,
+            "moe_layer_interval": 2,
+            "moe_layer_end_index": 3,
+            "num_hidden_layers": 4,
+        },
+    ),
+    "gpt-oss": (
+        "GptOssForCausalLM",
+        "llama3",
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "sliding_window": 64,
+            **GPT_OSS_ROPE,
+        },
+    ),
+}
+
+# Three heads, of which one or two are read by all: numbers that are no powers of two.
+ODD_HEADS: dict[str, Any] = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1}
+FULL_ODD_HEADS = {"hidden_size": 48, "num_attention_heads": 3}
+_PHI3_ROPE = rope("default", partial_rotary_factor=0.75)
+LONGROPE: dict[str, Any] = {
+    "original_max_position_embeddings": 128,
+    **rope(
+        "longrope",
+        partial_rotary_factor=0.75,
+        short_factor=[1.0, 1.01, 1.02, 1.1, 1.2, 1.3],
+        long_factor=[1.0, 1.5, 2.0, 4.0, 8.0, 9.0],
+        original_max_position_embeddings=128,
+    ),
+}
+
 # family: transformers' model class, tokenizer, config beyond COMMON
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "llama3", {}),
@@ -54,6 +151,77 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "gemma",
         {"num_hidden_layers": 7, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64},
     ),
+    "ministral": (
+        "MinistralForCausalLM",
+        "qwen2",
+        {
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "head_dim": 32,
+        },
+    ),
+    "granite": (
+        "GraniteForCausalLM",
+        "qwen2",
+        {
+            **ODD_HEADS,
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.3,
+            "logits_scaling": 8.0,
+        },
+    ),
+    "smollm3": ("SmolLM3ForCausalLM", "llama3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    "seed-oss": ("SeedOssForCausalLM", "qwen2", {"head_dim": 32, "residual_dropout": 0.0}),
+    "apertus": ("ApertusForCausalLM", "qwen2", {**ODD_HEADS, **LLAMA3}),
+    "ernie4-5": ("Ernie4_5ForCausalLM", "qwen2", {"head_dim": 32}),
+    "hunyuan-dense": ("HunYuanDenseV1ForCausalLM", "qwen2", {"head_dim": 32}),
+    "phi3": ("Phi3ForCausalLM", "qwen2", {**ODD_HEADS, "sliding_window": 64, **_PHI3_ROPE}),
+    "phi4-longrope": ("Phi3ForCausalLM", "qwen2", {"tie_word_embeddings": True, **LONGROPE}),
+    "phi2": ("PhiForCausalLM", "qwen2", {"num_key_value_heads": 4}),
+    "gemma": ("GemmaForCausalLM", "gemma", {"head_dim": 32}),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        "gemma",
+        {"num_hidden_layers": 5, "head_dim": 32, "query_pre_attn_scalar": 20, "sliding_window": 64},
+    ),
+    "stablelm": ("StableLmForCausalLM", "qwen2", {"use_qkv_bias": True}),
+    "stablelm-12b": ("StableLmForCausalLM", "qwen2", {"use_parallel_residual": True, "qk_layernorm": True}),
+    "olmo": ("OlmoForCausalLM", "qwen2", {**ODD_HEADS, "clip_qkv": 1.5}),
+    "olmo2": ("Olmo2ForCausalLM", "qwen2", ODD_HEADS),
+    "olmo3": (
+        "Olmo3ForCausalLM",
+        "qwen2",
+        {
+            "num_hidden_layers": 5,
+            "sliding_window": 64,
+            "rope_parameters": {
+                "full_attention": YARN["rope_parameters"],
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
+    "exaone4": ("Exaone4ForCausalLM", "qwen2", {"num_hidden_layers": 5, "head_dim": 32, "sliding_window": 64}),
+    "nemotron": ("NemotronForCausalLM", "qwen2", {"norm_eps": 1e-5}),
+    "starcoder2": ("Starcoder2ForCausalLM", "qwen2", {"sliding_window": 64}),
+    "cohere": ("CohereForCausalLM", "qwen2", {"use_qk_norm": True, "logit_scale": 0.25}),
+    "cohere2": ("Cohere2ForCausalLM", "qwen2", {"num_hidden_layers": 5, "sliding_window": 64, "logit_scale": 0.25}),
+    "glm": ("GlmForCausalLM", "qwen2", {"head_dim": 16}),
+    "glm4": ("Glm4ForCausalLM", "qwen2", {"head_dim": 16}),
+    "gpt2": ("GPT2LMHeadModel", "qwen2", {"n_inner": 128}),
+    "starcoder": ("GPTBigCodeForCausalLM", "qwen2", {"n_inner": 128}),
+    "gptj": ("GPTJForCausalLM", "qwen2", {"n_inner": 128, "rotary_dim": 8}),
+    "gptneox": ("GPTNeoXForCausalLM", "qwen2", FULL_ODD_HEADS),
+    "falcon": ("FalconForCausalLM", "qwen2", {"max_position_embeddings": 512}),
+    "falcon-40b": ("FalconForCausalLM", "qwen2", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-11b": (
+        "FalconForCausalLM",
+        "qwen2",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    ),
+    "mpt": ("MptForCausalLM", "qwen2", {**FULL_ODD_HEADS, "max_seq_len": 512, "attn_config": {"clip_qkv": 2.0}}),
+    "bloom": ("BloomForCausalLM", "qwen2", {**FULL_ODD_HEADS, "seq_length": 512}),
+    **MIXTURES,
 }
 
 
@@ -70,19 +238,29 @@ def make_checkpoint(
     model_class, default_tokenizer, settings = FAMILIES[family]
     special = TOKENIZERS[tokenizer or default_tokenizer](folder)
     cls = getattr(transformers, model_class)
-    config = cls.config_class(**(COMMON | settings | special | overrides))
+    defaults = cls.config_class()  # knows which of the common keys its models have
+    common = {key: value for key, value in COMMON.items() if hasattr(defaults, key)}
+    config = cls.config_class(**(common | settings | special | overrides))
     torch.manual_seed(seed)
     model = cls(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.copy_(torch.randn_like(parameter) * 0.2 + (0.0 if family == "gemma3" else 1.0))
+            if parameter.ndim == 1 and name.endswith("weight"):
+                parameter.copy_(torch.randn_like(parameter) * 0.2 + (0.0 if adds_one(family) else 1.0))
             elif name.endswith("bias"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
             else:
                 parameter.copy_(torch.randn_like(parameter) * 1.3 / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.2)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
+
+
+def adds_one(family: str) -> bool:
+    """Whether the model multiplies by 1 + the weight of a norm."""
+    return family.startswith(("gemma", "nemotron"))
 
 
 def write_byte_level(folder: Path, split: str) -> dict[str, Any]:

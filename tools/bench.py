@@ -1,4 +1,4 @@
-"""`lltool bench`: tokens a second of models, over all that can be set, in llama-bench's words."""
+"""`lltool bench`: measures models in tokens a second over a grid of settings, with llama-bench's options."""
 
 import argparse
 import sys
@@ -9,31 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
-from lltool.tools.arguments import print_json
-from lltool.tools.bench_arguments import AXES, parse_arguments
+from lltool.tools.arguments import output_to, print_json, take_models
+from lltool.tools.bench_arguments import parse_arguments
+from lltool.tools.bench_arguments import parser as parser  # for the help and completion
 from lltool.tools.engine_arguments import set_priority
+from lltool.tools.talk import note
 
 if TYPE_CHECKING:
-    from lltool.eval.bench.measure import Progress
     from lltool.eval.bench.peers.peer import Peer
-    from lltool.eval.bench.plan import Point
-    from lltool.eval.bench.record import Row
+    from lltool.eval.bench.results.rows import ResultRow, Results
+    from lltool.eval.bench.run.plan import GridPoint
+    from lltool.eval.common.steps import TitledProgress
 
 
 def main(argv: list[str]) -> int:
-    match argv:
-        case ["compare", *rest]:
-            from lltool.tools import bench_compare
-
-            return bench_compare.main(rest)
-        case ["history", *rest]:
-            from lltool.tools import bench_history
-
-            return bench_history.main(rest)
     arguments = parse_arguments(argv)
+    arguments.model = take_models(arguments)
     if arguments.autotune:
         return _autotune(arguments)
-    from lltool.eval.bench.record import Interrupted
+    from lltool.eval.bench.results.record import Interrupted
 
     points = _plan(arguments)
     if arguments.profile:
@@ -50,13 +44,12 @@ def main(argv: list[str]) -> int:
 
 
 def _measure(
-    points: "Sequence[Point]", peers: "Sequence[Peer]", history: Path | None, arguments: argparse.Namespace
-) -> "list[Row]":
-    from lltool.eval.bench.environment import describe_build, describe_machine
-    from lltool.eval.bench.history import find_drift
-    from lltool.eval.bench.measure import measure
-    from lltool.eval.bench.record import to_row
-    from lltool.eval.bench.schedule import Effort
+    points: "Sequence[GridPoint]", peers: "Sequence[Peer]", history: Path | None, arguments: argparse.Namespace
+) -> "Results":
+    from lltool.eval.bench.machine.environment import describe_build, describe_machine
+    from lltool.eval.bench.results.history import find_drift
+    from lltool.eval.bench.run.measure import measure_points
+    from lltool.eval.bench.run.schedule import Effort
 
     effort = Effort(arguments.repetitions, arguments.until, seconds=arguments.max_time, delay=arguments.delay)
     machine = describe_machine() | {"build": describe_build()}
@@ -66,42 +59,42 @@ def _measure(
             from lltool.eval.bench.peers.pairing import measure_beside
 
             return measure_beside(points, peers, effort, progress=progress, **known)
-        found = measure(points, effort, memory=not arguments.no_memory, progress=progress, **known)
-    return [to_row(measurement) for measurement in found]
+        return measure_points(points, effort, memory=not arguments.no_memory, progress=progress, **known)
 
 
 def _autotune(arguments: argparse.Namespace) -> int:
-    from lltool.engine.tuning import keep_tuned
-    from lltool.eval.bench.autotune import autotune, format_search
+    from lltool.engine.cpu.tuning import keep_tuned
+    from lltool.eval.bench.run.autotune import autotune, format_search
 
     if arguments.threads:
-        raise InputError("--autotune looks for the best -t; leave out -t")
+        raise InputError("--autotune searches for the best -t; leave out -t")
     found = []
     for path in arguments.model:
         size, search = autotune(path)
         file = keep_tuned(size, search.tuned)
         found.append({"model": str(path), **asdict(search.tuned), "decode_ns": search.decode, "batch_ns": search.batch})
-        if arguments.output != "json":
+        if arguments.format != "json":
             print(f"{path}\n\n{format_search(search)}\n")
-        print(f"lltool: kept in {file}, the default for models of about this size", file=sys.stderr)
-    if arguments.output == "json":
+        note(f"kept in {file}, the default for models of about this size")
+    if arguments.format == "json":
         print_json(found)
     return 0
 
 
-def _profile(points: "Sequence[Point]", arguments: argparse.Namespace) -> int:
-    from lltool.eval.bench.profile import profile
-    from lltool.eval.bench.profile_tables import format_profiles, plot_profiles
+def _profile(points: "Sequence[GridPoint]", arguments: argparse.Namespace) -> int:
+    from lltool.eval.bench.profile.measure import profile
+    from lltool.eval.bench.profile.tables import format_profiles, plot_profiles
 
     profiles = profile(points, arguments.repetitions)
-    print(format_profiles(profiles, arguments.output))
+    with output_to(arguments.output):
+        print(format_profiles(profiles, arguments.format))
     if arguments.plot:
         print(plot_profiles(profiles, arguments.plot), file=sys.stderr)
     return 0
 
 
 def _find_peers(arguments: argparse.Namespace) -> "list[Peer]":
-    """Those that are there; of another one a warning, or an error where that is asked for."""
+    """The peers that are installed; warns about others, or raises InputError with --strict."""
     if not arguments.peer:
         return []
     from lltool.eval.bench.peers.specification import parse_peer
@@ -117,8 +110,8 @@ def _find_peers(arguments: argparse.Namespace) -> "list[Peer]":
 
 
 def _open_history(arguments: argparse.Namespace) -> Path | None:
-    """A file that can be written, as is better known before the measurement; one that nobody named may be missing."""
-    from lltool.eval.bench.history import default_database, keep
+    """The history, which is opened for writing before anything is measured; only the default one may be unusable."""
+    from lltool.eval.bench.results.history import default_database, keep
 
     if arguments.no_history:
         return None
@@ -133,37 +126,37 @@ def _open_history(arguments: argparse.Namespace) -> Path | None:
     return path
 
 
-def _plan(arguments: argparse.Namespace) -> "list[Point]":
-    """The points to measure. What cannot be had is an error, or a warning once where it is measured without."""
-    from lltool.eval.bench.plan import find_unmet, grid, resolve, with_tuned_threads, workloads
+def _plan(arguments: argparse.Namespace) -> "list[GridPoint]":
+    """The points to measure; warns once about each setting that is ignored, and raises InputError for bad ones."""
+    from lltool.eval.bench.run.plan import distinct, plan_points, unmet_of, workloads
+    from lltool.eval.bench.settings import SETTINGS
 
     runs = workloads(
         arguments.n_prompt or (512,),
         arguments.n_gen or (128,),
         arguments.pg,
         arguments.n_depth or (0,),
-        arguments.npl,
+        arguments.n_parallel or (),
     )
-    axes = {name: getattr(arguments, name) for name in AXES if getattr(arguments, name) is not None}
-    points = grid(arguments.model, runs, **axes)
-    for point in points:
-        resolve(point.settings)
-    if not arguments.threads:
-        points = with_tuned_threads(points)
-    for unmet in dict.fromkeys(unmet for point in points if (unmet := find_unmet(point.settings))):
+    asked = {setting.name: getattr(arguments, setting.name) for setting in SETTINGS}
+    points = plan_points(arguments.model, runs, **{name: values for name, values in asked.items() if values})
+    for unmet in unmet_of(points):
         _warn(unmet, arguments)
+    points, repeated = distinct(points)
+    for text in repeated:
+        note(text)
     return points
 
 
 def _warn(message: str, arguments: argparse.Namespace) -> None:
     if arguments.strict:
         raise InputError(message)
-    print(f"lltool: warning: {message}", file=sys.stderr)
+    note(message)
 
 
-def _report(rows: "Sequence[Row]", history: Path | None, arguments: argparse.Namespace) -> None:
-    from lltool.eval.bench.history import keep
-    from lltool.eval.bench.tables import format_rows
+def _report(rows: "Sequence[ResultRow]", history: Path | None, arguments: argparse.Namespace) -> None:
+    from lltool.eval.bench.results.history import keep
+    from lltool.eval.bench.results.tables import format_rows
 
     def show(form: str) -> str:
         if form != "md" or not has_peers:
@@ -172,18 +165,19 @@ def _report(rows: "Sequence[Row]", history: Path | None, arguments: argparse.Nam
 
         return format_ratios(rows)
 
-    has_peers = any(row["ratio"] is not None for row in rows)
+    has_peers = any(row.ratio is not None for row in rows)
     try:
-        print(show(arguments.output), flush=True)
+        with output_to(arguments.output):
+            print(show(arguments.format), flush=True)
         if arguments.output_err:
             print(show(arguments.output_err), file=sys.stderr)
-    finally:  # though nobody reads them any more
+    finally:  # keep the rows even if nobody reads the output any more
         if history:
             keep(history, rows)
     if not rows:
         return
     if arguments.plot:
-        from lltool.eval.bench.plots import plot_rows
+        from lltool.eval.bench.plots.speed import plot_rows
 
         print(plot_rows(rows, arguments.plot), file=sys.stderr)
     if arguments.save:
@@ -191,11 +185,11 @@ def _report(rows: "Sequence[Row]", history: Path | None, arguments: argparse.Nam
             print(path, file=sys.stderr)
 
 
-def _save(rows: "Sequence[Row]", stem: Path, has_peers: bool) -> Iterator[Path]:
-    """CSV, JSON and a picture."""
+def _save(rows: "Sequence[ResultRow]", stem: Path, has_peers: bool) -> Iterator[Path]:
+    """Writes the rows as CSV, JSON and a picture, and yields the paths."""
     from lltool.eval.bench.peers.ratio_tables import plot_ratios
-    from lltool.eval.bench.plots import plot_rows
-    from lltool.eval.bench.tables import format_rows
+    from lltool.eval.bench.plots.speed import plot_rows
+    from lltool.eval.bench.results.tables import format_rows
     from lltool.gguf.whole_file import whole_file
 
     for form in ("csv", "json"):
@@ -206,14 +200,14 @@ def _save(rows: "Sequence[Row]", stem: Path, has_peers: bool) -> Iterator[Path]:
     yield (plot_ratios if has_peers else plot_rows)(rows, stem.with_name(f"{stem.name}.png"))
 
 
-def _progress(arguments: argparse.Namespace) -> "AbstractContextManager[Progress]":
+def _progress(arguments: argparse.Namespace) -> "AbstractContextManager[TitledProgress]":
     from lltool.tools.progress import progress_bar
 
     if not arguments.progress:
         return progress_bar("run")
 
-    def tell(done: int, total: int, note: str) -> None:
-        if note:
-            print(f"lltool: run {done + 1} of {total}: {note}", file=sys.stderr)
+    def tell(done: int, total: int, title: str) -> None:
+        if title:
+            print(f"run {done + 1} of {total}: {title}", file=sys.stderr)
 
     return nullcontext(tell)

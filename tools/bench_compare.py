@@ -1,10 +1,12 @@
-"""`lltool bench compare`: two files of results against each other."""
+"""`lltool bench compare`: compares two files of results."""
 
-import argparse
 import sys
 from pathlib import Path
 
-from lltool.tools.arguments import command_parser, image_file, print_json
+from lltool.eval.common.quantities import parse_percent
+from lltool.tools.arguments import checked, command_parser, image_file, print_json
+from lltool.tools.parser import CommandParser
+from lltool.tools.talk import note
 
 EXAMPLES = """
 lltool bench compare before.json after.json
@@ -13,33 +15,37 @@ lltool bench compare llama-bench.csv ours.jsonl --json
 """
 
 
-def main(argv: list[str]) -> int:
+def parser() -> CommandParser:
     parser = command_parser(
         "bench compare",
-        "Says of each test whether B is faster or slower than A, by how much, and how sure that is. Takes JSON, JSONL, "
-        "CSV and SQLite of lltool bench or llama-bench. Rows are matched by what tells them apart within a file; what "
-        "differs between the files as a whole is named.",
+        "Says for each test whether B is faster or slower than A, by how much, and with which confidence interval. "
+        "Takes JSON, JSONL, CSV and SQLite of lltool bench or llama-bench. Rows are matched by the settings that vary "
+        "within a file; settings that differ only between the files are reported.",
         EXAMPLES,
         json_flag=True,
     )
-    parser.add_argument("a", type=Path, metavar="A", help="results to compare with")
-    parser.add_argument("b", type=Path, metavar="B", help="results to judge")
+    parser.add_argument("a", type=Path, metavar="A", help="results of the baseline")
+    parser.add_argument("b", type=Path, metavar="B", help="results to compare with it")
     parser.add_argument(
         "--limit",
-        type=_percent,
+        type=checked(parse_percent),
         metavar="5%",
-        help="exit 1 where B is slower by more than this, and slower for sure: its interval excludes no difference",
+        help="exit 1 if B is slower by more than this percentage in some test and the confidence interval excludes 0",
     )
     parser.add_argument("--plot", type=image_file, metavar="FILE", help="draw the differences, .png or .svg")
-    arguments = parser.parse_args(argv)
+    return parser
 
-    from lltool.eval.bench.compare import compare_rows, describe, format_comparison, plot_comparison
-    from lltool.eval.bench.read import read_rows
+
+def main(argv: list[str]) -> int:
+    arguments = parser().parse_args(argv)
+
+    from lltool.eval.bench.results.compare import compare_rows, comparison_to_json, format_comparison, plot_comparison
+    from lltool.eval.bench.results.read import read_rows
 
     names = (str(arguments.a), str(arguments.b))
     found = compare_rows(read_rows(arguments.a), read_rows(arguments.b))
     if arguments.json:
-        print_json({"a": names[0], "b": names[1]} | describe(found, arguments.limit))
+        print_json({"a": names[0], "b": names[1]} | comparison_to_json(found, arguments.limit))
     else:
         print(format_comparison(found, names))
     if arguments.plot:
@@ -48,19 +54,5 @@ def main(argv: list[str]) -> int:
         return 0
     slower = found.beyond(arguments.limit)
     for difference in slower:
-        print(
-            f"lltool: {difference.name}: {100 * difference.change:+.1f} %, the limit is -{arguments.limit:.1%}",
-            file=sys.stderr,
-        )
+        note(f"{difference.name}: {100 * difference.change:+.1f} %, the limit is -{arguments.limit:.1%}")
     return 1 if slower else 0
-
-
-def _percent(text: str) -> float:
-    """`5%`, `5` or `2.5%`, as a fraction."""
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 5%")
-    return value / 100

@@ -1,13 +1,12 @@
-"""`lltool convert`: a Hugging Face checkpoint to GGUF."""
+"""`lltool convert`: makes a GGUF file from a Hugging Face checkpoint."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lltool.tools.arguments import byte_size, command_parser, positive, print_json
-
-if TYPE_CHECKING:
-    from lltool.quant.convert import Conversion
+from lltool.eval.common.quantities import SIZES, format_size
+from lltool.tools.arguments import byte_size, command_parser, output_file, positive, print_json
+from lltool.tools.parser import CommandParser
+from lltool.tools.talk import note
 
 EXAMPLES = """
 lltool convert ./SmolLM2-135M-Instruct
@@ -15,43 +14,56 @@ lltool convert Qwen/Qwen3-0.6B -o qwen3.gguf --outtype q8_0
 """
 
 
-def main(argv: list[str]) -> int:
-    from lltool.quant.convert import OUTTYPES
+def parser() -> CommandParser:
+    from lltool.quant.convert.conversion import OUTTYPES
 
-    parser = command_parser("convert", "Makes a GGUF file of a Hugging Face checkpoint.", EXAMPLES, json_flag=True)
-    parser.add_argument("source", metavar="DIR_OR_ID", help="a checkpoint's folder, or its id on the Hub")
-    parser.add_argument("-o", "--outfile", type=Path, help="GGUF file (default: NAME-TYPE.gguf, here)")
-    parser.add_argument(
+    parser = command_parser("convert", "Makes a GGUF file from a Hugging Face checkpoint.", EXAMPLES, json_flag=True)
+    add = parser.add_argument
+    add("source", metavar="DIR_OR_ID", help="a checkpoint's folder, or its id on the Hub")
+    add("-o", "--outfile", type=output_file, help="GGUF file (default: NAME-TYPE.gguf in the current folder)")
+    add("--force", action="store_true", help="replace a file of the default name even if it has another source")
+    add(
         "--outtype",
         type=str.lower,
         metavar="TYPE",
         choices=OUTTYPES,
         default="auto",
-        help="type of the matrices, one of lltool quantize's (default auto: the checkpoint's own)",
+        help="type of the matrices, as for lltool quantize (default auto: the checkpoint's own)",
     )
-    parser.add_argument("--pre", metavar="NAME", help="tokenizer.ggml.pre, where the pre-tokenizer is not a known one")
-    parser.add_argument("--split-max-size", metavar="N[K|M|G]", type=byte_size, help="largest size of a shard")
-    parser.add_argument("-t", "--threads", type=positive, help="threads for quantizing (default: one a core)")
-    parser.add_argument("--strict", action="store_true", help="fail where a shape does not allow the type")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
-    arguments = parser.parse_args(argv)
+    add("--pre", metavar="NAME", help="tokenizer.ggml.pre, if the pre-tokenizer is not recognized")
+    add("--split-max-size", metavar="SIZE", type=byte_size, help=f"largest size of a shard; {SIZES}")
+    add("-t", "--threads", type=positive, help="threads for quantizing (default: one per core)")
+    add("--strict", action="store_true", help="fail if a shape does not allow the type")
+    add("--dry-run", action="store_true", help="show what would be written, and write nothing")
+    return parser
 
-    from lltool.quant.convert import plan_conversion, write_conversion
+
+def main(argv: list[str]) -> int:
+    arguments = parser().parse_args(argv)
+
+    from lltool.engine.check_conversion import check_conversion
+    from lltool.quant.convert.conversion import plan_conversion, write_conversion
     from lltool.tools.progress import progress_bar
 
     conversion = plan_conversion(
         arguments.source, arguments.outtype, pre=arguments.pre, strict=arguments.strict, threads=arguments.threads
     )
+    notes = [*conversion.notes, *check_conversion(conversion)]
     path = arguments.outfile or conversion.default_path()
-    notes = [*conversion.notes, *_compare_tokenizers(conversion)]
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    for text in notes:
+        note(text)
     count = len(conversion.model.tensors)
-    print(f"{path}: {conversion.file_type.name}, {count} tensors, {conversion.bytes:,} bytes", file=sys.stderr)
+    print(f"{path}: {conversion.file_type.name}, {count} tensors, {format_size(conversion.bytes)}", file=sys.stderr)
     written: list[Path] = []
     if not arguments.dry_run:
         with progress_bar("B", path.name) as show:
-            written = write_conversion(conversion, path, shard_bytes=arguments.split_max_size, progress=show)
+            written = write_conversion(
+                conversion,
+                arguments.outfile,
+                shard_bytes=arguments.split_max_size,
+                force=arguments.force,
+                progress=show,
+            )
     if arguments.json:
         tensors = [{"name": t.name, "shape": t.shape, "type": t.type.name} for t in conversion.model.tensors]
         print_json(
@@ -67,15 +79,3 @@ def main(argv: list[str]) -> int:
         for file in written:
             print(file)
     return 0
-
-
-def _compare_tokenizers(conversion: "Conversion") -> list[str]:
-    """What the file's tokenizer does otherwise than the checkpoint's, if there is a tokenizer.json to try."""
-    from lltool.engine.tokenizer import Tokenizer
-    from lltool.engine.tokenizer_check import compare_tokenizers
-
-    path = conversion.checkpoint.path / "tokenizer.json"
-    if not path.exists():
-        return []
-    difference = compare_tokenizers(Tokenizer.from_gguf(conversion.model.metadata), path)
-    return [f"the tokenizer does not become quite the same: {difference}"] if difference else []

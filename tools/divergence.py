@@ -1,4 +1,4 @@
-"""The part of `lltool perplexity` that holds a model against another one, or writes a file to do so later."""
+"""The part of `lltool perplexity` that compares a model with another one, or writes a file for a later comparison."""
 
 import argparse
 import sys
@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lltool.eval.common.quantities import format_size
 from lltool.gguf.errors import InputError
-from lltool.tools.arguments import output_file, positive, print_json
+from lltool.tools.arguments import find_named_model, output_file, output_to, positive, print_json
 from lltool.tools.engine_arguments import engine_options
 
 if TYPE_CHECKING:
-    from lltool.eval.divergence import DivergenceResult
+    from lltool.eval.divergence.divergence import DivergenceResult
 
 EXAMPLES = """
 lltool perplexity -m Q4_K_M.gguf --reference F16.gguf -f text.txt --worst 10
@@ -23,32 +24,29 @@ lltool perplexity -m Q4_K_M.gguf --kl-divergence-base logits.bin --kl-divergence
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("divergence from another model")
-    group.add_argument(
+    add = parser.add_argument_group("divergence from another model").add_argument
+    add(
         "--reference",
-        type=Path,
         metavar="BASE",
-        help="the model that -m was made of, run in step with it; or a file of --write-reference or "
-        "--kl-divergence-base, which needs no text",
+        help="the model that -m was made from, which runs in lockstep with it; or a file made with --write-reference "
+        "or --kl-divergence-base, which needs no text",
     )
-    group.add_argument("--worst", type=positive, metavar="N", help="show the N tokens of largest divergence")
-    group.add_argument(
+    add("--worst", type=positive, metavar="N", help="show the N tokens with the largest divergence")
+    add(
         "--write-reference",
         type=output_file,
         metavar="FILE",
-        help="write what -m says of the text: at each scored token the likely ones and the mass of the rest",
+        help="write the predictions of -m: the likely tokens at each scored position and the mass of the rest",
     )
-    group.add_argument(
-        "--top-tokens", type=positive, metavar="K", help="likely tokens that --write-reference keeps (default 64)"
-    )
-    group.add_argument(
+    add("--top-tokens", type=positive, metavar="K", help="number of tokens that --write-reference keeps (default 64)")
+    add(
         "--kl-divergence-base",
         "--save-all-logits",
         type=Path,
         metavar="FILE",
-        help="write llama-perplexity's file of all probabilities in 16 bits; with --kl-divergence read it",
+        help="write llama-perplexity's file of all probabilities in 16 bits; with --kl-divergence, read it",
     )
-    group.add_argument("--kl-divergence", action="store_true", help="divergence from that file, as llama-perplexity")
+    add("--kl-divergence", action="store_true", help="measure the divergence from that file")
 
 
 def is_wanted(arguments: argparse.Namespace) -> bool:
@@ -58,12 +56,14 @@ def is_wanted(arguments: argparse.Namespace) -> bool:
 
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
+    if arguments.reference is not None:
+        arguments.reference = find_named_model(arguments.reference, offline=arguments.offline)
     base = arguments.kl_divergence_base if arguments.kl_divergence else arguments.reference
     return _compare(arguments, base) if base else _write(arguments)
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raises InputError for arguments that do not go together."""
+    """Raises InputError for arguments that cannot be used together."""
     given = {
         "--reference": arguments.reference,
         "--write-reference": arguments.write_reference,
@@ -71,7 +71,7 @@ def _check(arguments: argparse.Namespace) -> None:
     }
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
-        raise InputError(f"{' with '.join(names)}: wanted one of them")
+        raise InputError(f"{' and '.join(names)} cannot be used together")
     if arguments.kl_divergence and not arguments.kl_divergence_base:
         raise InputError("--kl-divergence: give the base model's file with --kl-divergence-base")
     compares = arguments.reference or arguments.kl_divergence
@@ -80,7 +80,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.top_tokens and not arguments.write_reference:
         raise InputError("--top-tokens goes with --write-reference")
     if arguments.method not in (None, "llama") or arguments.stride or arguments.score != "half" or arguments.losses:
-        raise InputError("--method, --stride, --score and --losses are of a model alone; leave them out")
+        raise InputError("--method, --stride, --score and --losses do not apply to a divergence; leave them out")
     if not compares and len(arguments.file) != 1:
         raise InputError(f"-f: {len(arguments.file)} texts, wanted one for {names[0]}")
 
@@ -97,12 +97,13 @@ def _settings(arguments: argparse.Namespace, context: int) -> dict[str, Any]:
 
 def _compare(arguments: argparse.Namespace, path: Path) -> int:
     from lltool.engine.model import Model, load_model
-    from lltool.eval import comparison, divergence_summary
-    from lltool.eval.perplexity import Method
-    from lltool.eval.text import read_text
-    from lltool.eval.worst import format_worst, worst_positions
+    from lltool.eval.common.text import read_evaluation_text
+    from lltool.eval.divergence import comparison
+    from lltool.eval.divergence import summary as divergence_summary
+    from lltool.eval.divergence.worst import format_worst, worst_positions
+    from lltool.eval.scoring.perplexity import Method
 
-    texts: dict[Path | None, str | None] = {file: read_text(file) for file in arguments.file} or {None: None}
+    texts: dict[Path | None, str | None] = {file: read_evaluation_text(file) for file in arguments.file} or {None: None}
     with ExitStack() as stack:
         base = comparison.open_base(path, **_settings(arguments, arguments.ctx_size))
         context = arguments.ctx_size
@@ -111,7 +112,7 @@ def _compare(arguments: argparse.Namespace, path: Path) -> int:
         else:
             context = base.context
             if len(texts) > 1:
-                raise InputError(f"-f: {len(texts)} texts, but {path} is of one")
+                raise InputError(f"-f: {len(texts)} texts, but {path} was made from one")
         model = stack.enter_context(load_model(arguments.model, **_settings(arguments, context)))
         results, worst = {}, {}
         for file, text in texts.items():
@@ -121,21 +122,22 @@ def _compare(arguments: argparse.Namespace, path: Path) -> int:
                 base, model, text, context=context, chunks=arguments.chunks, name=name, progress=_RunningLines()
             )
             worst[file] = worst_positions(results[file], base, model, arguments.worst or 0)
-        if arguments.output in ("json", "csv"):
-            records = [comparison.to_record(results[file], base, model, file, worst[file]) for file in texts]
-            if arguments.output == "csv":
-                print(comparison.format_csv(records))
+        with output_to(arguments.output):
+            if arguments.format in ("json", "csv"):
+                records = [comparison.to_record(results[file], base, model, file, worst[file]) for file in texts]
+                if arguments.format == "csv":
+                    print(comparison.format_csv(records))
+                else:
+                    print_json(records if len(records) > 1 else records[0])
+                return 0
+            if arguments.format == "md" or len(texts) > 1:
+                print(comparison.format_texts({str(file or path): result for file, result in results.items()}))
             else:
-                print_json(records if len(records) > 1 else records[0])
-            return 0
-        if arguments.output == "md" or len(texts) > 1:
-            print(comparison.format_texts({str(file or path): result for file, result in results.items()}))
-        else:
-            for result in results.values():
-                print(*divergence_summary.report_lines(divergence_summary.summarize(result)), sep="\n")
-        for file, positions in worst.items():
-            if positions:
-                print(f"\n{file or path}, the largest divergences:\n", format_worst(positions), sep="\n")
+                for result in results.values():
+                    print(*divergence_summary.report_lines(divergence_summary.summarize_divergence(result)), sep="\n")
+            for file, positions in worst.items():
+                if positions:
+                    print(f"\n{file or path}, the largest divergences:\n", format_worst(positions), sep="\n")
     return 0
 
 
@@ -146,7 +148,7 @@ class _RunningLines:
         self._shown = 0
 
     def __call__(self, done: int, total: int, result: "DivergenceResult") -> None:
-        from lltool.eval.divergence_summary import running_line
+        from lltool.eval.divergence.summary import running_line
 
         for chunk in range(self._shown + 1, done + 1):
             print(running_line(chunk, result.first(chunk)), file=sys.stderr, flush=True)
@@ -155,16 +157,18 @@ class _RunningLines:
 
 def _write(arguments: argparse.Namespace) -> int:
     from lltool.engine.model import load_model
-    from lltool.eval.divergence_summary import perplexity_of
-    from lltool.eval.logits_file import write_logits_file
-    from lltool.eval.perplexity import Method, bos_of, cut_windows
-    from lltool.eval.reference_file import TOP, write_reference
-    from lltool.eval.text import read_text
+    from lltool.eval.common.text import read_evaluation_text
+    from lltool.eval.divergence.logits_file import write_logits_file
+    from lltool.eval.divergence.reference_file import TOP, write_reference
+    from lltool.eval.scoring.perplexity import Method, bos_of, cut_windows, perplexity_of
     from lltool.gguf.digest import sha256_of
+    from lltool.gguf.whole_file import check_output
     from lltool.tools.progress import progress_bar
 
     (file,) = arguments.file
-    text = read_text(file)
+    path: Path = arguments.kl_divergence_base or arguments.write_reference
+    check_output(path, (arguments.model, file))
+    text = read_evaluation_text(file)
     context, chunks = arguments.ctx_size, arguments.chunks
     with (
         load_model(arguments.model, **_settings(arguments, context)) as model,
@@ -172,27 +176,26 @@ def _write(arguments: argparse.Namespace) -> int:
     ):
         ids = Method(context=context).encode(model.tokenizer, text)
         if arguments.kl_divergence_base:
-            path = arguments.kl_divergence_base
             scores = write_logits_file(
                 path, model, ids, context=context, chunks=chunks, name=str(file), progress=progress
             )
         else:
-            path = arguments.write_reference
             windows = cut_windows(ids, context, bos_of(model), str(file))[:chunks]
             sources = {"text": file.name, "text_sha256": sha256_of([file])}
             top = arguments.top_tokens or TOP
             scores = write_reference(path, model, windows, top=top, sources=sources, progress=progress)
-    perplexity = perplexity_of(scores)
+    perplexity, error = perplexity_of(scores)
     report = {
         "path": str(path),
         "bytes": path.stat().st_size,
         "scored_tokens": len(scores),
-        "perplexity": perplexity.value,
-        "standard_error": perplexity.error,
+        "perplexity": perplexity,
+        "standard_error": error,
     }
-    if arguments.output == "json":
-        print_json(report)
-    else:
-        print(f"Final estimate: PPL = {perplexity.value:.4f} +/- {perplexity.error:.5f}")
-        print(f"{path}: {report['bytes']} bytes, {len(scores)} scored tokens")
+    with output_to(arguments.output):
+        if arguments.format == "json":
+            print_json(report)
+        else:
+            print(f"Final estimate: PPL = {perplexity:.4f} +/- {error:.5f}")
+            print(f"{path}: {format_size(path.stat().st_size)}, {len(scores)} scored tokens")
     return 0

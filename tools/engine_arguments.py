@@ -1,4 +1,4 @@
-"""Options of the commands that run a model, in llama.cpp's words: its threads, memory and exactness."""
+"""Options of the commands that run a model, named as in llama.cpp: threads, memory and exactness."""
 
 import argparse
 import os
@@ -8,13 +8,13 @@ from lltool.gguf.errors import InputError
 from lltool.tools.arguments import positive
 
 if TYPE_CHECKING:
-    from lltool.engine.threads import Threads
+    from lltool.engine.cpu.threads import Threads
 
-_NICE = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}  # of llama.cpp's priorities
+_NICE = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}  # nice values of llama.cpp's priorities
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, *, measures: bool = False) -> None:
-    """`engine_options` makes of them what `load_model` takes."""
+    """Adds the options that `engine_options` turns into arguments of `load_model`."""
     add_thread_arguments(parser)
     group = parser.add_argument_group("memory and exactness")
     for flag, letter, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values")):
@@ -31,29 +31,31 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, measures: bool = Fa
         default="auto",
         help="mmap: map the file (default); none: read it into memory; mlock: map it and keep it in memory",
     )
+    for flag, mode in (("--no-mmap", "none"), ("--mlock", "mlock")):
+        group.add_argument(flag, dest="load_mode", action="store_const", const=mode, help=f"the same as -lm {mode}")
     group.add_argument(
         "--deterministic",
         action=argparse.BooleanOptionalAction,
         default=measures,
-        help="same scores to the bit whatever else is computed at once, and however a text is cut; rounds as llama.cpp "
-        f"does, and decodes slower (default: {'yes' if measures else 'no'})",
+        help="bit-identical scores whatever else is in the batch and however a text is split, also for batches of one "
+        f"or two tokens, which decode more slowly (default: {'yes' if measures else 'no'})",
     )
 
 
 def add_thread_arguments(parser: argparse.ArgumentParser) -> None:
-    """`threads_of` makes of them what the option `threads` of `load_model` takes."""
+    """Adds the options that `requested_threads` turns into the argument `threads` of `load_model`."""
     add = parser.add_argument_group("threads").add_argument
     add(
         "-t",
         "--threads",
         type=positive,
         metavar="N",
-        help="threads (default: what bench --autotune found, or one a core)",
+        help="threads (default: what bench --autotune found, or one per core)",
     )
-    add("-tb", "--threads-batch", type=positive, metavar="N", help="for several tokens at once (default: -t)")
+    add("-tb", "--threads-batch", type=positive, metavar="N", help="threads for several tokens at once (default: -t)")
     add("-C", "--cpu-mask", metavar="M", help="processors to run on, in hexadecimal such as 0x3 (default: any)")
     add("-Cr", "--cpu-range", metavar="LO-HI", help="processors to run on, with those of -C")
-    add("--cpu-strict", type=int, choices=(0, 1), default=0, help="1: each thread stays on one of them (default 0)")
+    add("--cpu-strict", type=int, choices=(0, 1), default=0, help="1: pin each thread to one of them (default 0)")
     add("-Cb", "--cpu-mask-batch", metavar="M", help="-C for several tokens at once (default: those of -C and -Cr)")
     add("-Crb", "--cpu-range-batch", metavar="LO-HI", help="-Cr for several tokens at once")
     add("--cpu-strict-batch", type=int, choices=(0, 1), help="for several tokens at once (default: --cpu-strict)")
@@ -72,15 +74,15 @@ def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
     mode = "mmap" if arguments.load_mode == "auto" else arguments.load_mode
     names = ("cache_type_k", "cache_type_v", "deterministic")
     options = {name: getattr(arguments, name) for name in names}
-    return {"threads": threads_of(arguments), "load_mode": mode, **options}
+    return {"threads": requested_threads(arguments), "load_mode": mode, **options}
 
 
-def threads_of(arguments: argparse.Namespace) -> "Threads | None":
-    """The threads asked for, of this process that has the priority asked for; None where all is left to `load_model`.
+def requested_threads(arguments: argparse.Namespace) -> "Threads | None":
+    """Sets the requested priority and returns the requested threads; None if `load_model` is to choose them.
 
-    Raises InputError.
+    Raises InputError for processors, threads or a priority that this process cannot have.
     """
-    from lltool.engine.threads import Team, Threads, check_threads, default_threads
+    from lltool.engine.cpu.threads import Team, Threads, check_threads, default_threads
 
     count = arguments.threads or default_threads()
     decode = Team(count, _cpus(arguments.cpu_mask, arguments.cpu_range), bool(arguments.cpu_strict))
@@ -94,7 +96,7 @@ def threads_of(arguments: argparse.Namespace) -> "Threads | None":
 
 
 def _cpus(mask: str | None, range: str | None) -> tuple[int, ...]:
-    from lltool.engine.threads import parse_mask, parse_range
+    from lltool.engine.cpu.threads import parse_mask, parse_range
 
     found = (parse_mask(mask) if mask else frozenset()) | (parse_range(range) if range else frozenset())
     return tuple(sorted(found))
@@ -108,12 +110,12 @@ def priority(text: str) -> int:
 
 
 def set_priority(level: int) -> None:
-    """Of this process, for the threads that it starts from now on."""
+    """Sets this process's priority, for the threads that it starts from now on. Raises InputError if it cannot."""
     if level == 0:
         return
     if not hasattr(os, "setpriority"):
-        raise InputError(f"--prio {level}: this system has no priorities to set; wanted 0")
+        raise InputError(f"--prio {level}: this system cannot set priorities; wanted 0")
     try:
         os.setpriority(os.PRIO_PROCESS, 0, _NICE[level])
     except PermissionError:
-        raise InputError(f"--prio {level}: a higher priority is not this user's to take; wanted 0 or -1") from None
+        raise InputError(f"--prio {level}: this user may not set a higher priority; wanted 0 or -1") from None

@@ -1,31 +1,38 @@
-"""`lltool gate`: records what a model says, and tells later whether it still says it."""
+"""`lltool gate`: records a model's results as a baseline, and checks later results against it."""
 
-import sys
+import argparse
 from pathlib import Path
 
-from lltool.gguf.errors import InputError
-from lltool.tools.arguments import command_parser, output_file, positive, print_json
+from lltool.tools.arguments import (
+    MODEL,
+    Commands,
+    add_command,
+    add_model_arguments,
+    command_parser,
+    output_file,
+    positive,
+    print_json,
+    take_model,
+    take_optional_model,
+)
+from lltool.tools.parser import CommandParser
+from lltool.tools.talk import note
 
-HELP = """\
-usage: lltool gate record -m MODEL -f TEXT -o BASELINE.json
-       lltool gate check BASELINE.json [-m MODEL] [-f TEXT]
-
-A regression check of models and kernels, for CI: record a baseline once and commit it, check it on every change.
-Exit 0: no regression; 1: a regression; 2: an error. `lltool gate record --help`, `lltool gate check --help`.
-
+JOB = """\
 a job of GitHub Actions (.github/workflows/gate.yml), with the model kept between runs:
   on: [push, pull_request]
   jobs:
     gate:
       runs-on: ubuntu-latest
+      env: {LLTOOL: "the address of lltool's repository", MODEL: "the address of the model"}
       steps:
         - uses: actions/checkout@v4
         - uses: actions/setup-python@v5
           with: {python-version: "3.11"}
         - uses: actions/cache@v4
           with: {path: models, key: models-1}
-        - run: pip install lltool
-        - run: test -f models/model.gguf || curl -fLo models/model.gguf --create-dirs $MODEL_URL
+        - run: pip install "lltool @ git+$LLTOOL"
+        - run: test -f models/model.gguf || curl -fLo models/model.gguf --create-dirs "$MODEL"
         - run: lltool gate check reports/baselines/model.json -m models/model.gguf
 """
 RECORD_EXAMPLES = """
@@ -40,40 +47,52 @@ lltool gate check reports/baselines/model.json --json > gate.json
 
 
 def main(argv: list[str]) -> int:
-    match argv:
-        case ["record", *rest]:
-            return _record(rest)
-        case ["check", *rest]:
-            return _check(rest)
-        case ["-h" | "--help"]:
-            print(HELP, end="")
-            return 0
-    raise InputError("wanted `lltool gate record` or `lltool gate check`; see lltool gate --help")
+    arguments = parser().parse_args(argv)
+    return _record(arguments) if arguments.action == "record" else _check(arguments)
 
 
-def _record(argv: list[str]) -> int:
+def parser() -> CommandParser:
     parser = command_parser(
-        "gate record", "Records a baseline: how a model does on a text and on prompts.", RECORD_EXAMPLES
+        "gate",
+        "A regression check of models and kernels, for CI: record a baseline once, commit it, and check it on every "
+        "change.\nExit 0: no regression; 1: a regression; 2: an error.",
+        RECORD_EXAMPLES + CHECK_EXAMPLES.lstrip(),
     )
-    parser.add_argument("-m", "--model", type=Path, required=True, help="GGUF file")
-    parser.add_argument("-f", "--file", type=Path, required=True, metavar="TEXT", help="text, UTF-8")
-    parser.add_argument(
-        "-o", "--output", type=output_file, required=True, metavar="FILE", help=".json to write, and .npz beside it"
-    )
-    parser.add_argument("-c", "--ctx-size", type=positive, default=256, help="tokens a window (default 256)")
-    parser.add_argument(
-        "--chunks", type=positive, default=16, help="windows to take, spread over the text (default 16)"
-    )
-    parser.add_argument("-n", "--predict", type=positive, default=24, help="tokens of each answer (default 24)")
-    parser.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
-    arguments = parser.parse_args(argv)
+    parser.epilog = f"{parser.epilog}\n\n{JOB}"
+    commands = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    _add_record(commands)
+    _add_check(commands)
+    return parser
 
+
+def _add_record(commands: Commands) -> None:
+    help = "record a baseline: a model's results on a text and on prompts"
+    parser = add_command(commands, "record", help, f"{help.capitalize()}.", RECORD_EXAMPLES)
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add("-f", "--file", type=Path, required=True, metavar="TEXT", help="text, UTF-8")
+    add(
+        "-o",
+        "--output",
+        type=output_file,
+        required=True,
+        metavar="FILE",
+        help="name of the .json to write; an .npz goes beside it",
+    )
+    add("-c", "--ctx-size", type=positive, default=256, help="tokens a window (default 256)")
+    add("--chunks", type=positive, default=16, help="number of windows, spread over the text (default 16)")
+    add("-n", "--predict", type=positive, default=24, help="most tokens of each answer (default 24)")
+    add("-t", "--threads", type=positive, help="threads (default: one a core)")
+
+
+def _record(arguments: argparse.Namespace) -> int:
     from lltool.eval.gate.record import record
     from lltool.tools.progress import progress_bar
 
+    model = take_model(arguments)
     with progress_bar("step") as progress:
         record(
-            arguments.model,
+            model,
             arguments.file,
             arguments.output,
             context=arguments.ctx_size,
@@ -83,32 +102,39 @@ def _record(argv: list[str]) -> int:
             progress=progress,
         )
     reference = arguments.output.with_suffix(".npz")
-    print(f"wrote {arguments.output} and {reference}: commit both", file=sys.stderr)
+    note(f"wrote {arguments.output} and {reference}: commit both")
+    if arguments.json:
+        print_json({"baseline": str(arguments.output), "reference": str(reference), "model": str(model)})
     return 0
 
 
-def _check(argv: list[str]) -> int:
-    parser = command_parser(
-        "gate check",
-        "Holds a model against a baseline. A measure fails where it is worse than honest runs are by chance.",
+def _add_check(commands: Commands) -> None:
+    help = "compare a model with a baseline"
+    parser = add_command(
+        commands,
+        "check",
+        help,
+        "Compares a model with a baseline. A measure fails if it is worse than chance explains for a correct program.",
         CHECK_EXAMPLES,
-        json_flag=True,
     )
-    parser.add_argument("baseline", type=Path, metavar="BASELINE", help=".json of lltool gate record")
-    parser.add_argument("-m", "--model", type=Path, help="GGUF file (default: where it was when recorded)")
-    parser.add_argument("-f", "--file", type=Path, metavar="TEXT", help="text (default: where it was when recorded)")
-    parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
-    parser.add_argument("-t", "--threads", type=positive, help="threads (default: one a core)")
-    parser.add_argument("--speed", action="store_true", help="fail where it is slower, too (default: report)")
-    arguments = parser.parse_args(argv)
+    add = parser.add_argument
+    add("baseline", type=Path, metavar="BASELINE", help=".json of lltool gate record")
+    add_model_arguments(parser, "[MODEL]", f"{MODEL} (default: the path at recording)")
+    add("-f", "--file", type=Path, metavar="TEXT", help="text (default: the path at recording)")
+    add("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
+    add("-t", "--threads", type=positive, help="threads (default: one a core)")
+    add("--speed", action="store_true", help="fail if the model is slower, too (default: only report)")
 
+
+def _check(arguments: argparse.Namespace) -> int:
     from lltool.eval.gate.check import check, format_verdict
     from lltool.tools.progress import progress_bar
 
+    model = take_optional_model(arguments)
     with progress_bar("step") as progress:
         verdict = check(
             arguments.baseline,
-            model_path=arguments.model,
+            model_path=model,
             text_path=arguments.file,
             threads=arguments.threads,
             batch=arguments.batch_size,

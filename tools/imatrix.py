@@ -1,18 +1,21 @@
-"""`lltool imatrix`: importance of weights for quantizing, from a model and a text."""
+"""`lltool imatrix`: collects importance statistics for quantizing from a model and a text."""
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
-from lltool.tools.arguments import command_parser, positive, print_json, printable
-from lltool.tools.engine_arguments import add_thread_arguments, threads_of
+from lltool.tools.arguments import MODEL, add_model_arguments, command_parser, positive, print_json, take_model
+from lltool.tools.engine_arguments import add_thread_arguments, requested_threads
+from lltool.tools.parser import CommandParser
+from lltool.tools.talk import note
+from lltool.tools.terminal import printable
 
 if TYPE_CHECKING:
-    from lltool.eval.importance import Coverage
-    from lltool.eval.importance_job import ImportanceJob, ImportanceReport
+    from lltool.eval.importance.job import ImportanceJob, ImportanceReport
 
 EXAMPLES = """
 lltool imatrix -m model-F16.gguf -f calibration.txt -o imatrix.gguf
@@ -23,58 +26,64 @@ lltool imatrix --in-file imatrix.gguf --show-statistics
 
 
 def main(argv: list[str]) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
+    arguments.force |= arguments.output_file is not None
+    arguments.output_file = arguments.output_file or Path("imatrix.gguf")
     merged = tuple(Path(name) for given in arguments.in_file for name in given.split(","))
     if arguments.show_statistics:
         return _show_statistics(merged, arguments.json)
     if arguments.output_format == "gguf" and arguments.output_file.suffix != ".gguf":
-        print(f"note: {arguments.output_file} will be GGUF (the older format: --output-format dat)", file=sys.stderr)
+        note(f"{arguments.output_file} will be GGUF; --output-format dat writes the older format")
+    if arguments.file is None and arguments.words:
+        raise InputError(f"{arguments.words[0]!r} names a model, but there is no text to run it on; give one with -f")
     if arguments.file is None:
         return _merge(merged, arguments)
-    if arguments.model is None:
-        raise InputError("-f wants a model to run on it: -m MODEL")
     return _collect(merged, arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     parser = command_parser(
         "imatrix",
-        "Collects importance statistics for quantizing, as llama-imatrix does. Run again, it goes on where it stopped.",
+        "Collects importance statistics for quantizing, as llama-imatrix does. Resumes an interrupted run.",
         EXAMPLES,
         json_flag=True,
+        most_used="-m -hf -f -o -c --chunks --in-file --until-stable --show-statistics -t -q",
     )
-    parser.add_argument("-m", "--model", type=Path, help="GGUF file, best F16, BF16 or F32")
-    parser.add_argument("-f", "--file", type=Path, help="text, UTF-8; without one, --in-file are merged only")
-    parser.add_argument("-o", "--output-file", type=Path, default=Path("imatrix.gguf"), help="(default imatrix.gguf)")
-    parser.add_argument(
-        "--output-format", choices=("gguf", "dat"), default="gguf", help="dat: older, cannot be gone on with"
-    )
-    parser.add_argument("-c", "--ctx-size", type=positive, default=512, help="tokens a chunk (default 512)")
-    parser.add_argument("--chunks", type=positive, help="chunks to take (default: all)")
-    parser.add_argument("--chunk", "--from-chunk", type=_count, default=0, help="chunks to leave out at the start")
-    parser.add_argument(
-        "-ofreq", "--output-frequency", type=positive, default=10, help="write every N chunks (default 10)"
-    )
-    parser.add_argument("--save-frequency", type=_count, default=0, help="keep a copy OUTPUT.at_N every N chunks")
-    parser.add_argument("--process-output", action="store_true", help="also the output matrix (or embedding, if tied)")
-    parser.add_argument("--in-file", metavar="F", action="append", default=[], help="importance to add (also F,F,...)")
-    parser.add_argument("--parse-special", action="store_true", help="special tokens in the text are such")
-    parser.add_argument("--chat", action="store_true", help="a line is a JSON list of messages, for the chat template")
-    parser.add_argument("--no-ppl", action="store_true", help="no perplexity on the way")
-    parser.add_argument("--show-statistics", action="store_true", help="a table of the one --in-file, and nothing else")
-    parser.add_argument(
+    add = parser.add_argument
+    add_model_arguments(parser, help=f"{MODEL}; preferably F16, BF16 or F32")
+    add("-f", "--file", type=Path, help="text, UTF-8; without it, the --in-file are merged")
+    add("-o", "--output-file", type=Path, help="file to write (default imatrix.gguf)")
+    add("--force", action="store_true", help="replace the default imatrix.gguf if it is from another job")
+    add("--output-format", choices=("gguf", "dat"), default="gguf", help="dat: older, cannot be resumed")
+    add("-c", "--ctx-size", type=positive, default=512, help="tokens per chunk (default 512)")
+    add("--chunks", type=positive, help="number of chunks to process (default: all)")
+    add("--chunk", "--from-chunk", type=_count, default=0, help="number of chunks to skip at the start")
+    add("-ofreq", "--output-frequency", type=positive, default=10, help="write every N chunks (default 10)")
+    add("--save-frequency", type=_count, default=0, help="keep a copy OUTPUT.at_N every N chunks")
+    add("--process-output", action="store_true", help="include the output matrix (or embedding, if tied)")
+    add("--in-file", metavar="F", action="append", default=[], help="importance to add (or F,F,...)")
+    add("--parse-special", action="store_true", help="parse special tokens in the text")
+    add("--chat", action="store_true", help="each line is a JSON list of messages for the chat template")
+    add("--no-ppl", action="store_true", help="do not compute perplexity")
+    add("--show-statistics", action="store_true", help="only print tables for the one --in-file")
+    add(
         "--until-stable",
         metavar="R",
         type=_correlation,
         nargs="?",
         const=0.99,
-        help="take chunks from all over the text and end when the ranking of columns has settled: its estimated rank "
-        "correlation with that of endless text is R (default 0.99); looked at every -ofreq chunks",
+        help="take chunks from all over the text and end when the ranking of columns is stable: its estimated rank "
+        "correlation with that from endless text is R (default 0.99); checked every -ofreq chunks",
     )
-    parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
-    parser.add_argument(
-        "--precision", choices=("f32", "int8"), default="f32", help="int8: faster on quantized models, less exact"
+    add(
+        "--until-seen",
+        metavar="N",
+        type=positive,
+        help="take chunks from all over the text and end when each expert has seen N tokens; with --until-stable, when "
+        "both hold",
     )
+    add("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
+    add("--precision", choices=("f32", "int8"), default="f32", help="int8: faster on quantized models, less exact")
     add_thread_arguments(parser)
     return parser
 
@@ -94,9 +103,11 @@ def _correlation(text: str) -> float:
 
 
 def _collect(merged: tuple[Path, ...], arguments: argparse.Namespace) -> int:
+    arguments.model = take_model(arguments)
+
     from tqdm import tqdm
 
-    from lltool.eval.importance_job import ImportanceJob, Progress, collect_importance
+    from lltool.eval.importance.job import ImportanceJob, JobProgress, collect_importance
 
     job = ImportanceJob(
         model=arguments.model,
@@ -104,7 +115,7 @@ def _collect(merged: tuple[Path, ...], arguments: argparse.Namespace) -> int:
         output=arguments.output_file,
         context=arguments.ctx_size,
         batch=arguments.batch_size,
-        threads=threads_of(arguments),
+        threads=requested_threads(arguments),
         precision=arguments.precision,
         first=arguments.chunk,
         chunks=arguments.chunks,
@@ -116,24 +127,30 @@ def _collect(merged: tuple[Path, ...], arguments: argparse.Namespace) -> int:
         save_every=arguments.output_frequency,
         snapshot_every=arguments.save_frequency,
         until_stable=arguments.until_stable,
+        until_seen=arguments.until_seen,
         format=arguments.output_format,
+        replace=arguments.force,
     )
     with tqdm(unit="chunk", disable=None, file=sys.stderr) as bar:
 
-        def show(progress: Progress) -> None:
+        def show(progress: JobProgress) -> None:
             bar.total = progress.total
             running = progress.collected.running()
             shown = [f"PPL {running[-1]:.4f}"] if running else []
-            shown += [f"settled to {progress.stability:.4f}"] if progress.stability is not None else []
+            shown += [f"stability {progress.stability:.4f}"] if progress.stability is not None else []
             bar.set_postfix_str(", ".join(shown), refresh=False)
             bar.update(progress.collected.done - bar.n)
 
         def say(message: str) -> None:
-            bar.write(f"note: {printable(message)}", file=sys.stderr)
+            bar.clear()
+            note(message)
+            bar.refresh()
 
         report = collect_importance(job, say=say, progress=show)
     for line in _report_lines(job, report):
         print(line, file=sys.stderr)
+    for text in _faults(report):
+        note(text)
     if arguments.json:
         print_json(_as_json(job, report))
     else:
@@ -148,24 +165,23 @@ def _report_lines(job: "ImportanceJob", report: "ImportanceReport") -> list[str]
         lines.append(",".join(f"[{i}]{value:.4f}" for i, value in enumerate(running, 1)))
         error = collected.error(job.context - 1 - job.context // 2)
         lines.append(f"Final estimate: PPL = {running[-1]:.4f} +/- {error:.5f}")
-    if report.skipped:
-        numbers = ", ".join(map(str, report.skipped))
-        lines.append(f"warning: chunks that gave NaN or infinity, and are not counted: {numbers}")
-    return lines + _coverage_lines(report.coverage)
-
-
-def _coverage_lines(coverage: "Coverage") -> list[str]:
-    lines = [
-        f"importance of {coverage.entries} matrices"
-        + ("" if not coverage.missing else f", none of {_some(coverage.missing)}")
-    ]
-    for name, count in coverage.idle_experts.items():
-        lines.append(
-            f"warning: {printable(name)}: {count} experts saw no token; a longer or more varied text may reach them"
-        )
-    for name, count in coverage.idle_columns.items():
-        lines.append(f"warning: {printable(name)}: {count} columns were always zero")
+    coverage = report.coverage
+    missing = f", but none of {_some(coverage.missing)}" if coverage.missing else ""
+    lines.append(f"importance of {coverage.entries} matrices{missing}")
+    if coverage.rarest:
+        name, expert, tokens, mean = coverage.rarest
+        lines.append(f"rarest expert: number {expert} of {printable(name)} saw {tokens} tokens, a mean one {mean:.0f}")
     return lines
+
+
+def _faults(report: "ImportanceReport") -> Iterator[str]:
+    """What makes the importance less good than it could be."""
+    if report.skipped:
+        yield f"skipped chunks that gave NaN or infinity: {', '.join(map(str, report.skipped))}"
+    for name, count in report.coverage.idle_experts.items():
+        yield f"{name}: {count} experts saw no token; a longer or more varied text may reach them"
+    for name, count in report.coverage.idle_columns.items():
+        yield f"{name}: {count} columns were always zero"
 
 
 def _some(names: tuple[str, ...], most: int = 4) -> str:
@@ -191,10 +207,12 @@ def _as_json(job: "ImportanceJob", report: "ImportanceReport") -> dict[str, Any]
 
 
 def _merge(merged: tuple[Path, ...], arguments: argparse.Namespace) -> int:
-    from lltool.eval.importance_job import merge_files
+    from lltool.eval.importance.job import merge_files
 
     if not merged:
         raise InputError("nothing to do: give a model and a text (-m, -f), or files to merge (--in-file)")
+    if arguments.output_file.exists() and not arguments.force:
+        raise InputError(f"{arguments.output_file}: exists; name another file with -o, or replace it with --force")
     importance = merge_files(merged, arguments.output_file, arguments.ctx_size, arguments.output_format)
     if arguments.json:
         print_json(
@@ -211,7 +229,7 @@ def _merge(merged: tuple[Path, ...], arguments: argparse.Namespace) -> int:
 
 
 def _show_statistics(files: tuple[Path, ...], as_json: bool) -> int:
-    from lltool.eval.importance_statistics import format_statistics, layer_statistics, matrix_statistics
+    from lltool.eval.importance.statistics import format_statistics, layer_statistics, matrix_statistics
     from lltool.quant.importance import read_importance
 
     if len(files) != 1:

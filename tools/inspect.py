@@ -1,33 +1,40 @@
-"""`lltool inspect`: what is in a GGUF file."""
+"""`lltool inspect`: shows what is in a GGUF file."""
 
 import argparse
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lltool.gguf.describe import Description, describe, plain_value
+from lltool.eval.common.quantities import format_size
+from lltool.gguf.describe import Description, describe_file, plain_value
 from lltool.gguf.metadata import Value, ValueType
 from lltool.gguf.reader import GGUFFile, open_gguf
-from lltool.tools.arguments import command_parser, print_json, printable
+from lltool.tools.arguments import add_model_arguments, command_parser, print_json, take_model
+from lltool.tools.parser import CommandParser
+from lltool.tools.terminal import printable
 
 _SHOWN_ITEMS = 6  # of an array
 _SHOWN_CHARACTERS = 72  # of a string
 
 
-def main(argv: list[str]) -> int:
+def parser() -> CommandParser:
     parser = command_parser(
         "inspect",
-        "Show what is in a GGUF file: size, types, metadata and tensors. Any shard of a split model shows the whole.",
+        "Shows what is in a GGUF file: a summary and the metadata. Any shard stands for the whole split model.",
         """lltool inspect model.gguf
-        lltool inspect model.gguf --tensors
+        lltool inspect model.gguf --tensors | grep attn
         lltool inspect model.gguf --json | jq .metadata""",
         json_flag=True,
     )
-    parser.add_argument("model", metavar="MODEL", help="a GGUF file")
-    parser.add_argument("--metadata", action="store_true", help="only the metadata, with strings and arrays whole")
-    parser.add_argument("--tensors", action="store_true", help="only the table of tensors")
-    arguments = parser.parse_args(argv)
-    with open_gguf(arguments.model) as file:
+    add_model_arguments(parser)
+    parser.add_argument("--metadata", action="store_true", help="only the metadata, with strings and arrays in full")
+    parser.add_argument("--tensors", action="store_true", help="only the tensors, one a line")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    arguments = parser().parse_args(argv)
+    with open_gguf(take_model(arguments)) as file:
         _print_report(file, arguments)
     return 0
 
@@ -35,7 +42,7 @@ def main(argv: list[str]) -> int:
 def _print_report(file: GGUFFile, arguments: argparse.Namespace) -> None:
     only_one = arguments.metadata or arguments.tensors
     if arguments.json:
-        report: dict[str, Any] = {} if only_one else _summary_json(describe(file))
+        report: dict[str, Any] = {} if only_one else _summary_json(describe_file(file))
         if arguments.metadata or not only_one:
             report["metadata"] = {key: plain_value(value) for key, value in file.metadata.items()}
         if arguments.tensors or not only_one:
@@ -46,10 +53,10 @@ def _print_report(file: GGUFFile, arguments: argparse.Namespace) -> None:
         return
     sections = []
     if not only_one:
-        sections.append(_summary_lines(describe(file)))
+        sections.append(_summary_lines(describe_file(file), file))
     if arguments.metadata or not only_one:
         sections.append(_metadata_lines(file, whole=arguments.metadata))
-    if arguments.tensors or not only_one:
+    if arguments.tensors:
         sections.append(_tensor_lines(file))
     print("\n\n".join("\n".join(lines) for lines in sections))
 
@@ -73,7 +80,7 @@ def _summary_json(facts: Description) -> dict[str, Any]:
     }
 
 
-def _summary_lines(facts: Description) -> Iterator[str]:
+def _summary_lines(facts: Description, file: GGUFFile) -> Iterator[str]:
     for path in facts.files:
         yield f"file          {path}"
     yield f"format        GGUF version {facts.version}, alignment {facts.alignment}"
@@ -82,7 +89,12 @@ def _summary_lines(facts: Description) -> Iterator[str]:
         yield f"name          {printable(facts.name)}"
     yield f"file type     {facts.file_type or '-'}"
     yield f"parameters    {facts.parameters:,}"
-    yield f"size          {facts.file_bytes:,} bytes ({facts.file_bytes / 2**20:,.1f} MiB)"
+    yield f"size          {format_size(facts.file_bytes)} ({facts.file_bytes:,} bytes)"
+    for label, key in (("layers", "block_count"), ("context", "context_length")):
+        value = file.metadata.get(f"{facts.architecture}.{key}")
+        if value is not None and isinstance(value.data, int):
+            yield f"{label:<14}{value.data:,}" + " tokens" * (label == "context")
+    yield f"tensors       {len(file.tensors):,}, which --tensors lists"
     if facts.bits_per_weight is not None:
         yield f"bits/weight   {facts.bits_per_weight:.3f}"
         yield ""
@@ -112,15 +124,11 @@ def _tensor_lines(file: GGUFFile) -> Iterator[str]:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> Iterator[str]:
-    """Columns as wide as their widest cell; the first `left` are left-aligned, the others right-aligned."""
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    for row in (titles, *rows):
-        cells = [
-            cell.ljust(width) if index < left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+    from lltool.eval.common.tables import align_columns
+
+    shown = [[printable(cell) for cell in row] for row in rows]
+    for row in align_columns([titles, *shown], left=[i < left for i in range(len(titles))]):
+        yield "  ".join(row).rstrip()
 
 
 def _type_name(value: Value) -> str:

@@ -1,4 +1,4 @@
-"""`lltool perplexity`: how well a model predicts texts."""
+"""`lltool perplexity`: measures how well a model predicts texts."""
 
 import argparse
 import sys
@@ -10,16 +10,27 @@ from typing import TYPE_CHECKING, Self
 
 from lltool.gguf.errors import InputError
 from lltool.tools import divergence, tasks
-from lltool.tools.arguments import command_parser, output_file, paths, positive, print_json
+from lltool.tools.arguments import (
+    add_format_arguments,
+    add_model_arguments,
+    command_parser,
+    output_file,
+    output_to,
+    paths,
+    positive,
+    print_json,
+    take_model,
+)
 from lltool.tools.engine_arguments import add_engine_arguments, engine_options
+from lltool.tools.parser import CommandParser
 
 if TYPE_CHECKING:
     from lltool.engine.model import Model
-    from lltool.eval.perplexity import Method
+    from lltool.eval.scoring.perplexity import Method, PerplexityResult
 
 EXAMPLES = """
 lltool perplexity -m model.gguf -f text.txt
-lltool perplexity -m model.gguf -f prose.txt,code.txt -c 1024 --chunks 20 -o csv
+lltool perplexity -m model.gguf -f prose.txt,code.txt -c 1024 --chunks 20 --format csv
 lltool perplexity -m model.gguf -f text.txt --method hf -c 2048 --stride 512 --json
 lltool perplexity -m model.gguf -f text.txt --losses losses.csv
 """
@@ -28,20 +39,24 @@ lltool perplexity -m model.gguf -f text.txt --losses losses.csv
 def main(argv: list[str]) -> int:
     if task := tasks.from_perplexity(argv):
         return tasks.main(task)
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
+    if not arguments.file and not divergence.is_wanted(arguments):
+        raise InputError("no text to measure on; give one with -f")
+    arguments.model = take_model(arguments)
     if divergence.is_wanted(arguments):
         return divergence.run(arguments)
-    if not arguments.file:
-        raise InputError("-f: wanted a text or several")
 
     from lltool.engine.model import load_model
-    from lltool.eval import perplexity_report
-    from lltool.eval.perplexity import Method, MethodName, bos_of, perplexity
-    from lltool.eval.text import read_text
+    from lltool.eval.common.text import read_evaluation_text
+    from lltool.eval.scoring import perplexity_report
+    from lltool.eval.scoring.perplexity import Method, MethodName, bos_of, perplexity
+    from lltool.gguf.whole_file import check_output
 
     chosen: MethodName = arguments.method or ("strided" if arguments.stride else "llama")
     method = Method(chosen, arguments.ctx_size, arguments.stride, arguments.score)
-    texts = {path: read_text(path) for path in arguments.file}
+    if arguments.losses:
+        check_output(arguments.losses, arguments.file)
+    texts = {path: read_evaluation_text(path) for path in arguments.file}
     longest = max(len(text.encode()) for text in texts.values())
     batch = arguments.batch_size
     with load_model(
@@ -57,7 +72,7 @@ def main(argv: list[str]) -> int:
         ids = {path: method.encode(model.tokenizer, text) for path, text in texts.items()}
         _say(f"tokenization took {(perf_counter() - start) * 1000:g} ms")
         for path, tokens in ids.items():
-            method.cut(tokens, bos_of(model), str(path))  # that one is too short is better known before all the work
+            method.cut(tokens, bos_of(model), str(path))  # reports a text that is too short before the long work
         results, seconds = {}, []
         for path, tokens in ids.items():
             if len(ids) > 1:
@@ -76,67 +91,74 @@ def main(argv: list[str]) -> int:
                     progress=show,
                 )
             seconds.append(perf_counter() - start)
-        if arguments.output in ("json", "csv"):
-            records = perplexity_report.to_records(results, model, seconds)
-            if arguments.output == "csv":
-                print(perplexity_report.format_csv(records))
-            else:
-                print_json(records if len(records) > 1 else records[0])
-        elif arguments.output == "md" or len(results) > 1:
-            print(perplexity_report.format_texts(results), f"method: {method}", sep="\n\n")
-        else:
-            (result,) = results.values()
-            print(perplexity_report.format_estimate(result), f"method: {method}", sep="\n")
+        with output_to(arguments.output):
+            _print_report(results, model, seconds, method, arguments.format)
         if arguments.losses:
             perplexity_report.write_losses(arguments.losses, results, model.tokenizer)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     parser = command_parser(
         "perplexity",
         "Measures perplexity on texts, as llama-perplexity does or by another method, or a model's divergence from "
         "another one.",
         EXAMPLES.rstrip() + divergence.EXAMPLES,
+        most_used="-m -hf -f -c --chunks --method --reference --worst -t --format -o --json -q",
     )
-    parser.add_argument("-m", "--model", type=Path, required=True, help="GGUF file")
-    parser.add_argument(
-        "-f", "--file", type=paths, action="extend", default=[], metavar="TEXT", help="texts, UTF-8 (also F,F,...)"
-    )
-    parser.add_argument("-c", "--ctx-size", type=positive, default=512, help="tokens a window (default 512)")
-    parser.add_argument("--chunks", type=positive, help="windows to take of each text (default: all)")
-    parser.add_argument(
+    add = parser.add_argument
+    add_model_arguments(parser)
+    add("-f", "--file", type=paths, action="extend", default=[], metavar="TEXT", help="texts, UTF-8 (or F,F,...)")
+    add("-c", "--ctx-size", type=positive, default=512, help="tokens per window (default 512)")
+    add("--chunks", type=positive, help="number of windows per text (default: all)")
+    add(
         "--method",
         choices=("llama", "strided", "hf"),
-        help="windows side by side as llama-perplexity (default), strided as its --ppl-stride, or sliding as Hugging "
-        "Face's guide",
+        help="llama: adjacent windows, as in llama-perplexity (default); strided: as in its --ppl-stride; hf: the "
+        "sliding window of Hugging Face's guide",
     )
-    parser.add_argument(
+    add(
         "--stride",
         "--ppl-stride",
         type=_stride,
         metavar="N",
-        help="a window every N tokens, for methods strided (the default then) and hf (default: half of -c)",
+        help="a window every N tokens, for the methods strided (which it selects) and hf (default: half of -c)",
     )
-    parser.add_argument(
-        "--score", choices=("half", "all"), default="half", help="score the second half of llama's windows, or all"
+    add(
+        "--score",
+        choices=("half", "all"),
+        default="half",
+        help="with llama: score the second half of each window, or all",
     )
-    parser.add_argument("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
-    parser.add_argument("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
-    parser.add_argument(
-        "-o", "--output", choices=("text", "md", "csv", "json"), default="text", help="format (default text)"
-    )
-    parser.add_argument("--json", dest="output", action="store_const", const="json", help="as -o json")
-    parser.add_argument(
-        "--losses", type=_losses_file, metavar="FILE", help="write each scored token's log-probability: .csv or .npy"
-    )
+    add("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
+    add("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
+    add_format_arguments(parser, ("text", "md", "csv", "json"))
+    add("--losses", type=_losses_file, metavar="FILE", help="write each scored token's log-probability: .csv or .npy")
     divergence.add_arguments(parser)
     add_engine_arguments(parser, measures=True)
     return parser
 
 
+def _print_report(
+    results: "dict[Path, PerplexityResult]", model: "Model", seconds: list[float], method: "Method", form: str
+) -> None:
+    from lltool.eval.scoring import perplexity_report
+
+    if form in ("json", "csv"):
+        records = perplexity_report.to_records(results, model, seconds)
+        if form == "csv":
+            print(perplexity_report.format_csv(records))
+        else:
+            print_json(records if len(records) > 1 else records[0])
+    elif form == "md" or len(results) > 1:
+        print(perplexity_report.format_texts(results), f"method: {method}", sep="\n\n")
+    else:
+        (result,) = results.values()
+        print(perplexity_report.format_estimate(result), f"method: {method}", sep="\n")
+
+
 def _stride(text: str) -> int | None:
-    """llama-perplexity's stride 0 is none."""
+    """Parses a stride; llama-perplexity's 0 means None."""
     return None if text == "0" else positive(text)
 
 
@@ -151,7 +173,7 @@ def _say(message: str, end: str = "\n") -> None:
 
 
 class _RunningValues:
-    """llama-perplexity's lines: the windows to come, the time they will take, the perplexity after each."""
+    """Prints llama-perplexity's lines: the number of windows, the estimated time, and the perplexity after each."""
 
     def __init__(self, model: "Model", method: "Method") -> None:
         self._model, self._method = model, method

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr, on a terminal only."""
+"""Progress bars for long work, on stderr and only if it is a terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class Show(Protocol):
-    """Takes units done, units in all, and what is being done."""
+    """Takes the number of units done, the total, and a note on the current work."""
 
     def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
 
 
 @contextmanager
 def progress_bar(unit: str, title: str | None = None) -> Iterator[Show]:
-    """A bar with rate and time left."""
+    """A bar with the rate and the time left."""
     from tqdm import tqdm
 
     in_bytes = unit == "B"  # shown as KiB, MiB, ...
@@ -24,6 +24,6 @@ def progress_bar(unit: str, title: str | None = None) -> Iterator[Show]:
             bar.total = total
             bar.update(done - bar.n)
             if note:
-                bar.set_postfix_str(note)  # draws the bar anew
+                bar.set_postfix_str(note)  # redraws the bar
 
         yield show

@@ -1,4 +1,4 @@
-"""`lltool quantize`: smaller GGUF files, byte for byte what llama-quantize makes."""
+"""`lltool quantize`: makes smaller GGUF files, with the same tensor bytes as llama-quantize's."""
 
 import argparse
 import sys
@@ -6,10 +6,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lltool.eval.common.quantities import SIZES, format_size, parse_size
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
-from lltool.tools.arguments import command_parser, positive, print_json, printable
+from lltool.gguf.text_file import read_text
+from lltool.tools.arguments import (
+    MODEL,
+    add_model_arguments,
+    checked,
+    command_parser,
+    find_named_model,
+    folder_beside,
+    pictures_place,
+    print_json,
+    words_with_model,
+)
+from lltool.tools.parser import CommandParser
+from lltool.tools.talk import note
 from lltool.tools.target import add_target_options, quantize_to_target
+from lltool.tools.terminal import printable
 
 if TYPE_CHECKING:
     from lltool.quant.choose import Options
@@ -26,6 +41,9 @@ lltool quantize --show-recipe Q4_K_M > mine.toml && lltool quantize model-F16.gg
 """
 
 
+COMMON_TYPES = "Q8_0, Q6_K, Q5_K_M, Q4_K_M (the usual choice), IQ4_XS or Q3_K_M"
+
+
 def main(argv: list[str]) -> int:
     from lltool.gguf.reader import open_gguf
     from lltool.quant.choose import DEFAULTS
@@ -33,19 +51,27 @@ def main(argv: list[str]) -> int:
     from lltool.quant.recipe_language import format_recipe
     from lltool.quant.recipes import find_recipe
 
-    arguments = _parser().parse_intermixed_args(argv)
+    arguments = parser().parse_args(argv)
+    arguments.words = words_with_model(arguments)
     if arguments.show_recipe:
         print(format_recipe(find_recipe(arguments.show_recipe)), end="")
         return 0
     options, request = _options(arguments), _request(arguments)
     if arguments.target:
         if options != DEFAULTS or arguments.recipe or arguments.dry_run:
-            raise InputError("--target chooses the types itself; leave out --dry-run, --recipe and options of types")
-        return quantize_to_target(arguments.arguments, arguments, request)
-    given = _read_positionals(arguments.arguments, arguments.recipe)
-    with open_gguf(given.source) as file:
+            raise InputError(
+                "--target chooses the types itself; leave out --dry-run, --recipe and options that set types"
+            )
+        return quantize_to_target(arguments.words, arguments, request)
+    given = _read_positionals(arguments.words, arguments.recipe)
+    source = find_named_model(given.source, offline=arguments.offline)
+    if given.target is None and folder_beside(source) != source.parent:
+        given = given._replace(target=str(folder_beside(source)))
+    with open_gguf(source) as file:
         plans = [plan_quantization(file, type, options, request) for type in given.types]
         for plan in plans:
+            for text in plan.notes:
+                note(text)
             for line in _announcement(plan, arguments.dry_run or arguments.verbose):
                 print(line, file=sys.stderr)
         if arguments.dry_run:
@@ -55,7 +81,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     from lltool.quant.recipes import RECIPES
 
     types = "\n".join(
@@ -63,42 +89,64 @@ def _parser() -> argparse.ArgumentParser:
         for recipe in RECIPES.values()
     )
     parser = command_parser(
-        "quantize", "Quantizes a GGUF model. Tensor bytes equal llama-quantize's.", EXAMPLES, json_flag=True
+        "quantize",
+        "Quantizes a GGUF model. Tensor bytes equal llama-quantize's.",
+        EXAMPLES,
+        json_flag=True,
+        most_used="-m --imatrix --pure --tensor-type --allow-requantize --strict --dry-run --errors --target "
+        "--calibration",
     )
-    parser.usage = "lltool quantize [options] IN [OUT] TYPE[,TYPE...] [NTHREADS]"
-    parser.epilog = f"types:\n{types}\n\n{parser.epilog}"
+    parser.details = f"types:\n{types}"
     add = parser.add_argument
-    add(
-        "arguments",
-        metavar="IN [OUT] TYPE [NTHREADS]",
-        nargs="*",
-        help="the F16, BF16 or F32 file; what to write (default: ggml-model-TYPE.gguf beside it; of several types a "
-        "folder); types or recipe files; threads",
+    add_model_arguments(
+        parser,
+        "IN [OUT] TYPE[,TYPE...] [NTHREADS]",
+        f"IN: the F16, BF16 or F32 model, {MODEL}; OUT: the file to write, or a folder, which several types need "
+        f"(default: NAME-TYPE.gguf beside IN); TYPE: one such as {COMMON_TYPES}, or a recipe file; NTHREADS: number of "
+        "threads",
     )
-    add("--recipe", metavar="FILE", help="a recipe of your own, in place of TYPE")
-    add("--show-recipe", metavar="TYPE", help="print a recipe, in the form that --recipe takes, and end")
+    add("--recipe", metavar="FILE", help="a recipe of your own, instead of TYPE")
+    add("--show-recipe", metavar="TYPE", help="print a recipe in the form that --recipe takes, and exit")
     add("--imatrix", metavar="FILE", help="importance of the columns, from `lltool imatrix` or llama-imatrix")
-    add("--include-weights", metavar="PART", action="append", default=[], help="importance of names with PART only")
-    add("--exclude-weights", metavar="PART", action="append", default=[], help="no importance of names with PART")
-    add("--pure", action="store_true", help="one type for all matrices")
+    add(
+        "--include-weights", metavar="PART", action="append", default=[], help="use importance only for names with PART"
+    )
+    add("--exclude-weights", metavar="PART", action="append", default=[], help="use no importance for names with PART")
+    add("--pure", action="store_true", help="use one type for all matrices")
     add("--output-tensor-type", metavar="T", type=_ggml_type, help="the type of output.weight")
     add("--token-embedding-type", metavar="T", type=_ggml_type, help="the type of token_embd.weight")
     add("--leave-output-tensor", action="store_true", help="keep output.weight as it is")
     named: dict[str, Any] = {"dest": "tensor_types", "action": "extend", "default": []}
-    add("--tensor-type", metavar="REGEX=T", type=lambda text: [text], help="the type where the name matches", **named)
-    add("--tensor-type-file", metavar="FILE", type=_read_words, help="a file of REGEX=T, between spaces", **named)
+    add(
+        "--tensor-type",
+        metavar="REGEX=T",
+        type=lambda text: [text],
+        help="the type of tensors whose names match",
+        **named,
+    )
+    add("--tensor-type-file", metavar="FILE", type=_read_words, help="a file of REGEX=T, separated by spaces", **named)
     add("--prune-layers", metavar="L,L,...", type=_layers, default=(), help="leave these blocks out")
-    add("--override-kv", metavar="KEY=TYPE:VALUE", action="append", default=[], help="set a key of the metadata")
-    add("--keep-split", action="store_true", help="write shards where IN has shards")
-    add("--allow-requantize", action="store_true", help="also take tensors that are quantized already")
-    add("--strict", action="store_true", help="an error where a shape does not allow the type wanted")
-    add("--max-buffer-size", metavar="MIB", type=positive, default=80, help="memory for rows at a time (default: 80)")
+    add("--override-kv", metavar="KEY=TYPE:VALUE", action="append", default=[], help="set a metadata key")
+    add("--keep-split", action="store_true", help="write shards if IN has shards")
+    add("--allow-requantize", action="store_true", help="allow tensors that are already quantized")
+    add("--strict", action="store_true", help="fail if a shape does not allow the wanted type")
+    memory = f"memory for a buffer of rows (default 80MiB); {SIZES}"
+    add("--max-buffer-size", metavar="SIZE", type=checked(_buffer_size), default=80 << 20, help=memory)
+    add("--force", action="store_true", help="replace a file of a default name even if it has another source")
     add("--dry-run", action="store_true", help="show types, sizes, memory and time, and write nothing")
-    add("--errors", action="store_true", help="show what each tensor loses; with --imatrix weighted by importance")
-    add("--report", metavar="DIR", help="write the errors of tensors and layers as a table and a plot")
+    add("--errors", action="store_true", help="show each tensor's error; with --imatrix, weighted by importance")
+    report = "write the errors of tensors and layers as a table and a plot"
+    add("--report", type=pictures_place, metavar="DIR", help=report)
     add_target_options(add)
     add("-v", "--verbose", action="store_true", help="show each tensor")
     return parser
+
+
+def _buffer_size(text: str) -> int:
+    """A size of at least 1 MiB; llama-quantize, and this command before, took a bare number for MiB."""
+    if (size := parse_size(text)) >= 1 << 20:
+        return size
+    raise InputError(f"{text!r} is {size} bytes, wanted at least 1MiB; a number without a unit is bytes, not MiB")
 
 
 class _Positionals(NamedTuple):
@@ -109,7 +157,7 @@ class _Positionals(NamedTuple):
 
 
 def _read_positionals(given: Sequence[str], recipe: str | None) -> _Positionals:
-    """IN [OUT] TYPE [NTHREADS]: as in llama-quantize, the second is TYPE if it names one."""
+    """Reads IN [OUT] TYPE [NTHREADS]; as in llama-quantize, the second argument is TYPE if it names a type."""
     from lltool.quant.recipes import find_recipe
 
     rest, target = list(given), None
@@ -119,7 +167,7 @@ def _read_positionals(given: Sequence[str], recipe: str | None) -> _Positionals:
     if len(rest) > 2 and not _are_types(rest[1]):
         target = rest.pop(1)
     if not 2 <= len(rest) <= 3:
-        raise InputError(f"{len(given)} arguments, wanted IN [OUT] TYPE [NTHREADS]; see lltool quantize --help")
+        raise InputError(f"found {' '.join(given)!r}, wanted IN [OUT] TYPE [NTHREADS]; see lltool quantize --help")
     source, types, *threads = rest
     if threads and not (threads[0].isascii() and threads[0].isdigit() and int(threads[0]) > 0):
         raise InputError(f"NTHREADS is {threads[0]!r}, wanted a whole number of at least 1")
@@ -136,7 +184,7 @@ def _are_types(text: str) -> bool:
         for name in text.split(","):
             find_recipe(name)
     except InputError:
-        return text.lower().endswith(".toml")  # a recipe, and a wrong one
+        return text.lower().endswith(".toml")  # an invalid recipe, whose error is raised later
     return True
 
 
@@ -182,11 +230,11 @@ def _ggml_type(text: str) -> GGMLType:
 
 
 def _read_words(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").split()
+    return read_text(Path(path)).split()
 
 
 def _tensor_type(text: str) -> tuple[str, GGMLType]:
-    """REGEX=T; as in llama-quantize the expression is made lower case."""
+    """Parses REGEX=T; as in llama-quantize, the expression is converted to lower case."""
     import re
 
     pattern, _, type = text.rpartition("=")
@@ -201,14 +249,12 @@ def _tensor_type(text: str) -> tuple[str, GGMLType]:
 
 def _layers(text: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdigit() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of numbers")
     return tuple(map(int, text.split(",")))
 
 
 def _announcement(plan: "Plan", with_tensors: bool) -> Iterator[str]:
-    """What is going to happen, fallbacks first of all."""
-    for note in plan.notes:
-        yield f"note: {printable(note)}"
+    """Lines that say what is going to happen."""
     if with_tensors:
         for index, choice in enumerate(plan.choices, 1):
             tensor = choice.tensor
@@ -224,33 +270,35 @@ def _announcement(plan: "Plan", with_tensors: bool) -> Iterator[str]:
 def _report_dry_run(plans: Sequence["Plan"], given: _Positionals, arguments: argparse.Namespace) -> None:
     from lltool.quant.plan import estimate_memory, estimate_seconds
 
-    memory = estimate_memory(plans, arguments.max_buffer_size << 20)
+    memory = estimate_memory(plans, arguments.max_buffer_size)
     seconds = estimate_seconds(plans, given.threads)
     if arguments.json:
         print_json(_one_or_all([{**_as_json(plan), "memory": memory, "seconds": seconds} for plan in plans]))
     else:
-        print(f"memory at most {memory / 2**20:.0f} MiB, time about {seconds:.1f} s, not counting the disk")
+        print(f"memory at most {format_size(memory)}, time about {seconds:.1f} s, not counting the disk")
 
 
 def _write(plans: Sequence["Plan"], given: _Positionals, arguments: argparse.Namespace) -> None:
     from lltool.quant.quantize import write_plans
     from lltool.tools.progress import progress_bar
 
-    targets = [_target(plan, given) for plan in plans]
+    if given.target is not None and len(given.types) > 1 and not Path(given.target).is_dir():
+        raise InputError(f"{given.target}: not a folder; with several types, OUT must be a folder")
     with progress_bar("B", ",".join(plan.recipe.name for plan in plans)) as show:
         reports = write_plans(
             plans,
-            targets,
+            [given.target] * len(plans),
             threads=given.threads,
-            buffer_bytes=arguments.max_buffer_size << 20,
+            buffer_bytes=arguments.max_buffer_size,
             with_errors=arguments.errors or bool(arguments.report),
+            force=arguments.force,
             progress=show,
         )
     print(f"quantize time = {reports[0].seconds:.2f} s", file=sys.stderr)
     if arguments.report:
-        from lltool.eval.quantization_errors import write_error_report
+        from lltool.eval.selection.quantization_errors import write_error_report
 
-        for path in write_error_report(reports, Path(arguments.report)):
+        for path in write_error_report(reports, arguments.report):
             print(f"wrote {path}", file=sys.stderr)
     if arguments.json:
         print_json(_one_or_all([_as_json(report.plan, report) for report in reports]))
@@ -261,19 +309,8 @@ def _write(plans: Sequence["Plan"], given: _Positionals, arguments: argparse.Nam
         print(report.path)
 
 
-def _target(plan: "Plan", given: _Positionals) -> Path:
-    """A file, or with several types one in a folder."""
-    if given.target is None:
-        return plan.default_path()
-    if len(given.types) == 1:
-        return Path(given.target)
-    if not Path(given.target).is_dir():
-        raise InputError(f"{given.target}: not a folder, which OUT has to be with several types")
-    return Path(given.target) / plan.default_path().name
-
-
 def _table(report: "Report") -> Iterator[str]:
-    """A line a tensor: its type, its size and what it lost."""
+    """A line for each tensor: its type, its size and its error."""
     from lltool.quant.plan import size_of
 
     for choice in report.plan.choices:

@@ -1,15 +1,27 @@
-"""`lltool recommend`: which quantization of a model to take on this machine."""
+"""`lltool recommend`: recommends a quantization of a model for this machine."""
 
-import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lltool.tools.arguments import byte_size, command_parser, output_file, positive, print_json, printable
+from lltool.eval.common.quantities import SIZES
+from lltool.tools.arguments import (
+    MODEL,
+    add_model_arguments,
+    byte_size,
+    command_parser,
+    find_named_model,
+    folder_beside,
+    output_file,
+    positive,
+    print_json,
+    take_name,
+)
+from lltool.tools.parser import CommandParser
+from lltool.tools.talk import note
 
 if TYPE_CHECKING:
-    from lltool.eval.recommend import Recommendation
+    from lltool.eval.selection.recommend import Recommendation
 
 EXAMPLES = """
 lltool recommend model-F16.gguf --ram 8G
@@ -20,14 +32,17 @@ lltool recommend model-F16.gguf --pure --types Q8_0,Q5_1,Q5_0,Q4_1,Q4_0 -t 1,2 -
 
 
 def main(argv: list[str]) -> int:
-    arguments = _parse(argv)
+    arguments = parser().parse_args(argv)
+    arguments.model = find_named_model(take_name(arguments, more=True), offline=arguments.offline)
+    others = [find_named_model(name, offline=arguments.offline) for name in arguments.words]
 
-    from lltool.engine.threads import default_threads
-    from lltool.eval.recommend import DEFAULT_TYPES, Wishes, recommend
-    from lltool.eval.report import format_main, write_report
-    from lltool.eval.survey import Questions, available_memory
-    from lltool.eval.text import SAMPLE_TEXT
+    from lltool.engine.cpu.threads import default_threads
+    from lltool.eval.common.text import SAMPLE_TEXT
+    from lltool.eval.selection.recommend import DEFAULT_TYPES, Wishes, recommend
+    from lltool.eval.selection.report import check_report, format_main, write_report
+    from lltool.eval.selection.survey import Questions, available_memory
     from lltool.gguf.errors import InputError
+    from lltool.gguf.whole_file import make_folder
     from lltool.quant.choose import Options
     from lltool.quant.guidance import read_guidance
     from lltool.quant.plan import Request
@@ -35,17 +50,18 @@ def main(argv: list[str]) -> int:
 
     ram = arguments.ram or available_memory()
     if ram is None:
-        raise InputError("this system does not say how much memory is free; say with --ram how much there is")
-    folder = arguments.output or arguments.model.with_name(f"{arguments.model.stem}-quants")
+        raise InputError("the free memory of this system is unknown; give the memory for the model with --ram")
+    folder = arguments.output or folder_beside(arguments.model) / f"{arguments.model.stem}-quants"
     page = arguments.report or folder / "report.html"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    check_report(page)
     with progress_bar("step") as progress:
         found = recommend(
             arguments.model,
             folder,
             Wishes(ram, arguments.context, arguments.prefer),
             types=DEFAULT_TYPES if arguments.types is None else arguments.types,
-            others=arguments.others,
+            others=others,
             options=Options(pure=arguments.pure),
             request=Request(
                 guidance=read_guidance(arguments.imatrix, (), ()) if arguments.imatrix else None,
@@ -59,13 +75,13 @@ def main(argv: list[str]) -> int:
                 generation=arguments.n_gen,
                 repetitions=arguments.repetitions,
             ),
-            say=_note,
+            say=note,
             progress=progress,
         )
     command = shlex.join(["lltool", "recommend", *argv])
     written = write_report(found.runs, page, f"Which {arguments.model.stem} to take", found.choice.reason, command)
-    for note in found.runs.notes:
-        _note(note)
+    for text in found.runs.notes:
+        note(text)
     if arguments.json:
         print_json(_as_json(found))
         return 0
@@ -76,44 +92,51 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _note(text: str) -> None:
-    print(f"note: {printable(text)}", file=sys.stderr)
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
+def parser() -> CommandParser:
     parser = command_parser(
         "recommend",
-        "Makes several quantizations of MODEL, measures size, loss and speed of each on this machine, and says which "
-        "to take: the fastest that fits in memory and loses little. What was made and measured is kept and used again.",
+        "Makes several quantizations of MODEL, measures size, loss and speed of each on this machine, and recommends "
+        "one: the fastest that fits in memory and loses little. Files and measurements are kept and reused.",
         EXAMPLES,
         json_flag=True,
+        most_used="-m -hf --ram -c --prefer --types --imatrix -f -o --report",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", type=Path, help="the F16, BF16 or F32 file")
-    add("others", metavar="GGUF", type=Path, nargs="*", help="quantizations of it that are there already")
-    add("--ram", metavar="SIZE", type=byte_size, help="memory for the model, like 8G (default: what is free)")
-    add(
-        "-c", "--ctx-size", "--context", dest="context", type=positive, help="tokens that it is to hold (default: 4096)"
+    add_model_arguments(
+        parser, "MODEL [GGUF...]", f"the F16, BF16 or F32 model: {MODEL}; GGUF: existing quantizations of it"
     )
+    add(
+        "--ram",
+        metavar="SIZE",
+        type=byte_size,
+        help=f"memory for the model (default: free memory); {SIZES}",
+    )
+    add("-c", "--ctx-size", "--context", dest="context", type=positive, help="context in tokens (default: 4096)")
     add("--prefer", choices=("quality", "balance", "speed"), default="balance", help="how much loss is too much")
     add("--types", type=_names, help="types to make, comma-separated, or none (default: seven from Q8_0 to Q3_K_M)")
-    add("--pure", action="store_true", help="one type for all matrices of a file")
+    add("--pure", action="store_true", help="use one type for all matrices of a file")
     add("--imatrix", metavar="FILE", help="importance of the columns, from `lltool imatrix` or llama-imatrix")
-    add("--allow-requantize", action="store_true", help="also take a MODEL that is quantized already")
-    add("-f", "--file", type=Path, action="append", help="text to measure on; can be given again (default: a sample)")
-    add("--chunks", type=positive, help="windows of 512 tokens to take of each text (default: all)")
-    add("-t", "--threads", type=_counts, help="numbers of threads to time (default: one a core)")
+    add("--allow-requantize", action="store_true", help="allow a MODEL that is already quantized")
+    add("-f", "--file", type=Path, action="append", help="text to measure on; can be repeated (default: a sample)")
+    add("--chunks", type=positive, help="number of windows of 512 tokens per text (default: all)")
+    add("-t", "--threads", type=_counts, help="numbers of threads to time (default: one per core)")
     add("-p", "--n-prompt", type=positive, default=512, help="prompt length to time (default 512)")
-    add("-n", "--n-gen", type=positive, default=64, help="tokens to time the generation of (default 64)")
+    add("-n", "--n-gen", type=positive, default=64, help="number of generated tokens to time (default 64)")
     add("-r", "--repetitions", type=positive, default=5, help="timed runs of each (default 5)")
-    add("-o", "--output", metavar="DIR", type=Path, help="for files and results (default: MODEL-quants beside MODEL)")
+    add(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="folder for files and results (default: MODEL-quants beside MODEL)",
+    )
     add(
         "--report",
         metavar="FILE",
         type=output_file,
-        help="a page like that of `lltool report` (default: DIR/report.html)",
+        help="page to write, as `lltool report` does (default: DIR/report.html)",
     )
-    return parser.parse_intermixed_args(argv)
+    return parser
 
 
 def _names(text: str) -> list[str]:
@@ -125,7 +148,7 @@ def _counts(text: str) -> list[int]:
 
 
 def _as_json(found: "Recommendation") -> dict[str, Any]:
-    from lltool.eval.report import as_records
+    from lltool.eval.selection.report import as_records
 
     candidate = found.choice.candidate
     return {

@@ -1,4 +1,4 @@
-"""`lltool quantize --target`: the best mix of types for so many bytes."""
+"""`lltool quantize --target`: the best mix of types for a given size."""
 
 import argparse
 import sys
@@ -8,51 +8,59 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
-from lltool.tools.arguments import positive, print_json
+from lltool.tools.arguments import find_named_model, folder_beside, positive, print_json
 
 if TYPE_CHECKING:
-    from lltool.eval.best_mix import Outcome
+    from lltool.eval.search.best_mix import Outcome
     from lltool.quant.plan import Request
 
 
 def add_target_options(add: Callable[..., Any]) -> None:
-    """Options of an argparse parser; `add` is its add_argument."""
-    add("--target", metavar="SIZE|BPW|TYPE", help="the best mix in so many bytes: 900MB, 4.5bpw, or as large as a TYPE")
-    add("--calibration", metavar="TEXT", type=Path, help="with --target: a text like those the model is for")
-    add("--probes", metavar="FILE", type=Path, help="with --target: where measurements are kept (default: beside OUT)")
+    """Adds the options of --target to an argparse parser; `add` is its add_argument."""
+    add("--target", metavar="SIZE|BPW|TYPE", help="the best mix for a size: 900MB, 4.5bpw, or the size of a TYPE")
+    add("--calibration", metavar="TEXT", type=Path, help="with --target: a text like those that the model is for")
+    add("--probes", metavar="FILE", type=Path, help="with --target: file for measurements (default: beside OUT)")
     add(
         "--compensate",
         metavar="N",
         type=positive,
         default=0,
-        help="with --target: let rounding make up for its own errors, on N tokens of the text (8192 is good)",
+        help="with --target: let rounding compensate its own errors, on N tokens of the text (8192 is good)",
     )
-    add("--probe-tokens", metavar="N", type=positive, default=512, help="with --target: tokens a probe (default: 512)")
+    add(
+        "--probe-tokens", metavar="N", type=positive, default=512, help="with --target: tokens per probe (default: 512)"
+    )
 
 
 def quantize_to_target(positionals: Sequence[str], arguments: argparse.Namespace, request: "Request") -> int:
-    """`positionals` are IN [OUT] [NTHREADS]."""
-    from lltool.eval import best_mix
-    from lltool.eval.text import read_text
+    """Runs `lltool quantize --target`; `positionals` are IN [OUT] [NTHREADS]."""
+    from lltool.eval.common.text import read_evaluation_text
+    from lltool.eval.search import best_mix
     from lltool.tools.progress import progress_bar
 
     target = best_mix.parse_target(arguments.target)
-    source, path, threads = _read_positionals(positionals, arguments.target)
+    name, path, threads = _read_positionals(positionals)
     if arguments.calibration is None:
-        raise InputError("--target needs --calibration TEXT, a text to measure on; like the one for `lltool imatrix`")
+        raise InputError(
+            "--target needs --calibration TEXT, a text to measure on, such as the one for `lltool imatrix`"
+        )
+    source = find_named_model(name, offline=arguments.offline)
+    if path is None and folder_beside(source) != source.parent:
+        path = folder_beside(source) / best_mix.default_path(source, target).name
     outcome = best_mix.quantize_to_target(
         source,
         path,
         target,
-        read_text(arguments.calibration),
+        read_evaluation_text(arguments.calibration),
         request=request,
-        probes=arguments.probes or path.with_name(f"{source.stem}.probes.json"),
+        probes=arguments.probes or (path or source).with_name(f"{source.stem}.probes.json"),
         tokens=arguments.probe_tokens,
         compensated=arguments.compensate,
         threads=threads,
+        force=arguments.force,
         stages=lambda name: progress_bar("B" if name == "B" else name, "quantize" if name == "B" else None),
     )
-    for line in _describe(outcome):
+    for line in _summary_lines(outcome):
         print(line, file=sys.stderr)
     if arguments.json:
         print_json(_as_json(outcome))
@@ -61,16 +69,15 @@ def quantize_to_target(positionals: Sequence[str], arguments: argparse.Namespace
     return 0
 
 
-def _read_positionals(given: Sequence[str], target: str) -> tuple[Path, Path, int | None]:
+def _read_positionals(given: Sequence[str]) -> tuple[str, Path | None, int | None]:
     rest = list(given)
     threads = int(rest.pop()) if len(rest) > 1 and rest[-1].isascii() and rest[-1].isdigit() else None
     if not 1 <= len(rest) <= 2 or threads == 0:
-        raise InputError(f"{len(given)} arguments, wanted IN [OUT] [NTHREADS] with --target, and no TYPE")
-    source = Path(rest[0])
-    return source, Path(rest[1]) if len(rest) == 2 else source.with_name(f"{source.stem}-{target}.gguf"), threads
+        raise InputError(f"found {' '.join(given)!r}, wanted IN [OUT] [NTHREADS] with --target, and no TYPE")
+    return rest[0], Path(rest[1]) if len(rest) == 2 else None, threads
 
 
-def _describe(outcome: "Outcome") -> list[str]:
+def _summary_lines(outcome: "Outcome") -> list[str]:
     counts = Counter(type.name for type in outcome.mix.types.values())
     mix = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     lines = [f"best mix: {mix}; expected divergence {outcome.mix.predicted:.4f} nats a token"]
@@ -84,7 +91,7 @@ def _describe(outcome: "Outcome") -> list[str]:
     else:
         lines.append("no plain recipe is as small, so there is nothing to compare it with")
     size = outcome.path.stat().st_size
-    lines.append(f"{size} bytes of {outcome.budget} ({outcome.plan.bits_per_weight:.3f} bits a weight)")
+    lines.append(f"{size:,} of {outcome.budget:,} bytes ({outcome.plan.bits_per_weight:.3f} bits a weight)")
     if outcome.recipe_path:
         lines.append(f"its recipe: {outcome.recipe_path}")
     return lines

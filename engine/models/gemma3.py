@@ -1,17 +1,18 @@
-"""Gemma 3: what attention and MLP give is normed again before it is added."""
+"""Gemma 2 and 3, GLM 4: blocks that norm the outputs of attention and MLP again before they add them."""
 
-from lltool.engine.blocks import attention, gated_mlp, head
 from lltool.engine.config import ModelConfig
+from lltool.engine.models.blocks import attention, embedding, head, mlp, normed
+from lltool.engine.operations.elementwise import add
 from lltool.engine.program import Tracer
 
 
 def trace(g: Tracer, config: ModelConfig) -> None:
-    x = g.embed("token_embd.weight", config.vocab, config.width, config.embedding_scale)
+    x = embedding(g, config)
     for layer in range(config.layers):
-        h = g.norm(x, f"blk.{layer}.attn_norm.weight", config.norm_eps)
+        h = normed(g, config, x, f"blk.{layer}.attn_norm")
         h = attention(g, config, layer, h)
-        x = g.add(x, g.norm(h, f"blk.{layer}.post_attention_norm.weight", config.norm_eps))
-        h = g.norm(x, f"blk.{layer}.ffn_norm.weight", config.norm_eps)
-        h = gated_mlp(g, config, layer, h)
-        x = g.add(x, g.norm(h, f"blk.{layer}.post_ffw_norm.weight", config.norm_eps))
+        x = add(g, x, normed(g, config, h, f"blk.{layer}.post_attention_norm"))
+        h = normed(g, config, x, f"blk.{layer}.ffn_norm")
+        h = mlp(g, config, layer, h)
+        x = add(g, x, normed(g, config, h, f"blk.{layer}.post_ffw_norm"))
     head(g, config, x)

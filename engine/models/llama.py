@@ -1,15 +1,16 @@
-"""Llama and its kin (Mistral, Yi, SmolLM, Qwen2, Qwen3): pre-norm blocks."""
+"""Llama and models like it, with and without experts: pre-norm blocks."""
 
-from lltool.engine.blocks import attention, gated_mlp, head
 from lltool.engine.config import ModelConfig
+from lltool.engine.models.blocks import attention, embedding, head, normed
+from lltool.engine.models.experts import feed_forward
 from lltool.engine.program import Tracer
 
 
 def trace(g: Tracer, config: ModelConfig) -> None:
-    x = g.embed("token_embd.weight", config.vocab, config.width, config.embedding_scale)
+    x = embedding(g, config)
     for layer in range(config.layers):
-        h = g.norm(x, f"blk.{layer}.attn_norm.weight", config.norm_eps)
+        h = normed(g, config, x, f"blk.{layer}.attn_norm")
         x = attention(g, config, layer, h, residual=x)
-        h = g.norm(x, f"blk.{layer}.ffn_norm.weight", config.norm_eps)
-        x = gated_mlp(g, config, layer, h, residual=x)
+        h = normed(g, config, x, f"blk.{layer}.{config.traits.ffn_norm}")
+        x = feed_forward(g, config, layer, h, residual=x)
     head(g, config, x)

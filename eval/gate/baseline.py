@@ -1,4 +1,4 @@
-"""What `lltool gate record` leaves: a JSON file, and beside it, with the ending .npz, the reference that it names.
+"""The baseline that `lltool gate record` writes: a JSON file, and beside it the reference that it names, an .npz file.
 
 The JSON file is `Baseline` field by field.
 """
@@ -13,16 +13,17 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from lltool.engine.tokenizer import Tokenizer
-from lltool.eval.gate.prompts import Answer, Followed
-from lltool.eval.gate.runs import Setting, TextRun
+from lltool.engine.text.tokenizer import Tokenizer
+from lltool.eval.common.provenance import vocabulary_sha256
+from lltool.eval.common.store import write_whole
+from lltool.eval.divergence.reference_file import Reference, open_reference
+from lltool.eval.gate.prompts import Followed, PromptAnswer
+from lltool.eval.gate.runs import RunSetting, TextRun
 from lltool.eval.gate.speed import Speed
-from lltool.eval.provenance import vocabulary_sha256
-from lltool.eval.reference_file import Reference, open_reference
-from lltool.eval.store import write_whole
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import GGUFFile
+from lltool.gguf.regular_file import read_bytes
 
 _SHAPE = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv")
 FORMAT = "lltool gate baseline"
@@ -31,7 +32,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The file, and what makes it this model and no other: `shape` is metadata that no honest change of it touches."""
+    """The file and what identifies its model: `shape` is metadata that no legitimate change of the file alters."""
 
     path: str
     sha256: str
@@ -46,10 +47,10 @@ class TextFacts:
 
 
 @dataclass(frozen=True)
-class Run:
-    """An honest run as users run the model: over the text, and along each answer."""
+class HonestRun:
+    """An honest run (see judge.py) with the kernels that users run: over the text, and along each answer."""
 
-    setting: Setting
+    setting: RunSetting
     text: TextRun
     answers: list[Followed]
 
@@ -72,14 +73,14 @@ class Baseline:
     text: TextFacts
     reference: str  # the file's name
     reference_sha256: str
-    rounding: float  # a divergence that other orders of float32 sums stay below
-    runs: list[Run]
+    rounding: float  # a divergence in nats that other orders of float32 sums stay below
+    runs: list[HonestRun]
     exact: Exact
-    answers: list[Answer]
+    answers: list[PromptAnswer]
     speed: Speed
 
 
-def describe(file: GGUFFile, tokenizer: Tokenizer) -> ModelFacts:
+def describe_model(file: GGUFFile, tokenizer: Tokenizer) -> ModelFacts:
     architecture = file.metadata["general.architecture"].data
     keys = {key: file.metadata.get(f"{architecture}.{key}") for key in _SHAPE}
     shape = {key: np.asarray(value.data).tolist() for key, value in keys.items() if value is not None}
@@ -88,18 +89,19 @@ def describe(file: GGUFFile, tokenizer: Tokenizer) -> ModelFacts:
     )
 
 
-def check_is_of(path: Path, baseline: Baseline, facts: ModelFacts) -> None:
-    """Raises InputError unless the baseline in `path` is of this model, whatever its weights are now."""
+def check_model(path: Path, baseline: Baseline, facts: ModelFacts) -> None:
+    """Raises InputError unless the baseline in `path` is of this model; the weights may differ."""
     then, now = baseline.model.shape, facts.shape
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
             raise InputError(
                 f"{facts.path}: {key} is {now.get(key)}, but {then.get(key)} in {path}, a baseline of another model; "
-                "name that model with -m or record anew"
+                "name that model with -m, or record a new baseline"
             )
     if facts.vocabulary_sha256 != baseline.model.vocabulary_sha256:
         raise InputError(
-            f"{facts.path}: its tokenizer has not the tokens of {path}; take the baseline's model or record anew"
+            f"{facts.path}: its tokenizer has other tokens than {path}; use the baseline's model, or record a new "
+            "baseline"
         )
 
 
@@ -107,27 +109,39 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
     text = json.dumps(asdict(baseline), indent=1)
     text = re.sub(
         r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text
-    )  # numbers: one line
+    )  # a list of numbers goes on one line
     write_whole(path, text + "\n")
 
 
-def read_baseline(path: Path) -> tuple[Baseline, Reference]:
-    """Raises InputError for a file that is cut off, of another version or not a baseline, and for its reference."""
+def read_reference_name(path: Path) -> str | None:
+    """The name of the reference of the baseline in `path`, of any version; None if there is no baseline."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_bytes(path))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return data.get("reference") if isinstance(data, dict) and data.get("format") == FORMAT else None
+
+
+def read_baseline(path: Path) -> tuple[Baseline, Reference]:
+    """Reads a baseline and its reference.
+
+    Raises InputError for a baseline that is cut off, of another version or something else, and for a bad reference.
+    """
+    try:
+        data = json.loads(read_bytes(path))
     except (ValueError, RecursionError):
-        raise InputError(f"{path}: no JSON, or cut off; record the baseline anew") from None
+        raise InputError(f"{path}: not JSON, or cut off; record a new baseline") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(f"{path}: not a baseline of lltool gate record")
     if data.get("version") != VERSION:
         raise InputError(
-            f"{path}: a baseline of version {data.get('version')}, and this lltool reads version {VERSION}; "
-            "take the lltool that recorded it or record it anew"
+            f"{path}: a baseline of version {data.get('version')}, but this lltool reads version {VERSION}; "
+            "use the lltool that recorded it, or record a new baseline"
         )
     try:
         baseline: Baseline = _parse(Baseline, data, "")
     except InputError as error:
-        raise InputError(f"{path}: {error}; record the baseline anew") from None
+        raise InputError(f"{path}: {error}; record a new baseline") from None
     name = path.parent / baseline.reference
     if not name.exists():
         raise InputError(f"{name}: missing; it belongs beside {path}")
@@ -155,15 +169,15 @@ def _check_sizes(path: Path, baseline: Baseline, reference: Reference) -> None:
         and len({len(values) for values in samples}) == 1
         and min(map(min, samples)) > 0
         and 2 <= baseline.exact.windows <= windows
-        and len(baseline.runs) > 1  # of which the noise is known
+        and len(baseline.runs) > 1  # two runs or more show the noise
         and baseline.exact.runs
     )
     if not fine:
-        raise InputError(f"{path}: its lists have not the lengths that belong together; record the baseline anew")
+        raise InputError(f"{path}: the lengths of its lists do not match; record a new baseline")
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
-    """`value`, as JSON gives it, as a `kind`: a dataclass, list, tuple, dict or plain type."""
+    """Converts a value from JSON to a `kind`: a dataclass, list, tuple, dict or plain type."""
     if is_dataclass(kind):
         return _parse_fields(kind, value, where)
     origin, arguments = get_origin(kind), get_args(kind)

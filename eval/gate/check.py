@@ -1,4 +1,4 @@
-"""The regression check: what a model says now against what a baseline holds. judge.py tells when a measure fails."""
+"""The regression check: compares a model's results with a baseline; judge.py decides when a measure fails."""
 
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass
@@ -10,18 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool import __version__
-from lltool.engine.threads import default_threads
-from lltool.engine.tokenizer import read_tokenizer
-from lltool.engine.tuning import cpu_name
-from lltool.eval.divergence import DivergenceResult
-from lltool.eval.gate.baseline import Baseline, ModelFacts, check_is_of, describe, read_baseline
-from lltool.eval.gate.judge import Row, judge_count, judge_exact, judge_mean, judge_rounding, judge_speed, judge_tail
+from lltool.engine.cpu.threads import default_threads
+from lltool.engine.cpu.tuning import cpu_name
+from lltool.engine.text.tokenizer import read_tokenizer
+from lltool.eval.common.steps import Steps, TitledProgress
+from lltool.eval.common.tables import format_table
+from lltool.eval.divergence.divergence import DivergenceResult
+from lltool.eval.divergence.reference_file import Reference, compare_with_reference
+from lltool.eval.gate.baseline import Baseline, ModelFacts, check_model, describe_model, read_baseline
+from lltool.eval.gate.judge import (
+    Judgement,
+    judge_count,
+    judge_exact,
+    judge_mean,
+    judge_rounding,
+    judge_speed,
+    judge_tail,
+)
 from lltool.eval.gate.prompts import Followed, encode_prompts, follow
-from lltool.eval.gate.runs import Setting, cut_text, first_windows, load, summarize
+from lltool.eval.gate.runs import RunSetting, cut_text, first_windows, load, text_run_of
 from lltool.eval.gate.speed import Speed
-from lltool.eval.markdown import format_table
-from lltool.eval.reference_file import Reference, compare
-from lltool.eval.steps import Progress, Steps
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import open_gguf
@@ -37,13 +45,13 @@ TEXT, PROMPTS, ANSWERS, FLIPS, EXACT = (
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The measures, what the failed ones say together, and what else is not as it was; `made` tells of what and how."""
+class GateVerdict:
+    """The measures, a diagnosis of those that failed, notes on other changes, and the provenance of the check."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Judgement, ...]
     diagnosis: str
     notes: tuple[str, ...]
-    made: Mapping[str, Any]
+    provenance: Mapping[str, Any]
 
     @property
     def passed(self) -> bool:
@@ -51,8 +59,8 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         rows = [asdict(row) | {"verdict": row.verdict} for row in self.rows]
-        said = {"passed": self.passed, "diagnosis": self.diagnosis, "notes": self.notes, "measures": rows}
-        return {**said, **self.made}
+        result = {"passed": self.passed, "diagnosis": self.diagnosis, "notes": self.notes, "measures": rows}
+        return {**result, **self.provenance}
 
 
 def check(
@@ -63,19 +71,19 @@ def check(
     threads: int | None = None,
     batch: int = 512,
     gate_speed: bool = False,
-    progress: Progress | None = None,
-) -> Verdict:
-    """Holds a model (by default the file that was recorded) against the baseline in `path`.
+    progress: TitledProgress | None = None,
+) -> GateVerdict:
+    """Compares a model (by default the file that was recorded) with the baseline in `path`.
 
-    Raises InputError for a damaged baseline and one of another model, vocabulary or text.
+    Raises InputError for a damaged baseline and for one of another model, vocabulary or text.
     """
     baseline, reference = read_baseline(path)
     model_path, text_path = model_path or Path(baseline.model.path), text_path or Path(baseline.text.path)
     _check_text(path, baseline, text_path)
     with open_gguf(model_path) as file:
         tokenizer = read_tokenizer(file)
-        facts = describe(file, tokenizer)
-        check_is_of(path, baseline, facts)
+        facts = describe_model(file, tokenizer)
+        check_model(path, baseline, facts)
         windows = cut_text(tokenizer, text_path, reference.context, len(reference.windows))
         prompts = encode_prompts(file.metadata, tokenizer, [answer.messages for answer in baseline.answers])
 
@@ -84,19 +92,19 @@ def check(
         reference.context,
         *(len(ids) + len(answer.tokens) for ids, answer in zip(asked, baseline.answers, strict=True)),
     )
-    setting, speed = Setting(isa.chosen(), batch), Speed(threads or default_threads())
+    setting, speed = RunSetting(isa.chosen(), batch), Speed(threads or default_threads())
     steps = Steps(progress, 3)
     steps.begin("in 8 bits")
     with load(model_path, setting, room, threads=threads) as model:
         speed.sample(model)
-        result = compare(reference, model, steps.inside)
+        result = compare_with_reference(reference, model, steps.inside)
         steps.begin("answers")
         followed = [follow(model, ids, answer) for ids, answer in zip(asked, baseline.answers, strict=True)]
         speed.sample(model)
     few = first_windows(reference, baseline.exact.windows)
     steps.begin("in float32")
     with load(model_path, setting, room, precision="f32", threads=threads) as model:
-        exact = compare(few, model, steps.inside)
+        exact = compare_with_reference(few, model, steps.inside)
     steps.end()
 
     rows = (
@@ -111,7 +119,7 @@ def check(
         judge_rounding(
             EXACT,
             [run.divergences for run in baseline.exact.runs],
-            summarize(exact).divergences,
+            text_run_of(exact).divergences,
             baseline.rounding,
         ),
         *_judge_speed(baseline.speed, speed, gate_speed and speed.threads == baseline.speed.threads),
@@ -119,9 +127,9 @@ def check(
     failed = {row.measure for row in rows if row.failed}
     notes = _notes(baseline, facts, speed.threads)
     method = reference.metadata.get("method")
-    made = {
+    provenance = {
         "tool": f"lltool {__version__}",
-        "method": f"{len(windows)} {method}; {len(asked)} prompts, led along the recorded answers",
+        "method": f"{len(windows)} {method}; {len(asked)} prompts, teacher-forced with the recorded answers",
         "baseline": str(path),
         "baseline_tool": baseline.tool,
         "model": str(model_path),
@@ -133,32 +141,33 @@ def check(
         "threads": speed.threads,
         "batch": batch,
     }
-    return Verdict(rows, _diagnose(failed), notes, made)
+    return GateVerdict(rows, _diagnose(failed), notes, provenance)
 
 
 def _check_text(path: Path, baseline: Baseline, text_path: Path) -> None:
     if not text_path.exists():
-        raise InputError(f"{text_path}: the text of {path} is not there; say with -f where it is")
+        raise InputError(f"{text_path}: the text of {path} does not exist; name its file with -f")
     if (found := sha256_of([text_path])) != baseline.text.sha256:
         raise InputError(
             f"{text_path}: sha256 {found[:12]}, but {path} was recorded on a text of {baseline.text.sha256[:12]}; "
-            f"take that text ({baseline.text.path}) or record anew"
+            f"use that text ({baseline.text.path}) or record a new baseline"
         )
 
 
 def _notes(baseline: Baseline, facts: ModelFacts, threads: int) -> tuple[str, ...]:
     notes = []
     if facts.sha256 != baseline.model.sha256:
-        notes.append(f"{facts.path} is not the file that was recorded: what is measured is its change too")
+        notes.append(f"{facts.path} is not the file that was recorded: the check includes its changes")
     if cpu_name() != baseline.cpu:
-        notes.append(f"recorded on {baseline.cpu}, checked on {cpu_name()}: speeds compare roughly at most")
+        notes.append(f"recorded on {baseline.cpu}, checked on {cpu_name()}: speeds are only roughly comparable")
     if threads != baseline.speed.threads:
-        notes.append(f"recorded with {baseline.speed.threads} threads, checked with {threads}: speeds do not compare")
+        recorded = baseline.speed.threads
+        notes.append(f"recorded with {recorded} threads, checked with {threads}: speeds are not comparable")
     return tuple(notes)
 
 
-def format_verdict(verdict: Verdict) -> str:
-    """The measures as a table, and below it what they say."""
+def format_verdict(verdict: GateVerdict) -> str:
+    """The measures as a table, with the notes and the diagnosis below it."""
     titles = ("measure", "baseline", "now", "difference", "± error", "limit", "verdict")
     cells = [
         (
@@ -179,18 +188,18 @@ def format_verdict(verdict: Verdict) -> str:
 
 
 def _differing(windows: NDArray[np.int32], reference: Reference) -> int:
-    """How many tokens of the windows are not as recorded."""
+    """How many tokens of the windows differ from the recorded ones."""
     if windows.shape != reference.windows.shape:
         return windows.size
     return int((windows != reference.windows).sum())
 
 
-def _judge_text(baseline: Baseline, result: DivergenceResult) -> list[Row]:
-    now, runs, rounding = summarize(result), [run.text for run in baseline.runs], baseline.rounding
+def _judge_text(baseline: Baseline, result: DivergenceResult) -> list[Judgement]:
+    now, runs, rounding = text_run_of(result), [run.text for run in baseline.runs], baseline.rounding
     losses, divergences = [run.losses for run in runs], [run.divergences for run in runs]
     agreement = [run.agreement for run in runs]
     return [
-        # Half the square of a difference in log-probability is the divergence that it makes.
+        # A difference in log-probability causes a divergence of half its square.
         judge_mean("perplexity", losses, now.losses, show=exp, resolution=sqrt(2 * rounding)),
         judge_mean("mean KL", divergences, now.divergences, resolution=rounding),
         judge_tail("99.9 % KL", [run.tail for run in runs], result.tokens, resolution=rounding),
@@ -205,7 +214,7 @@ def _judge_text(baseline: Baseline, result: DivergenceResult) -> list[Row]:
     ]
 
 
-def _judge_answers(baseline: Baseline, now: list[Followed]) -> list[Row]:
+def _judge_answers(baseline: Baseline, now: list[Followed]) -> list[Judgement]:
     runs, tokens = [run.answers for run in baseline.runs], [len(answer.tokens) for answer in baseline.answers]
     divergences, flips = [[a.divergence for a in run] for run in runs], [sum(a.flips for a in run) for run in runs]
     return [
@@ -214,7 +223,7 @@ def _judge_answers(baseline: Baseline, now: list[Followed]) -> list[Row]:
     ]
 
 
-def _judge_speed(then: Speed, now: Speed, gated: bool) -> list[Row]:
+def _judge_speed(then: Speed, now: Speed, gated: bool) -> list[Judgement]:
     return [
         judge_speed("prefill speed, ratio", then.relative_prefill, now.relative_prefill, gated=gated),
         judge_speed("decode speed, ratio", then.relative_decode, now.relative_decode, gated=gated),
@@ -222,20 +231,20 @@ def _judge_speed(then: Speed, now: Speed, gated: bool) -> list[Row]:
 
 
 def _diagnose(failed: Set[str]) -> str:
-    """Where to look, in words."""
+    """Says in words where to look for the fault."""
     if not failed:
         return "no regression"
     found = []
     if TEXT in failed:
-        found.append("the tokenizer cuts the text into other tokens")
+        found.append("the tokenizer splits the text into other tokens")
     if PROMPTS in failed:
-        found.append("the chat template, or the tokenizer, gives other prompts")
+        found.append("the chat template or the tokenizer gives other prompts")
     if EXACT in failed:
         found.append("it is off in float32 too: other weights, metadata or operations")
     elif failed & {"perplexity", "mean KL", "99.9 % KL", "top-1 agreement, %"}:
-        found.append("in float32 it is as recorded: look at the kernels that compute in 8 bits")
+        found.append("float32 is as recorded: look at the kernels that compute in 8 bits")
     elif failed & {ANSWERS, FLIPS} and PROMPTS not in failed:
-        found.append("whole windows are as recorded: look at what computes one token at a time")
+        found.append("whole windows are as recorded: look at the code that computes one token at a time")
     if any("speed" in measure for measure in failed):
-        found.append("slower, next to what the machine does")
+        found.append("slower relative to the machine's own speed")
     return "; ".join(found)

@@ -1,33 +1,35 @@
-"""When a difference from a baseline is a regression: the statistics of the gate.
+"""The statistics of the gate, which decide whether a difference from a baseline is a regression.
 
-**What honest runs do.** A kernel that rounds activations to 8 bits gives a slightly different answer when its sums
-are ordered differently: other instruction sets, other batch sizes, a new compiler. That moves each token's loss by
-some 0.1 nats, up as often as down. So a baseline holds several honest runs, made under every instruction set that the
-recording machine has, each held against a *reference*: what the model says when all is computed in float32. The runs'
-distance from the reference is the noise floor, and a later run is judged by whether it is like them.
+**Honest runs** are runs of a correct program. A kernel that rounds activations to 8 bits gives slightly different
+results when its sums are ordered differently: under other instruction sets, with other batch sizes, after a change of
+compiler. That moves each token's loss by about 0.1 nats, up as often as down. A baseline therefore holds several honest
+runs, made under every instruction set of the recording machine, and each is compared with a *reference*, the results of
+the model when everything is computed in float32. The distance of these runs from the reference is the noise floor, and
+a later run is judged by whether it is like them.
 
-**Means over tokens** (loss, divergence, agreement). The unit is a window of text, as tokens of a window share their
-past and so their errors; of the answers it is a prompt. The difference `d` between the run now and the mean of the
-recorded runs is taken window by window, so that hard and easy windows cancel. How far honest runs lie apart in the same
-window, their variance `v`, is known from the R recorded ones: the mean over W windows of a new one is off by
-`s = sqrt(v * (1 + 1 / R) / W)`. The run is a regression when `d`, counted towards worse, is beyond the limit `t * s`,
-with t the quantile of Student's distribution with `W * (R - 1)` degrees of freedom that an honest run passes by chance
-once in `1 / ALPHA` checks. The errors are those of honest runs only: a fault that hits some windows harder than others
-does not excuse itself by its own spread.
+**Means over tokens** (loss, divergence, agreement). The unit is a window of text, because the tokens of a window share
+their past and so their errors; for answers the unit is a prompt. The difference `d` between the new run and the mean of
+the R recorded runs is taken window by window, so that hard and easy windows cancel. The recorded runs give the variance
+`v` of honest runs in the same window, so the mean of a new honest run over W windows has the standard error
+`s = sqrt(v * (1 + 1 / R) / W)`. The run is a regression if `d`, counted towards worse, exceeds `t * s`, where `t` is
+the quantile of Student's distribution with `W * (R - 1)` degrees of freedom that an honest run exceeds by chance with
+probability ALPHA. The error comes from honest runs only, so that a fault which affects some windows more than others is
+not excused by its own spread.
 
-What float32 cannot tell apart (`rounding_of` in runs.py) is no regression either, however small the errors. In float32
-itself there is no such noise, and that bound alone is the limit: a divergence beyond it is another function.
+A difference that float32 cannot resolve (`rounding_of` in runs.py) is not a regression either, however small the errors
+are. Runs in float32 have no such noise, and that bound alone is their limit: a larger divergence means that another
+function is computed.
 
-**Counts** (greedy flips) are held against the recorded runs' counts by Fisher's exact test: were all runs alike, the
-flips of all of them together would fall on this run as a hypergeometric draw does.
+**Counts** (greedy flips) are compared with the recorded runs' counts by Fisher's exact test: if all runs are alike, the
+share of all flips that falls on the new run has a hypergeometric distribution.
 
-**The 99.9 % divergence** asks for no shape of the tail. How many tokens of this run are above the recorded runs' 99.9 %
-value is a count like that of flips, and judged in the same way. In other words: a regression is when the lower
-confidence bound of the quantile now, which is an order statistic, is above the quantile then.
+**The 99.9 % divergence** needs no assumption about the shape of the tail. The number of the new run's tokens above the
+recorded runs' 99.9 % value is a count like that of flips, and is judged in the same way. In other words, the run is a
+regression if the lower confidence bound of the new quantile, an order statistic, is above the recorded quantile.
 
-**Exact things** (token ids of texts and prompts) may not differ at all.
+**Exact measures** (token ids of texts and prompts) may not differ at all.
 
-**Speed** is a ratio to what the same machine does a moment before and after, in a probe that is none of our code; its
+**Speed** is a ratio to that of a probe, which runs none of our code on the same machine a moment before and after. Its
 error is the 95 % interval of the median of both sides, widened to the same chance of a false alarm.
 """
 
@@ -40,20 +42,20 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lltool.eval.intervals import Z95
+from lltool.eval.common.intervals import Z95
 
-# The chance that one measure of an honest run is called a regression; with ten measures one check of a thousand is.
+# The chance that one measure of an honest run fails; with ten measures, one check of honest runs in a thousand fails.
 ALPHA = 1e-4
 Z = -NormalDist().inv_cdf(ALPHA)  # 3.72 standard errors
 TAIL = 1e-3
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measure of a run, against the baseline.
+class Judgement:
+    """One measure of a run, compared with the baseline.
 
-    `difference`, with its standard `error`, and `limit` have the sign and unit of `now - baseline`. Without a limit the
-    measure is only reported. `worse` is 1 where more is worse and -1 where less is.
+    `difference`, its standard `error` and `limit` have the sign and unit of `now - baseline`. Without a limit the
+    measure is only reported. `worse` is 1 if more is worse and -1 if less is worse.
     """
 
     measure: str
@@ -66,7 +68,7 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        """Also what is no number has failed."""
+        """Whether the difference is beyond the limit; NaN fails too."""
         return self.limit is not None and not self.worse * self.difference <= self.worse * self.limit
 
     @property
@@ -75,9 +77,9 @@ class Row:
 
 
 def student_quantile(freedom: int, alpha: float = ALPHA) -> float:
-    """What a variable of Student's distribution passes with a chance of `alpha`; good to 1 % from 7 degrees up.
+    """The value that Student's distribution exceeds with probability `alpha`, within 1 % from 7 degrees of freedom up.
 
-    The expansion around the normal quantile (Abramowitz and Stegun, 26.7.5).
+    Uses the expansion around the normal quantile (Abramowitz and Stegun, 26.7.5).
     """
     z = -NormalDist().inv_cdf(alpha)
     terms: tuple[float, ...] = (
@@ -97,10 +99,11 @@ def judge_mean(
     worse: int = 1,
     resolution: float = 0.0,
     show: Callable[[float], float] = float,
-) -> Row:
-    """The mean of `now` (W,) against the mean of the recorded runs (R, W), two or more, window by window.
+) -> Judgement:
+    """Compares the mean of `now` (W,) with that of two or more recorded runs (R, W), window by window.
 
-    A difference up to `resolution` is none. `show` turns a mean into what the row shows, as exp does for perplexity.
+    A difference up to `resolution` does not count. `show` converts a mean to the displayed value, such as exp for
+    perplexity.
     """
     recorded, values = np.asarray(runs, np.float64), np.asarray(now, np.float64)
     count, windows = recorded.shape
@@ -109,7 +112,7 @@ def judge_mean(
     margin = max(student_quantile(windows * (count - 1)) * error, resolution)
     base = float(recorded.mean())
     shown, slope = show(base), (show(base + 1e-6) - show(base - 1e-6)) / 2e-6
-    return Row(
+    return Judgement(
         measure,
         shown,
         show(float(values.mean())),
@@ -120,40 +123,40 @@ def judge_mean(
     )
 
 
-def judge_rounding(measure: str, runs: ArrayLike, now: ArrayLike, rounding: float) -> Row:
-    """The mean of `now` (W,) against that of the recorded runs (R, W), which may differ by `rounding` only."""
+def judge_rounding(measure: str, runs: ArrayLike, now: ArrayLike, rounding: float) -> Judgement:
+    """Compares the mean of `now` (W,) with that of the recorded runs (R, W); it may exceed it by `rounding` only."""
     base, found = (float(np.asarray(values, np.float64).mean()) for values in (runs, now))
-    return Row(measure, base, found, found - base, None, rounding)
+    return Judgement(measure, base, found, found - base, None, rounding)
 
 
 def judge_tail(
     measure: str, runs: Sequence[Sequence[float]], tokens: NDArray[np.float64], *, resolution: float = 0.0
-) -> Row:
-    """The 99.9 % value of `tokens` against that of the recorded runs, whose `largest` tokens are given."""
+) -> Judgement:
+    """Compares the 99.9 % value of `tokens` with that of the recorded runs, of which the `largest` tokens are given."""
     then, now = sorted(chain(*runs), reverse=True), np.sort(tokens)[::-1]
     above = int(len(runs) * tokens.size * TAIL)
     base, found = then[above], float(now[int(tokens.size * TAIL)])
     bound = float(now[min(_too_many(above, tokens.size, len(runs)), tokens.size) - 1])
     margin = max(found - bound, resolution)
-    return Row(measure, base, found, found - base, margin / Z, margin)
+    return Judgement(measure, base, found, found - base, margin / Z, margin)
 
 
 def largest(tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What `judge_tail` needs of a recorded run."""
+    """The largest values of a recorded run, as many as `judge_tail` needs."""
     return np.sort(tokens)[::-1][: max(8, tokens.size // 100)]
 
 
-def judge_count(measure: str, runs: Sequence[int], now: int, size: int) -> Row:
-    """`now` of `size` against the counts of recorded runs of the same size."""
+def judge_count(measure: str, runs: Sequence[int], now: int, size: int) -> Judgement:
+    """Compares a count of `now` out of `size` with the counts of recorded runs of the same size."""
     recorded = sum(runs)
     base = recorded / len(runs)
     # Poisson errors of both counts; an empty count is as uncertain as one of 1.
     error = sqrt(max(now, 1) + max(recorded, 1) / len(runs) ** 2)
-    return Row(measure, base, now, now - base, error, _too_many(recorded, size, len(runs)) - 1 - base)
+    return Judgement(measure, base, now, now - base, error, _too_many(recorded, size, len(runs)) - 1 - base)
 
 
 def _too_many(recorded: int, size: int, runs: int) -> int:
-    """The smallest count in a run that by chance happens less than ALPHA, with `recorded` in `runs` others."""
+    """The smallest count in a run whose chance is below ALPHA, with `recorded` events in `runs` other runs."""
     count = 1
     while count <= size and _chance_of(count, recorded, size, runs) >= ALPHA:
         count += 1
@@ -161,22 +164,22 @@ def _too_many(recorded: int, size: int, runs: int) -> int:
 
 
 def _chance_of(count: int, recorded: int, size: int, runs: int) -> float:
-    """That of `count + recorded` events in runs + 1 runs of `size`, `count` or more fall on the last run."""
+    """The chance that of `count + recorded` events in runs + 1 runs of `size`, `count` or more are in the last run."""
     events = count + recorded
     ways = sum(comb(size, k) * comb(size * runs, events - k) for k in range(count, min(size, events) + 1))
     return ways / comb(size * (runs + 1), events)
 
 
-def judge_exact(measure: str, differing: int, size: int) -> Row:
-    """`differing` of `size` things are not what was recorded."""
-    return Row(measure, size, size - differing, -differing, None, 0, -1)
+def judge_exact(measure: str, differing: int, size: int) -> Judgement:
+    """Fails if any of `size` items differs from what was recorded."""
+    return Judgement(measure, size, size - differing, -differing, None, 0, -1)
 
 
-def judge_speed(measure: str, then: tuple[float, float], now: tuple[float, float], *, gated: bool) -> Row:
-    """Speeds in units of a probe, each with half its 95 % interval as a fraction; the row shows their ratio."""
+def judge_speed(measure: str, then: tuple[float, float], now: tuple[float, float], *, gated: bool) -> Judgement:
+    """Compares speeds in units of a probe, each given with half its 95 % interval as a fraction, by their ratio."""
     error = hypot(then[1], now[1]) / Z95
     ratio = now[0] / then[0]
-    return Row(measure, 1, ratio, ratio - 1, ratio * error, exp(-Z * error) - 1 if gated else None, -1)
+    return Judgement(measure, 1, ratio, ratio - 1, ratio * error, exp(-Z * error) - 1 if gated else None, -1)
 
 
 def half_width(low: float | None, high: float | None) -> float:

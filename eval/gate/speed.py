@@ -1,4 +1,4 @@
-"""Speed in units of the machine: tokens a second, over what a probe that is none of our code gets done beside them."""
+"""Speed relative to the machine: tokens a second, divided by the speed of a probe that runs none of our code."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,19 +9,19 @@ from time import perf_counter
 import numpy as np
 
 from lltool.engine.model import Model
-from lltool.eval.bench.statistics import summarize
+from lltool.eval.bench.results.statistics import summarize_samples
 from lltool.eval.gate.judge import half_width
 
-PREFILL, DECODE = 256, 16  # tokens that are timed at once
-_COPIED = 64 << 20  # bytes: more than caches hold
-_SIDE = 512  # of the matrices that are multiplied
+PREFILL, DECODE = 256, 16  # tokens that are timed together
+_COPIED = 64 << 20  # bytes to copy: more than caches hold
+_SIDE = 512  # rows and columns of the matrices that are multiplied
 
 Relative = tuple[float, float]  # a speed in units of a probe, and half its 95 % interval as a fraction
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples in the order they were taken: tokens a second, bytes copied a second, float32 operations a second."""
+    """Samples in the order of time: tokens a second, bytes copied a second, and float32 operations a second."""
 
     threads: int
     prefill: list[float] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Speed:
     computed: list[float] = field(default_factory=list)
 
     def sample(self, model: Model, count: int = 3) -> None:
-        """Times prefill and decode with their probes. Called before and after other work, it sees the machine drift."""
+        """Times prefill and decode, each with its probe; calls before and after other work show the machine's drift."""
         sequence = model.new_sequence()
         tokens = np.arange(min(PREFILL, model.batch, model.context - DECODE)) % min(1000, model.config.vocab)
         try:
@@ -53,8 +53,8 @@ class Speed:
 
 
 def _relative(speeds: Sequence[float], probes: Sequence[float]) -> Relative:
-    """Each speed in units of the probe beside it; the median of those."""
-    summary = summarize([speed / probe for speed, probe in zip(speeds, probes, strict=True)])
+    """The median ratio of each speed to the probe next to it, and half its 95 % interval as a fraction."""
+    summary = summarize_samples([speed / probe for speed, probe in zip(speeds, probes, strict=True)])
     return summary.median, half_width(summary.low, summary.high)
 
 
@@ -65,7 +65,7 @@ def _time(work: Callable[[], object]) -> float:
 
 
 def _time_copies(threads: int, count: int) -> Iterator[float]:
-    """Seconds that so many threads take to copy the bytes, again and again, each the median of three."""
+    """Yields `count` times the seconds that `threads` threads take to copy the bytes, each the median of three."""
     source = np.ones((threads, _COPIED // 8 // threads))
     target = np.empty_like(source)
     with ThreadPoolExecutor(threads) as pool:
@@ -74,6 +74,6 @@ def _time_copies(threads: int, count: int) -> Iterator[float]:
 
 
 def _time_product() -> float:
-    """Seconds for the product of two matrices by numpy's BLAS, the median of three, as the first warms up."""
+    """Seconds for a product of two matrices with numpy's BLAS: the median of three, because the first warms up."""
     matrix = np.ones((_SIDE, _SIDE), np.float32)
     return median(_time(lambda: matrix @ matrix) for _ in range(3))

@@ -1,7 +1,7 @@
-"""HellaSwag, Winogrande and multiple choice with llama-perplexity's files, subsets and scores, so that figures compare.
+"""HellaSwag, Winogrande and multiple choice with llama-perplexity's files, subsets and scores, for comparable figures.
 
-Each choice makes a text; the one whose own tokens have the highest mean log-probability is the answer. Winogrande
-scores what comes behind the choice, without the last token, where each text goes on for more than three tokens.
+Each choice makes a text, and the answer is the text whose own tokens have the highest mean log-probability. Winogrande
+scores the tokens after the choice, without the last one, if all texts differ in more than three tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.model import Model
-from lltool.eval.branches import Branches, EndingScores, score_branches
-from lltool.eval.likelihood import begin_token
+from lltool.eval.scoring.branches import Branches, EndingScores, score_branches
+from lltool.eval.scoring.likelihood import begin_token
 from lltool.eval.tasks.draw import draw_scaled, draw_uniform
 from lltool.eval.tasks.formats import Question, read_hellaswag, read_multiple_choice, read_winogrande
 from lltool.gguf.errors import InputError
 
-TRAILING = 3  # tokens of Winogrande's texts that have to differ for the choices themselves not to be scored
+TRAILING = 3  # if Winogrande's texts differ in more tokens than this, the choices themselves are not scored
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model chose; `scores` are mean log-probabilities of a token, `right` the choices that are."""
+    """What a model chose; `scores` are mean log-probabilities of a token, `right` the numbers of the right choices."""
 
     number: int
     scores: tuple[float, ...]
@@ -36,13 +36,13 @@ class Answer:
         return self.chosen in self.right
 
 
-# Called with tasks done, tasks in all, and the last answer.
-Progress = Callable[[int, int, Answer], None]
+# Called with the tasks done, the number of all tasks, and the last answer.
+AnswerProgress = Callable[[int, int, Answer], None]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is computed for a question, and how its scores come of that."""
+class ScoringPlan:
+    """The branches to compute for a question, and `judge`, which turns their log-probabilities into its scores."""
 
     branches: Branches
     judge: Callable[[list[EndingScores]], tuple[float, ...]]
@@ -50,13 +50,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Task:
-    """`draw` takes how many questions there are and how many are wanted; `default` is how many, 0 for all in order."""
+    """How a task is read, drawn and scored.
+
+    `draw` takes the number of questions and the number wanted; `default` is the number wanted, 0 for all in order.
+    """
 
     title: str
     method: str
     read: Callable[[Path], list[Question]]
     draw: Callable[[int, int], list[int]]
-    plan: Callable[[Model, Question], Plan]
+    plan: Callable[[Model, Question], ScoringPlan]
     default: int = 0
     always_draws: bool = False
     choose: Callable[[tuple[float, ...]], int] = lambda scores: int(np.argmax(scores))
@@ -69,11 +72,11 @@ def answer_task(
     *,
     tasks: int | None = None,
     name: str = "tasks",
-    progress: Progress | None = None,
+    progress: AnswerProgress | None = None,
 ) -> list[Answer]:
-    """Answers `tasks` of the questions (0: all), those and in the order that llama-perplexity takes.
+    """Answers `tasks` of the questions (0: all), the same ones and in the same order as llama-perplexity.
 
-    Raises InputError for a question, of the file called `name`, that is longer than the model's context.
+    Raises InputError, with `name` for the file, for a question that is longer than the model's context.
     """
     wanted = (task.default if tasks is None else tasks) or len(questions)
     if wanted < len(questions) or task.always_draws:
@@ -83,7 +86,7 @@ def answer_task(
         longest = len(plan.branches.context) - 1 + max(len(ending) for ending in plan.branches.endings)
         if longest > model.context:
             raise InputError(
-                f"{name}: task {question.number} has {longest} tokens, the model was loaded for {model.context}; "
+                f"{name}: task {question.number} has {longest} tokens, but the model was loaded for {model.context}; "
                 "ask for a larger context (-c)"
             )
     answers: list[Answer] = []
@@ -96,19 +99,19 @@ def answer_task(
     return answers
 
 
-def plan_mean(model: Model, question: Question) -> Plan:
-    """All tokens that the texts do not have in common count."""
+def plan_mean(model: Model, question: Question) -> ScoringPlan:
+    """Scores all tokens after the ones that all texts begin with."""
     texts = [model.tokenizer.encode(text) for text in question.texts]
-    stem = min(_common(texts), min(map(len, texts)) - 1)  # each text has a token of its own
+    stem = min(_common(texts), min(map(len, texts)) - 1)  # each text keeps a token of its own
     branches = _branch(model, texts, stem)
-    return Plan(branches, lambda scores: tuple(_mean(ending.logprobs) for ending in scores))
+    return ScoringPlan(branches, lambda scores: tuple(_mean(ending.logprobs) for ending in scores))
 
 
-def plan_winogrande(model: Model, question: Question) -> Plan:
-    """What follows the choices counts; where that is too short, the choices do too.
+def plan_winogrande(model: Model, question: Question) -> ScoringPlan:
+    """Scores the tokens after the choices, and the choices too if the texts differ in few tokens.
 
-    There llama.cpp predicts the second choice's first token from the first text's end (its source has a FIXME). Figures
-    are to compare, so this does the same: the token is scored as one more of the first text.
+    In the second case llama.cpp predicts the second choice's first token from the first text's end (its source has a
+    FIXME). This function does the same, so that figures are comparable: it scores the token as part of the first text.
     """
     texts = [model.tokenizer.encode(text) for text in question.texts]
     stem = _common(texts)
@@ -129,7 +132,7 @@ def plan_winogrande(model: Model, question: Question) -> Plan:
             means.append(_mean(part[max(0, start - stem) : stop - stem]))
         return tuple(means)
 
-    return Plan(branches, judge)
+    return ScoringPlan(branches, judge)
 
 
 def _branch(model: Model, texts: list[list[int]], stem: int) -> Branches:
@@ -137,7 +140,7 @@ def _branch(model: Model, texts: list[list[int]], stem: int) -> Branches:
 
 
 def _common(texts: list[list[int]]) -> int:
-    """How many tokens all texts begin with."""
+    """The number of tokens with which all texts begin."""
     return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, zip(*texts, strict=False)))
 
 
@@ -157,11 +160,11 @@ TASKS = {
     ),
     "winogrande": Task(
         "Winogrande",
-        "highest mean log-probability of the tokens behind the choice, without the last one",
+        "highest mean log-probability of the tokens after the choice, without the last one",
         read_winogrande,
         draw_scaled,
         plan_winogrande,
-        choose=lambda scores: 0 if scores[0] > scores[1] else 1,  # the second also where they do not compare
+        choose=lambda scores: 0 if scores[0] > scores[1] else 1,  # NaN chooses the second
     ),
     "multiple-choice": Task(
         "Multiple choice",

@@ -1,4 +1,4 @@
-"""Which tasks of a file llama-perplexity takes: its draws from std::mt19937(1), as GCC's library makes them."""
+"""Draws the same tasks of a file as llama-perplexity: with std::mt19937(1) and the distributions of GCC's library."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ _WORD = 1 << 32
 
 
 def mt19937(seed: int) -> Iterator[int]:
-    """The 32-bit words of std::mt19937."""
+    """Yields the 32-bit words of std::mt19937."""
     state = np.random.RandomState(seed)
     while True:
         yield from state.randint(0, _WORD, 1024, np.uint32).tolist()
@@ -17,7 +17,7 @@ def mt19937(seed: int) -> Iterator[int]:
 def draw_uniform(count: int, wanted: int) -> list[int]:
     """HellaSwag's order: `wanted` of `count` numbers, each drawn by std::uniform_int_distribution from those left.
 
-    libstdc++ (since GCC 11) takes the upper half of word × range, and draws again where that would not be uniform.
+    libstdc++ (since GCC 11) takes the upper half of word × range, and draws again if that would not be uniform.
     """
     words = mt19937(1)
     left = list(range(count))
@@ -32,13 +32,13 @@ def draw_uniform(count: int, wanted: int) -> list[int]:
 
 
 def draw_scaled(count: int, wanted: int) -> list[int]:
-    """Winogrande's and multiple choice's order: a word scaled in float32; the last of those left takes the place."""
+    """Winogrande's and multiple choice's order: a word scaled in float32 picks a place, which the last number fills."""
     words = mt19937(1)
     left = list(range(count))
     drawn = []
     for _ in range(min(wanted, count)):
         scaled = np.float32(next(words)) * np.float32(1 / _WORD) * np.float32(len(left))
-        place = min(int(scaled), len(left) - 1)  # rounding reaches the end of the list, where llama.cpp reads past it
+        place = min(int(scaled), len(left) - 1)  # rounding can give len(left), and there llama.cpp reads past the end
         drawn.append(left[place])
         left[place] = left[-1]
         left.pop()

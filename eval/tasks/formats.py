@@ -1,20 +1,25 @@
-"""The files of llama-perplexity's tasks. Readers raise InputError naming file and line or byte, and skip nothing."""
+"""Reads the task files of llama-perplexity; errors name file and line or byte, and skipped lines give a warning."""
 
+import logging
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from lltool.eval.text import read_text
 from lltool.gguf.errors import InputError
+from lltool.gguf.regular_file import read_bytes
+from lltool.gguf.text_file import read_lines
+
+_log = logging.getLogger(__name__)
 
 MOST_ANSWERS = 100  # as in llama-perplexity
 
 
 @dataclass(frozen=True)
 class Question:
-    """Texts of which a model is to find a right one; `bases`, where scoring needs them, are their ends' beginnings.
+    """Texts of which a model has to find a right one.
 
-    `number` is the place in the file, from 0.
+    `bases`, which only some tasks have, are the texts up to the choice. `number` is the place in the file, from 0.
     """
 
     number: int
@@ -24,55 +29,69 @@ class Question:
 
 
 def read_hellaswag(path: Path) -> list[Question]:
-    """Six lines a task: context, number of the right ending (0 to 3), four endings."""
+    """Reads six lines a task: context, number of the right ending (0 to 3), four endings; an empty line may follow.
+
+    Raises InputError.
+    """
     lines = _lines(path)
     if len(lines) % 6:
         raise InputError(f"{path}: {len(lines)} lines, wanted six for each task: context, number, four endings")
     questions = []
     for start in range(0, len(lines), 6):
         context, right, *endings = lines[start : start + 6]
-        if right.strip() not in ("0", "1", "2", "3"):
+        number = _leading_number(right)
+        if number not in range(4):
             raise InputError(f"{path}, line {start + 2}: {right[:40]!r}, wanted the right ending's number, 0 to 3")
         texts = tuple(f"{context} {ending}" for ending in endings)
-        questions.append(Question(start // 6, texts, frozenset([int(right)])))
+        questions.append(Question(start // 6, texts, frozenset([number])))
     return questions
 
 
 def read_winogrande(path: Path) -> list[Question]:
-    """One line a task: index, sentence with a `_`, two choices for it, and 1 or 2.
+    """Reads one line a task: index, sentence with a `_`, two choices for it, and 1 or 2.
 
-    The sentence can be in quotes. llama-perplexity takes the file without its last line when it is given with -f, and
-    whole with -bf.
+    The sentence can be in quotes. Other lines, such as a header, are skipped with a warning, as llama-perplexity skips
+    them; it also drops the last line of a file given with -f, but not with -bf. Raises InputError for no tasks.
     """
-    questions = []
-    for number, line in enumerate(_lines(path)):
-        where = f"{path}, line {number + 1}"
+    questions: list[Question] = []
+    skipped = []
+    for number, line in enumerate(_lines(path), 1):
         fields = _split(line)
+        first, blank, rest = fields[1].partition("_") if len(fields) == 5 else ("", "", "")
+        right = _leading_number(fields[-1])
         if len(fields) != 5:
-            raise InputError(f"{where}: {line[:40]!r}, wanted index,sentence,choice,choice,1 or 2")
-        _, sentence, *choices, right = fields
-        first, blank, rest = sentence.partition("_")
-        if not blank:
-            raise InputError(f"{where}: no _ in {sentence[:40]!r}")
-        if right.strip() not in ("1", "2"):
-            raise InputError(f"{where}: {right[:40]!r}, wanted the right choice, 1 or 2")
-        bases = tuple(first + choice for choice in choices)
-        texts = tuple(base + rest for base in bases)
-        questions.append(Question(number, texts, frozenset([int(right) - 1]), bases))
+            problem = f"{line[:40]!r}, wanted index,sentence,choice,choice,1 or 2"
+        elif not blank:
+            problem = f"no _ in {fields[1][:40]!r}"
+        elif right not in (1, 2):
+            problem = f"{fields[-1][:40]!r}, wanted the right choice, 1 or 2"
+        else:
+            bases = tuple(first + choice for choice in fields[2:4])
+            texts = tuple(base + rest for base in bases)
+            questions.append(Question(len(questions), texts, frozenset([right - 1]), bases))
+            continue
+        if line.strip():
+            skipped.append(f"line {number}: {problem}")
+    if not questions:
+        raise InputError(f"{path}: no tasks" + "".join(f"; {text}" for text in skipped[:1]))
+    for text in skipped:
+        _log.warning("%s, %s; the line is skipped", path, text)
     return questions
 
 
 def read_multiple_choice(path: Path) -> list[Question]:
-    """llama.cpp's binary file: the number of tasks, the place of each, and tasks of a question and two sets of answers.
+    """Reads llama.cpp's binary file: the number of tasks, the place of each, then the tasks. Raises InputError.
 
-    Numbers are 32 bits, little endian; of the answers the first set counts, in which one is right.
+    A task is a question and two sets of answers. The first set counts, and one of its answers is right. Numbers have 32
+    bits, little endian.
     """
     data = _Bytes(path)
     count = data.number("the number of tasks")
     if not count:
         raise InputError(f"{path}: no tasks")
     if count > (len(data.data) - 4) // 4:
-        raise InputError(f"{path}: {count} tasks announced, the file has {len(data.data)} bytes; is it a task file?")
+        size = len(data.data)
+        raise InputError(f"{path}: {count} tasks announced, but the file has {size} bytes; is it a task file?")
     places = [data.number("a task's place") for _ in range(count)]
     return [_read_task(data, number, place) for number, place in enumerate(places)]
 
@@ -93,7 +112,7 @@ def _read_task(data: "_Bytes", number: int, place: int) -> Question:
 
 class _Bytes:
     def __init__(self, path: Path) -> None:
-        self.path, self.data, self.place = path, path.read_bytes(), 0
+        self.path, self.data, self.place = path, read_bytes(path, 4 << 30, or_pipe=True), 0
 
     def take(self, count: int, what: str) -> bytes:
         found = self.data[self.place : self.place + count]
@@ -125,14 +144,22 @@ class _Bytes:
 
 
 def _lines(path: Path) -> list[str]:
-    text = read_text(path).removesuffix("\n")
-    if not text:
+    lines = read_lines(path)
+    if lines[-1:] == [""]:  # llama-perplexity drops one line end, and the last line needs none
+        del lines[-1]
+    if not lines:
         raise InputError(f"{path}: no tasks")
-    return text.split("\n")
+    return lines
+
+
+def _leading_number(text: str) -> int:
+    """The whole number at the start of `text`, as C's functions read it; -1 if there is none."""
+    found = re.match(r"\s*\+?([0-9]+)", text)
+    return int(found[1][:9]) if found else -1
 
 
 def _split(line: str) -> list[str]:
-    """The parts at the first four commas outside of quotes; only the sentence loses its quotes, as in llama.cpp."""
+    """Splits a line at its first four commas outside of quotes; only the sentence loses its quotes, as in llama.cpp."""
     parts: list[str] = []
     start, is_quoted = 0, False
     for place, character in enumerate(line):

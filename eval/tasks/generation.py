@@ -1,12 +1,13 @@
-"""How a model's own texts vary, and how near they are to references.
+"""Measures how a model's generated texts vary, and how near they are to references.
 
-Diversity, of the samples of one prompt: distinct-n (Li et al. 2016), the share of their n-grams that are different, and
-self-BLEU (Zhu et al. 2018), the BLEU of each sample against the others. Relevance, of samples to a prompt's references:
-chrF (Popović 2015) and, with a BERT model on disk, BERTScore (Zhang et al. 2020). Words are sacrebleu's (13a).
+Diversity of the samples of one prompt: distinct-n (Li et al. 2016), the share of distinct n-grams among their n-grams,
+and self-BLEU (Zhu et al. 2018), the BLEU of each sample against the others. Relevance of samples to a prompt's
+references: chrF (Popović 2015) and, with a BERT model on disk, BERTScore (Zhang et al. 2020). Words are those of
+sacrebleu's tokenizer 13a.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -14,27 +15,28 @@ from typing import Any
 
 import numpy as np
 
-from lltool.engine.chat import ChatTemplate
 from lltool.engine.generate import Dialogue, Generation
 from lltool.engine.model import Model
 from lltool.engine.sampling import Sampler
-from lltool.eval.intervals import mean_error
-from lltool.eval.likelihood import encode
-from lltool.eval.markdown import format_table
-from lltool.eval.perplexity_report import describe_run
-from lltool.eval.text import read_text
+from lltool.engine.text.chat import read_chat_template
+from lltool.eval.common.chat_file import messages_of, read_records
+from lltool.eval.common.intervals import mean_error
+from lltool.eval.common.steps import CountProgress
+from lltool.eval.common.tables import format_table
+from lltool.eval.scoring.likelihood import encode
+from lltool.eval.scoring.perplexity_report import describe_run
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
+from lltool.gguf.optional import require
+from lltool.gguf.text_file import read_prompt
+from lltool.quant.convert.checkpoint import read_json
 
 NGRAMS = (1, 2, 3)
-
-# Called with samples done and samples in all.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to continue or messages to answer, and texts that would be good."""
+    """A text to continue or messages to answer, and reference texts."""
 
     text: str | None
     messages: tuple[dict[str, Any], ...]
@@ -43,7 +45,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How texts are drawn; sample i of prompt p has a seed of its own, made of `seed`, p and i."""
+    """How texts are sampled; sample i of prompt p has a seed of its own, made of `seed`, p and i."""
 
     samples: int = 4
     max_tokens: int = 64
@@ -53,7 +55,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Measure:
-    """A mean over prompts and its standard error; a prompt whose texts are too short has the value NaN and no say."""
+    """A mean over prompts and its standard error; a prompt whose texts are too short is NaN and left out of both."""
 
     mean: float
     error: float
@@ -66,26 +68,22 @@ class Measure:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """JSON lines with `prompt` (a text) or `messages` (a chat), and `reference` or `references` where there are any.
+    """Reads JSON lines with `prompt` (a text) or `messages` (a chat), and optionally `reference` or `references`.
 
-    Raises InputError naming the line.
+    A chat without references can also be a bare list of messages.
+    Raises InputError that names the line.
     """
     prompts = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: not JSON: {error}") from None
-        text, messages = (record.get("prompt"), record.get("messages")) if isinstance(record, dict) else (None, None)
-        if not (isinstance(text, str) and messages is None) and not (_are_messages(messages) and text is None):
-            raise InputError(f"{where}: {line[:40]!r}, wanted a prompt (a text) or messages (of role and content)")
-        references = record.get("references", record.get("reference", []))
+    for place, record in read_records(read_prompt(path), str(path)):
+        given = record if isinstance(record, dict) else {}
+        text, messages = given.get("prompt"), messages_of(record)
+        if not (isinstance(text, str) and given.get("messages") is None) and not (messages and text is None):
+            found = json.dumps(record, ensure_ascii=False)[:40]
+            raise InputError(f"{place}: {found!r}, wanted a prompt (a text) or messages (of role and content)")
+        references = given.get("references", given.get("reference", []))
         references = [references] if isinstance(references, str) else references
         if not isinstance(references, list) or not all(isinstance(item, str) for item in references):
-            raise InputError(f"{where}: references {references!r}, wanted a text or several")
+            raise InputError(f"{place}: references {references!r}, wanted a text or several")
         prompts.append(Prompt(text, tuple(messages or ()), tuple(references)))
     if not prompts:
         raise InputError(f"{path}: no prompts")
@@ -95,14 +93,13 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def generate_samples(
-    model: Model, prompts: Sequence[Prompt], sampling: Sampling, *, progress: Progress | None = None
+    model: Model, prompts: Sequence[Prompt], sampling: Sampling, *, progress: CountProgress | None = None
 ) -> list[list[str]]:
-    """Texts that the model writes for each prompt. Raises InputError for a prompt that its context has no room for."""
+    """The texts that the model generates for each prompt. Raises InputError for a prompt that exceeds its context."""
     dialogue = Dialogue(model)
     found: list[list[str]] = []
     try:
-        for number, prompt in enumerate(prompts):
-            ids = _encode(model, prompt)
+        for number, ids in enumerate(_encode(model, prompts)):
             found.append([])
             for index in range(sampling.samples):
                 seed = np.random.SeedSequence([sampling.seed, number, index]).generate_state(1)
@@ -116,41 +113,43 @@ def generate_samples(
     return found
 
 
-def _encode(model: Model, prompt: Prompt) -> list[int]:
-    if prompt.text is not None:
-        return encode(model, prompt.text)
-    return ChatTemplate.from_gguf(model.file.metadata, model.tokenizer).encode(prompt.messages)
+def _encode(model: Model, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+    template = None
+    for prompt in prompts:
+        if prompt.text is not None:
+            yield encode(model, prompt.text)
+        else:
+            template = template or read_chat_template(model.file, model.tokenizer)
+            yield template.encode(prompt.messages)
 
 
 @dataclass(frozen=True)
 class Scorers:
-    """What compares texts: sacrebleu's metrics, and bert-score with a model where it was asked for."""
+    """The libraries that compare texts: sacrebleu's metrics and, if asked for, bert-score with a model."""
 
     sacrebleu: Any
     bert: Any = None
 
 
 def find_scorers(prompts: Sequence[Prompt], bert: Path | None = None) -> Scorers:
-    """Raises InputError where a library, or the model for BERTScore in the folder `bert`, is not at hand.
+    """Loads the scorers. Raises InputError if a library, or the model for BERTScore in the folder `bert`, is missing.
 
-    The layer is the one that bert-score recommends for a model of the folder's name, else the last.
+    BERTScore uses the layer that bert-score recommends for a model with the folder's name, else the last one.
     """
-    try:
-        from sacrebleu import metrics
-    except ModuleNotFoundError:
-        raise InputError("sacrebleu is not installed; pip install 'lltool[generation]'") from None
+    require("sacrebleu", "scores of generated texts")
+    from sacrebleu import metrics
+
     if bert is None:
         return Scorers(metrics)
     if not prompts[0].references:
         raise InputError("BERTScore compares with references, and the prompts have none")
     if not (bert / "config.json").is_file():
         raise InputError(f"{bert}: no model for BERTScore; wanted a folder with config.json, such as roberta-large's")
-    try:
-        from bert_score import BERTScorer
-        from bert_score.utils import model2layers
-    except ModuleNotFoundError:
-        raise InputError("bert-score is not installed; pip install 'lltool[bert-score]'") from None
-    layers = json.loads((bert / "config.json").read_text())["num_hidden_layers"]
+    require("bert_score", "BERTScore")
+    from bert_score import BERTScorer
+    from bert_score.utils import model2layers
+
+    layers = read_json(bert / "config.json")["num_hidden_layers"]
     layer = model2layers.get(bert.resolve().name, layers)
     return Scorers(metrics, BERTScorer(model_type=str(bert), num_layers=layer, device="cpu"))
 
@@ -158,7 +157,7 @@ def find_scorers(prompts: Sequence[Prompt], bert: Path | None = None) -> Scorers
 def measure_samples(
     samples: Sequence[Sequence[str]], references: Sequence[Sequence[str]], scorers: Scorers
 ) -> dict[str, Measure]:
-    """Measures of all samples of each prompt, by name; relevance where there are references."""
+    """Measures of the samples of each prompt, by name; relevance is measured if all prompts have references."""
     bleu, chrf = scorers.sacrebleu.BLEU(effective_order=True), scorers.sacrebleu.CHRF()
     words = [[bleu.tokenizer(text).split() for text in texts] for texts in samples]
     measures = {f"distinct-{n}": [distinct(texts, n) for texts in words] for n in NGRAMS}
@@ -178,7 +177,7 @@ def measure_samples(
 
 
 def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
-    """Different n-grams of all texts, given as words, as a share of all of them; NaN where there are none."""
+    """The share of distinct n-grams among all n-grams of the texts, which are lists of words; NaN if there are none."""
     ngrams = [tuple(words[start : start + n]) for words in texts for start in range(len(words) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else nan
 
@@ -213,9 +212,5 @@ def to_record(
 
 
 def _mean(scores: Iterable[Any]) -> float:
-    """Of sacrebleu's scores, 0 to 100."""
+    """The mean of sacrebleu's scores, 0 to 100."""
     return float(np.mean([found.score for found in scores]))
-
-
-def _are_messages(found: object) -> bool:
-    return isinstance(found, list) and bool(found) and all(isinstance(m, dict) and "role" in m for m in found)

@@ -1,14 +1,13 @@
-"""What is told of answers: llama-perplexity's lines as they come and at the end, a record for machines."""
+"""Reports answers: llama-perplexity's line after each task and at the end, and a record as JSON values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from lltool.engine.model import Model
-from lltool.eval.intervals import wilson
-from lltool.eval.perplexity_report import describe_run
+from lltool.eval.common.intervals import share_error, wilson
+from lltool.eval.scoring.perplexity_report import describe_run
 from lltool.eval.tasks.choice import TASKS, Answer
 from lltool.gguf.digest import sha256_of
 
@@ -16,8 +15,8 @@ HEADERS = {"hellaswag": "task\tacc_norm\t95% confidence interval", "multiple-cho
 
 
 @dataclass(frozen=True)
-class Summary:
-    """The share of right answers, its standard error and 95 % interval, and that of right ones among all choices."""
+class TaskScore:
+    """The share of right answers with its standard error and 95 % interval, and `chance`, that of random answers."""
 
     tasks: int
     right: int
@@ -28,15 +27,15 @@ class Summary:
     chance: float
 
     @staticmethod
-    def of(answers: Sequence[Answer]) -> "Summary":
+    def of(answers: Sequence[Answer]) -> "TaskScore":
         tasks, right = len(answers), sum(answer.is_right for answer in answers)
         share = right / tasks
         chance = sum(len(answer.right) for answer in answers) / sum(len(answer.scores) for answer in answers)
-        return Summary(tasks, right, share, _error(share, tasks), *wilson(right, tasks), chance)
+        return TaskScore(tasks, right, share, share_error(share, tasks), *wilson(right, tasks), chance)
 
 
 def format_row(task: str, answers: Sequence[Answer]) -> str:
-    """The line of the last of `answers`."""
+    """The line for the last of `answers`, in llama-perplexity's format."""
     right, done, last = sum(answer.is_right for answer in answers), len(answers), answers[-1]
     share = 100 * right / done
     match task:
@@ -50,20 +49,20 @@ def format_row(task: str, answers: Sequence[Answer]) -> str:
 
 
 def format_summary(task: str, answers: Sequence[Answer]) -> str:
-    found = Summary.of(answers)
+    found = TaskScore.of(answers)
     score, interval = f"{100 * found.accuracy:.4f} +/- {100 * found.error:.4f}", f"{100 * found.low:.2f}% to "
     lines = {
         "winogrande": [f"Final Winogrande score({found.tasks} tasks): {score}"],
         "multiple-choice": [
             f"Final result: {score}",
-            f"Random chance: {100 * found.chance:.4f} +/- {100 * _error(found.chance, found.tasks):.4f}",
+            f"Random chance: {100 * found.chance:.4f} +/- {100 * share_error(found.chance, found.tasks):.4f}",
         ],
     }.get(task, [f"Final {TASKS[task].title} score({found.tasks} tasks): {score}"])
     return "\n".join([*lines, f"95% interval (Wilson): {interval}{100 * found.high:.2f}%"])
 
 
 def to_record(model: Model, task: str, path: Path, answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
-    found = Summary.of(answers)
+    found = TaskScore.of(answers)
     return {
         **describe_run(model),
         "task": task,
@@ -83,7 +82,3 @@ def to_record(model: Model, task: str, path: Path, answers: Sequence[Answer], se
             {"number": a.number, "scores": a.scores, "chosen": a.chosen, "right": sorted(a.right)} for a in answers
         ],
     }
-
-
-def _error(share: float, trials: int) -> float:
-    return sqrt(share * (1 - share) / (trials - 1)) if trials > 1 else float("nan")

@@ -1,4 +1,4 @@
-// Encoding of rows: any number of blocks, a lane each.
+// Encoding of rows: each block is encoded in one lane.
 #pragma once
 #include "encoders/fp4.h"
 #include "encoders/iq1.h"
@@ -15,7 +15,7 @@ namespace {
 
 using lltool::Fault;
 
-// The largest magnitude; infinite or NaN if any weight is.
+// The largest magnitude; infinity or NaN if any weight is.
 inline float largest_magnitude(const float* x, int64_t n) {
   uint32_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -34,11 +34,11 @@ template <class F> bool has_finite_scales(const uint8_t* block) {
 }
 template <> inline bool has_finite_scales<IQ1_M>(const uint8_t* block) { return is_finite_half(IQ1_M::half(block)); }
 
-// No format with scales in half precision comes near larger weights, and ggml's sums of their powers overflow.
+// Formats with scales in half precision cannot represent larger weights, and ggml's sums of their powers would overflow.
 template <class F> constexpr float limit = std::size(Encoder<F>::halves) ? 1e10f : 3.4028235e38f;
 template <> constexpr float limit<IQ1_M> = 1e10f;
 
-// The mean square of each row, summed in ggml's order; eight rows side by side, as a sum waits for its predecessor.
+// The mean square of each row, summed in ggml's order. Floats8 rows are summed in parallel to hide the latency of additions.
 inline void mean_squares(const float* x, int64_t rows, int64_t columns, float* out) {
   for (int64_t r = 0; r < rows; r += 8) {
     const float* row[8];
@@ -50,16 +50,16 @@ inline void mean_squares(const float* x, int64_t rows, int64_t columns, float* o
   }
 }
 
-// Rows of finite weights; `damping` (the rows' mean squares) is read where importance is damped.
+// Encodes rows of finite weights. `damping`, the rows' mean squares, is null unless importance is damped.
 template <class F>
 void encode_rows(const float* x, int64_t rows, int64_t columns, const float* importance, const float* damping,
                  uint8_t* out) {
-  const int64_t a_row = columns / F::block, total = rows * a_row;
-  Floats tile[F::block], weight[F::block];
+  const int64_t row_blocks = columns / F::block, total = rows * row_blocks;
+  vf tile[F::block], weight[F::block];
   uint8_t spare[F::bytes];
   for (int64_t first = 0; first < total; first += lanes) {
     const float *source[lanes], *importances[lanes];
-    Floats mean_square{};
+    vf mean_square{};
     Blocks blocks;
     for (int l = 0; l < lanes; ++l) {
       const bool is_spare = first + l >= total;
@@ -67,8 +67,8 @@ void encode_rows(const float* x, int64_t rows, int64_t columns, const float* imp
       source[l] = x + block * F::block;
       blocks.lane[l] = is_spare ? spare : out + block * F::bytes;
       if (!importance) continue;
-      importances[l] = importance + block % a_row * F::block;
-      if (damping) mean_square[l] = damping[block / a_row];
+      importances[l] = importance + block % row_blocks * F::block;
+      if (damping) mean_square[l] = damping[block / row_blocks];
     }
     load_tile(source, F::block, tile);
     if (importance) {
@@ -91,7 +91,7 @@ Fault encode_blocks(const float* x, int64_t rows, int64_t columns, const float* 
     int64_t n = rows - start < at_once ? rows - start : at_once;
     const float* from = x + start * columns;
     uint8_t* to = out + start * row_bytes;
-    Fault fault; // of the row after the n that can be tried
+    Fault fault; // of the first row that cannot be encoded, which follows the n that can
     for (int64_t r = 0; r < n; ++r) {
       const float largest = largest_magnitude(from + r * columns, columns);
       if (largest <= limit<F>) continue;

@@ -1,9 +1,9 @@
-// Every quantized format as the one view that all operations are written against:
+// The quantized formats, in the common form that all operations use:
 //
 //   weight i of a block = scale[g] * (codes[i] - zero) + (has_min ? min[g] : 0),   g = i / group
 //
-// with codes of at most 8 bits (`max_code`), groups of 16 or 32. A format states its layout and `unpack`s one block; it
-// names no instruction set. Include only from files compiled per instruction set: everything is in unnamed namespaces.
+// with codes of at most 8 bits (`max_code`) and groups of 16 or 32. A format defines its layout and an `unpack` of one
+// block; it names no instruction set. Include it only in files compiled per instruction set: all namespaces are unnamed.
 #pragma once
 #include <type_traits>
 
@@ -12,10 +12,11 @@
 #include "formats/k_quants.h"
 #include "formats/legacy.h"
 #include "formats/ternary.h"
+#include "checked.h"
 
 namespace {
 
-// Several formats, one of which a type names: find() calls f(Format) for it. False when it is not among them.
+// A list of formats. find() calls f(Format) for the format of the type, or returns false if it is not in the list.
 template <class... Formats> struct FormatList {
   template <class Function> static bool find(int type, Function&& f) {
     return ((Formats::type == type && (f(Formats{}), true)) || ...);
@@ -29,10 +30,10 @@ using QuantizedFormats = FormatList<
   IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ4_NL, IQ4_XS,
   MXFP4, NVFP4, TQ1_0, TQ2_0, Q1_0, Q2_0>;
 // clang-format on
-// Decoded only: no model's weights are stored so.
+// These are only decoded, because no model stores weights in them.
 using ActivationFormats = FormatList<Q8_1, Q8_K>;
 
-// The formats that store each weight as a float; `decode` gives n of them, `encode` takes n.
+// The formats that store each weight as a floating-point number; `decode` and `encode` convert n weights.
 struct F32 {
   static constexpr int type = 0, block = 1, bytes = 4;
   static void decode(const uint8_t* p, int64_t n, float* out) { std::memcpy(out, p, size_t(n) * 4); }
@@ -57,8 +58,16 @@ struct BF16 {
 };
 using FloatFormats = FormatList<F32, F16, BF16>;
 
-// Decodes n weights (a multiple of the block) of a quantized row. Unpacks some blocks ahead of the arithmetic: a wide load
-// of bytes that were just stored narrowly waits for the stores.
+// The layout of a type, from its format's struct; zeros if the type is unknown.
+lltool::Layout layout(int type) {
+  lltool::Layout found;
+  const auto take = [&](auto format) { found = {decltype(format)::block, decltype(format)::bytes}; };
+  QuantizedFormats::find(type, take) || ActivationFormats::find(type, take) || FloatFormats::find(type, take);
+  return found;
+}
+
+// Decodes n weights (a multiple of the block) of a quantized row. Several blocks are unpacked before the arithmetic, because
+// a wide load stalls if it reads bytes that narrow stores have just written.
 template <class F> void decode_blocks(const uint8_t* p, int64_t n, float* out) {
   constexpr int ahead = F::block < 512 ? 512 / F::block : 1, groups = F::block / F::group;
   alignas(64) uint8_t codes[ahead * F::block];
@@ -76,7 +85,7 @@ template <class F> void decode_blocks(const uint8_t* p, int64_t n, float* out) {
   }
 }
 
-// Whether a format makes 64 codes at once, without a detour through memory.
+// Whether a format unpacks 64 codes at once in registers, without going through memory.
 template <class F> constexpr bool is_in_registers = std::is_base_of<InRegisters<F>, F>::value;
 
 } // namespace

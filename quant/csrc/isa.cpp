@@ -1,62 +1,44 @@
 #include "isa.h"
 
 #include <stdexcept>
-#if defined(LLTOOL_ARM64) && defined(__linux__)
+
+#include "isas.h" // which CMake writes
+
+#if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
 
 namespace lltool {
 
-static bool runs(Isa isa) {
-#if defined(LLTOOL_X86)
-  __builtin_cpu_init();
-  switch (isa) {
-  case Isa::scalar: return true;
-  case Isa::avx2:
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  case Isa::avx512:
-    return runs(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni");
-  default: return false;
-  }
-#elif defined(LLTOOL_ARM64)
-  switch (isa) {
-  case Isa::scalar:
-  case Isa::neon: return true; // every 64-bit ARM processor has it
-#if defined(__linux__)
-  case Isa::neon_dot: return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
-#elif defined(__APPLE__)
-  case Isa::neon_dot: return true; // since the first that ran macOS
-#endif
-  default: return false;
-  }
+// Whether the processor has a feature, by the name that LLTOOL_ISAS gives it.
+#if defined(__x86_64__)
+#define HAS(feature) __builtin_cpu_supports(#feature)
+#elif defined(__aarch64__) && defined(__linux__)
+#define HAS(feature) (getauxval(AT_HWCAP) & HWCAP_##feature)
 #else
-  return isa == Isa::scalar;
+#define HAS(feature) true // every ARM processor that runs macOS has it
 #endif
-}
 
+#define ROW(name, runs) {#name, [] { return bool(runs); }},
 static const struct {
-  Isa isa;
   const char* name;
-} all[] = {
-    {Isa::avx512, "avx512"}, {Isa::avx2, "avx2"}, {Isa::neon_dot, "neon_dot"}, {Isa::neon, "neon"}, {Isa::scalar, "scalar"},
-};
+  bool (*runs)();
+} all[] = {LLTOOL_ISAS(ROW)};
+#undef ROW
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const auto& entry : all)
-    if (runs(entry.isa)) names.push_back(entry.name);
+  for (const auto& isa : all)
+    if (isa.runs()) names.push_back(isa.name);
   return names;
 }
 
-Isa find_isa(const std::string& name) {
+void require_isa(const std::string& name) {
   std::string choices;
-  for (const auto& entry : all) {
-    if (!runs(entry.isa)) continue;
-    if (name == entry.name) return entry.isa;
-    choices += (choices.empty() ? "" : ", ") + std::string(entry.name);
+  for (const auto& available : available_isas()) {
+    if (name == available) return;
+    choices += (choices.empty() ? "" : ", ") + available;
   }
   throw std::invalid_argument("instruction set '" + name + "' is not one of " + choices);
 }

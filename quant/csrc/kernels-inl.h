@@ -1,4 +1,4 @@
-// Compiled once an instruction set: LLTOOL_TABLE names the table that the including file defines.
+// Compiled once per instruction set: LLTOOL_TABLE is the name of the table that the including file defines.
 #include "encoders.h"
 #include "formats.h"
 #include "kernels.h"
@@ -21,5 +21,5 @@ Fault encode(int type, const float* x, int64_t rows, int64_t columns, const floa
 } // namespace
 
 namespace lltool {
-const QuantKernels LLTOOL_TABLE = {decode, encode};
+const QuantKernels LLTOOL_TABLE = {isa, layout, decode, encode};
 }

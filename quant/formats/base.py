@@ -1,8 +1,8 @@
-"""What a quantized format is: a layout, and blocks unpacked to the one view that every operation uses.
+"""The base class of quantized formats: a layout, and the unpacking of blocks into codes and scales.
 
     weight i of a block = scale[g] * (codes[i] - zero) + min[g],   g = i // group
 
-These classes are the readable definition; `codec` runs the native twin in csrc/formats, and tests hold the two equal.
+These classes are the readable definition; `codec` runs the native version in csrc/formats. Tests check that both agree.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -18,7 +18,7 @@ Codes = NDArray[np.integer[Any]]
 
 
 class Groups(NamedTuple):
-    """Unpacked blocks: codes (n, block) of 0 to 255, scale and min (n, block // group); min None where always 0."""
+    """Unpacked blocks: codes (n, block) from 0 to 255; scale and min (n, block // group). `min` is None if always 0."""
 
     codes: Codes
     scale: Floats
@@ -26,11 +26,11 @@ class Groups(NamedTuple):
 
 
 FORMATS: dict[GGMLType, "type[Format]"] = {}
-"""Every format whose module was imported; `formats.table` imports them all."""
+"""The formats whose modules were imported; `formats.table` imports them all."""
 
 
 class Format:
-    """Base of the formats. A subclass names its type and registers itself."""
+    """The base class of the formats. A subclass names its type and registers itself in FORMATS."""
 
     type: ClassVar[GGMLType]
     layout: ClassVar[Layout]
@@ -45,12 +45,12 @@ class Format:
 
     @classmethod
     def unpack(cls, blocks: Bytes) -> Groups:
-        """Codes and scales of `blocks`, uint8 (n, layout.bytes)."""
+        """The codes and scales of `blocks`, uint8 (n, layout.bytes)."""
         raise NotImplementedError
 
     @classmethod
     def decode(cls, blocks: Bytes) -> Floats:
-        """Weights of `blocks`, (n, layout.block)."""
+        """The weights of `blocks`, uint8 (n, layout.bytes), as float32 (n, layout.block)."""
         groups = cls.unpack(blocks)
         shape = (len(blocks), cls.layout.block // cls.group, cls.group)
         weights = groups.scale[..., None] * (groups.codes.reshape(shape).astype(np.float32) - np.float32(cls.zero))
@@ -65,7 +65,7 @@ def half(blocks: Bytes, offset: int) -> Floats:
 
 
 def words(data: Bytes, dtype: str) -> Codes:
-    """`data`, uint8 (n, bytes), as little-endian words, uint32 (n, words)."""
+    """`data`, uint8 (n, bytes), as words of `dtype`, widened to uint32 (n, words)."""
     return np.ascontiguousarray(data).view(dtype).astype(np.uint32)
 
 
@@ -80,7 +80,7 @@ def nibbles(data: Bytes) -> Codes:
 
 
 def planes(data: Bytes, bits: int) -> Codes:
-    """(n, 32 k) bytes, of each 32 the lowest bit fields first: (n, 32 k * 8 // bits) codes."""
+    """(n, 32 k) bytes as (n, 32 k * 8 // bits) codes: for each 32 bytes, all lowest bit fields, then the next ones."""
     runs = data.reshape(len(data), -1, 1, 32)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     return (runs >> shifts & np.uint8((1 << bits) - 1)).reshape(len(data), -1)

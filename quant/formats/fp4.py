@@ -1,4 +1,4 @@
-"""Four-bit formats whose codes are looked up in a table of 16 values. Source of layouts and tables: ggml-common.h."""
+"""Four-bit formats whose codes index a table of 16 values. Source of layouts and tables: ggml-common.h."""
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class IQ4_XS(Format, type=GGMLType.IQ4_XS):
 
 
 class MXFP4(Format, type=GGMLType.MXFP4):
-    """One E8M0 exponent (bias 127); nibbles as in Q4_0. The scale is halved as the values are doubled."""
+    """One E8M0 exponent (bias 127); nibbles as in Q4_0. The scale is halved because the values are doubled."""
 
     group, zero = 32, 12
 
@@ -48,7 +48,7 @@ class MXFP4(Format, type=GGMLType.MXFP4):
 
 
 class NVFP4(Format, type=GGMLType.NVFP4):
-    """Four unsigned E4M3 scales (bias 7; 0x7f is zero), then per 16 weights 8 bytes of nibbles; as above, halved."""
+    """Four unsigned E4M3 scales (bias 7; 0x7f is zero), halved as in MXFP4; per 16 weights 8 bytes of nibbles."""
 
     group, zero = 16, 12
 

@@ -1,4 +1,4 @@
-"""The codebook formats: 8 (or 4) weights name a codebook entry, and signs. Source of the layouts: ggml-common.h."""
+"""The codebook formats: 8 (or 4) weights share one codebook entry. Source of the layouts: ggml-common.h."""
 
 import numpy as np
 
@@ -9,20 +9,20 @@ from lltool.quant.formats.base import Codes, Floats, Format, Groups, bits, field
 
 
 def even_signs(stored: Codes) -> Bytes:
-    """Seven stored sign bits and an eighth that makes their number even."""
+    """Seven stored sign bits and an eighth that makes the number of set bits even."""
     parity = fields(stored, range(7), 1).sum(axis=-1) & 1
     signs: Bytes = (stored | parity << 7).astype(np.uint8)
     return signs
 
 
 def signed_codes(book: str, entries: Codes, signs: Bytes, zero: int) -> Codes:
-    """Codes zero + value, or zero - value where the weight's sign bit is set."""
+    """The codes of weights: zero + value, or zero - value if the weight's sign bit is set."""
     values = _native.codebook(book)[entries].reshape(len(entries), -1).astype(np.int16)
     return (zero + np.where(bits(signs), -values, values)).astype(np.uint8)
 
 
 def nibble_scales(data: Bytes) -> Floats:
-    """A 4-bit number a group, the low nibble first."""
+    """One 4-bit number per group, the low nibble first."""
     return fields(data, range(0, 8, 4), 4).reshape(len(data), -1).astype(np.float32)
 
 
@@ -90,7 +90,7 @@ class IQ3_S(Format, type=GGMLType.IQ3_S):
 
 
 def shifted_codes(entries: Codes, down: Codes) -> Codes:
-    """IQ1: -8, 0 or 8 eighths from the codebook, and one eighth less (`down`) or more; zero is at 9."""
+    """The codes of IQ1: -8, 0 or 8 eighths from the codebook, minus (`down`) or plus one eighth; zero is at 9."""
     codes = _native.codebook("iq1")[entries] + np.where(down, 0, 2)[..., None]
     return codes.astype(np.uint8).reshape(len(entries), -1)
 

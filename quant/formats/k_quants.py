@@ -40,7 +40,7 @@ def scales_and_mins(blocks: Bytes) -> tuple[Floats, Floats]:
 
 
 class Q4_K(Format, type=GGMLType.Q4_K):
-    """Scales and mins, then 128 bytes: of each 32 bytes the low nibbles come first."""
+    """Scales and mins, then 128 bytes of nibbles: for each 32 bytes, first the low nibbles, then the high ones."""
 
     group, zero = 32, 0
 
@@ -72,7 +72,7 @@ class Q6_K(Format, type=GGMLType.Q6_K):
 
 
 class Q8_K(Format, type=GGMLType.Q8_K):
-    """f32 d, 256 int8, 16 sums of int16: ggml's own activations."""
+    """f32 d, 256 int8, 16 int16 sums: ggml's own format for activations."""
 
     group, zero = 32, 128
 

@@ -56,7 +56,7 @@ class Q8_0(Format, type=GGMLType.Q8_0):
 
 
 class Q8_1(Format, type=GGMLType.Q8_1):
-    """f16 d, f16 sum, 32 int8: ggml's own activations."""
+    """f16 d, f16 sum, 32 int8: ggml's own format for activations."""
 
     group, zero = 32, 128
 

@@ -1,4 +1,4 @@
-"""Formats of one or two bits a weight and one scale a block. Source of the layouts: ggml-common.h."""
+"""Formats with one or two bits per weight and one scale per block. Source of the layouts: ggml-common.h."""
 
 import numpy as np
 
@@ -8,14 +8,14 @@ from lltool.quant.formats.base import Codes, Format, Groups, bits, fields, half,
 
 
 def digits(data: Bytes, count: int) -> Codes:
-    """Base-3 digits of bytes that are fractions of 256, highest first: all first digits, then all second ones."""
+    """The base-3 digits of bytes, which are fractions of 256: the first digits of all bytes, then all second digits."""
     powers = (3 ** np.arange(count)).astype(np.uint8)[:, None]
     rest = data[:, None, :] * powers  # (n, count, bytes), modulo 256
     return (rest.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(len(data), -1)
 
 
 class TQ1_0(Format, type=GGMLType.TQ1_0):
-    """48 bytes of five base-3 digits (32, then 16 bytes), 4 bytes of four, f16 d."""
+    """48 bytes of five base-3 digits each (32, then 16 bytes), 4 bytes of four digits each, f16 d."""
 
     group, zero = 32, 1
 
@@ -26,7 +26,7 @@ class TQ1_0(Format, type=GGMLType.TQ1_0):
 
 
 class TQ2_0(Format, type=GGMLType.TQ2_0):
-    """64 bytes of bit pairs (of each 32 bytes pair k holds weights 32k on), f16 d."""
+    """64 bytes of bit pairs (in each 32 bytes, pair k holds the weights from 32k on), f16 d."""
 
     group, zero = 32, 1
 
@@ -36,7 +36,7 @@ class TQ2_0(Format, type=GGMLType.TQ2_0):
 
 
 class Q1_0(Format, type=GGMLType.Q1_0):
-    """f16 d; bit i set: weight i is d, else -d."""
+    """f16 d; weight i is d if bit i is set, else -d."""
 
     group, zero = 32, 1
 
@@ -46,7 +46,7 @@ class Q1_0(Format, type=GGMLType.Q1_0):
 
 
 class Q2_0(Format, type=GGMLType.Q2_0):
-    """f16 d; four weights a byte, first in the low bits."""
+    """f16 d; four weights per byte, the first in the low bits."""
 
     group, zero = 32, 1
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lltool.engine.architectures import TRACES, trace_program
 from lltool.engine.config import ARCHITECTURES, NEUTRAL, ModelConfig
 from lltool.engine.model import load_model
+from lltool.engine.models.architectures import TRACES, trace_program
 from lltool.engine.program import Weight
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
@@ -35,19 +35,29 @@ def config(architecture: str = "gemma3", **changes: Value | None) -> ModelConfig
         ({"embedding_length": boolean(True)}, "gemma3.embedding_length: found True, wanted an integer from 1"),
         ({"context_length": f32(512.0)}, "gemma3.context_length: found 512.0, wanted an integer from 1"),
         ({"attention.head_count_kv": u32(3)}, "head_count: found 4, wanted a multiple of the 3 key/value heads"),
-        ({"attention.value_length": u32(8)}, "attention.value_length: found 8, wanted 16, as attention.key_length"),
+        ({"attention.value_length": u32(0)}, "attention.value_length: found 0, wanted an integer from 1"),
         ({"attention.layer_norm_rms_epsilon": f32(float("nan"))}, "rms_epsilon: found nan, wanted a number"),
-        ({"attention.layer_norm_rms_epsilon": f32(-1.0)}, "rms_epsilon: found -1.0, wanted a number, not negative"),
+        ({"attention.layer_norm_rms_epsilon": f32(-1.0)}, "rms_epsilon: found -1.0, wanted a number from 0 to 1"),
         ({"rope.freq_base": f32(0.0)}, "gemma3.rope.freq_base: found 0.0, wanted above 1"),
         ({"rope.dimension_count": u32(18)}, "rope.dimension_count: found 18, wanted even and at most 16"),
         ({"rope.dimension_count": u32(7)}, "rope.dimension_count: found 7, wanted even and at most 16"),
         ({"rope.scaling.type": string("longrope")}, "scaling.type: found 'longrope', this version runs none, linear"),
         ({"rope.scaling.yarn_log_multiplier": f32(0.1)}, "yarn_log_multiplier: found .*, this version runs .* 0 only"),
-        ({"rope.scaling.yarn_beta_slow": f32(0.0)}, "beta_slow: found 0.0, wanted above 0 and at most beta_fast, 32.0"),
+        ({"rope.scaling.yarn_beta_slow": f32(0.0)}, "beta_slow: found 0.0, wanted a number from 1e-09 to 1e[+]09"),
+        ({"rope.scaling.yarn_beta_slow": f32(64.0)}, "beta_slow: found 64.0, wanted at most beta_fast, 32.0"),
+        *[
+            ({f"rope.scaling.yarn_beta_{end}": Value(ValueType.FLOAT64, beta)}, f"beta_{end}: found .*, wanted a")
+            for end in ("fast", "slow")
+            for beta in (5e-324, 1.7e308)
+        ],
+        ({"attention.scale": f32(1e30)}, r"attention\.scale: found .*e.30, wanted a number from 1e-09 to 1e.09"),
+        ({"final_logit_softcapping": f32(1e-30)}, "final_logit_softcapping: found .*, wanted a number from 1e-09"),
+        ({"rope.scaling.attn_factor": f32(3e38)}, "attn_factor: found .*, wanted a number from 1e-09"),
+        ({"block_count": array(ValueType.ARRAY, (array(ValueType.BOOL, np.ones(1, bool)),))}, "block_count: found"),
         ({"expert_count": u32(8)}, "gemma3.expert_count: found 8, this version runs models with 0 only"),
         ({"logit_scale": f32(0.0625)}, "gemma3.logit_scale: found 0.0625, this version runs models with 1 only"),
         ({"attention.causal": boolean(False)}, "attention.causal: found False, this version runs .* True only"),
-        ({"ssm.state_size": u32(16)}, "gemma3.ssm.state_size: found 16, this version does not know the key"),
+        ({"ssm.state_size": u32(16)}, "gemma3.ssm.state_size: found 16, but this version does not know the key"),
         (
             {"feed_forward_length": array(ValueType.UINT32, np.array([64, 64, 32], np.uint32))},
             "gemma3.feed_forward_length: found .64, 64, 32., wanted one value for all layers",
@@ -63,14 +73,19 @@ def test_bad_values_are_named(changes: dict[str, Value | None], message: str) ->
         config(**changes)
 
 
+def test_a_missing_context_length_gets_a_default_and_a_note(caplog: pytest.LogCaptureFixture) -> None:
+    assert config(context_length=None).context_length == 4096
+    assert caplog.messages == ["gemma3.context_length is missing: a context of 4096 tokens is assumed"]
+
+
 def test_every_architecture_has_a_trace() -> None:
     assert TRACES.keys() == ARCHITECTURES.keys()
 
 
 def test_unknown_architectures_name_the_known_ones() -> None:
-    with pytest.raises(InputError, match="found 'rwkv6', this version runs llama, qwen2, qwen3, gemma3"):
+    with pytest.raises(InputError, match=f"found 'rwkv6', this version runs {', '.join(ARCHITECTURES)}"):
         config("rwkv6")
-    with pytest.raises(InputError, match=r"general\.architecture: found None"):
+    with pytest.raises(InputError, match=r"general\.architecture: found nothing"):
         ModelConfig.from_gguf({}, {})
 
 
@@ -133,6 +148,10 @@ ODD_VALUES = st.one_of(
     st.text(max_size=8).map(string),
     st.lists(st.text(max_size=2), max_size=4).map(lambda texts: array(ValueType.STRING, texts)),
     st.lists(st.integers(0, 99), max_size=4).map(lambda n: array(ValueType.INT32, np.array(n, np.int32))),
+    st.lists(st.just(array(ValueType.INT32, np.ones(2, np.int32))), max_size=3).map(
+        lambda rows: array(ValueType.ARRAY, tuple(rows))
+    ),
+    st.floats().map(lambda x: Value(ValueType.FLOAT64, x)),
     st.lists(st.booleans(), max_size=4).map(lambda flags: array(ValueType.BOOL, np.array(flags, bool))),
 )
 KEYS = [key.removeprefix("gemma3.") for key in tiny_gguf.metadata()] + [
@@ -159,3 +178,63 @@ def test_odd_values_give_a_model_or_one_clear_error(changes: dict[str, Value | N
         message = "a model"
         assert program.logits.width == tiny_gguf.VOCAB
     assert "\n" not in message
+
+
+def test_what_only_the_number_of_layers_tells() -> None:
+    """Baichuan 13B has slopes instead of rotary positions; two models scale scores by width / heads."""
+    small, large = (config("baichuan", block_count=u32(n), **PLAIN) for n in (32, 40))
+    assert (small.slopes, small.rotated) == (None, (True,) * 32)
+    assert large.slopes is not None
+    assert (len(large.slopes), any(large.rotated)) == (4, False)
+    for architecture, layers in (("gemma2", 46), ("gemma3", 62)):
+        keys = {"block_count": u32(layers), "attention.sliding_window_pattern": None}
+        assert config(architecture, **keys).attention_scale == pytest.approx((32 / 4) ** -0.5)
+        assert config(architecture, **{**keys, "block_count": u32(layers + 1)}).attention_scale == pytest.approx(
+            16**-0.5
+        )
+
+
+PLAIN: dict[str, Value | None] = {"attention.sliding_window_pattern": None, "attention.sliding_window": None}
+
+
+def test_layers_with_rotary_positions() -> None:
+    assert config("smollm3", block_count=u32(8), **PLAIN).rotated == (True, True, True, False) * 2
+    four = {"block_count": u32(4), "attention.sliding_window_pattern": None}
+    epsilon = {"attention.layer_norm_epsilon": f32(1e-5), "attention.layer_norm_rms_epsilon": None}
+    assert config("cohere2", **four, **epsilon).rotated == (True, True, True, False)
+    assert config("exaone4", **four).rotated == (True, True, True, False)
+    assert config("exaone4", **four, **{"attention.sliding_window": None}).rotated == (True,) * 4
+
+
+def test_scales_and_parallel_blocks() -> None:
+    scales = {"embedding_scale": f32(12.0), "residual_scale": f32(0.25), "logit_scale": f32(8.0)}
+    granite = config("granite", **scales, **PLAIN)
+    assert (granite.embedding_scale, granite.residual_scale, granite.logit_scale) == (12.0, 0.25, 1 / 8)
+    epsilon = {"attention.layer_norm_epsilon": f32(1e-5), "attention.layer_norm_rms_epsilon": None}
+    assert config("command-r", logit_scale=f32(8.0), **epsilon, **PLAIN).logit_scale == 8.0
+    for stated in (True, False):
+        made = config("gptneox", use_parallel_residual=boolean(stated), **epsilon, **PLAIN)
+        assert made.is_parallel is stated
+    # StableLM's files may say that blocks are parallel although a norm tells that they are not, as in llama.cpp.
+    metadata = tiny_gguf.metadata("stablelm", use_parallel_residual=boolean(True), **epsilon, **PLAIN)
+    weights = {"token_embd.weight": EMBEDDING, "blk.0.ffn_norm.weight": EMBEDDING}
+    assert not ModelConfig.from_gguf(metadata, weights).is_parallel
+    assert ModelConfig.from_gguf(metadata, {"token_embd.weight": EMBEDDING}).is_parallel
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("xielu.alpha_p", None, "xielu.alpha_p: found nothing, wanted a number for each of 3 layers"),
+        ("xielu.beta", np.ones(2, np.float32), "xielu.beta: found .*, wanted a number for each of 3 layers"),
+        ("xielu.alpha_n", np.array([0, np.nan, 0], np.float32), "xielu.alpha_n: found .*, wanted a number for each"),
+        ("xielu.eps", np.zeros(3, np.float32), "xielu.eps: found .*, wanted -1e-06 for each layer"),
+    ],
+)
+def test_numbers_of_each_layer_are_checked(key: str, value: Any, message: str) -> None:
+    numbers = {"alpha_p": 0.5, "alpha_n": -1.0, "beta": 0.5, "eps": -1e-6}
+    arrays: dict[str, Any] = {f"xielu.{name}": np.full(3, x, np.float32) for name, x in numbers.items()} | {key: value}
+    stored = {name: array(ValueType.FLOAT32, x) for name, x in arrays.items() if x is not None}
+    metadata = tiny_gguf.metadata("apertus", **PLAIN)
+    with pytest.raises(InputError, match=message):
+        ModelConfig.from_gguf(metadata | stored, {"token_embd.weight": EMBEDDING})

@@ -1,6 +1,7 @@
 """Generation on a model made of rules: what comes out, why it ends, and what is evaluated again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lltool.engine.cpu.threads import Threads
 from lltool.engine.generate import Dialogue, Generation, StopStrings, generate
+from lltool.engine.request import Limits, Request
 from lltool.engine.sampling import Sampler
-from lltool.engine.tokenizer import Tokenizer
+from lltool.engine.text.tokenizer import Tokenizer
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import ValueType, array, string, u32
-from lltool.gguf.sentencepiece_model import TokenType
+from lltool.quant.convert.sentencepiece_model import TokenType
 
 END = 26
 LETTERS = [chr(ord("a") + i) for i in range(26)]
@@ -40,9 +43,27 @@ def make_tokenizer(*, bos: int | None = None) -> Tokenizer:
 class FakeSequence:
     ids: list[int] = field(default_factory=list)
 
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+    def pages_to_take(self, length: int) -> int:
+        return 0
+
     def truncate(self, length: int) -> None:
         assert length <= len(self.ids)
         del self.ids[length:]
+
+    def free(self) -> None:
+        self.truncate(0)
+
+
+@dataclass
+class FakeLogits:
+    rows: NDArray[np.float32]
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        yield 0, self.rows
 
 
 @dataclass
@@ -52,24 +73,33 @@ class Alphabet:
     tokenizer: Tokenizer = field(default_factory=make_tokenizer)
     context: int = 64
     last: int = 25
+    batch: int = 512
     evaluated: list[list[int]] = field(default_factory=list)
+    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(vocab=27))
+    setup: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(threads=Threads.of(1)))
+    free_pages: int = 100
+    interrupts: bool = False  # the next call, after the tokens were evaluated
 
     def new_sequence(self) -> FakeSequence:
         return FakeSequence()
 
-    def evaluate(self, sequence: FakeSequence, ids: Sequence[int]) -> NDArray[np.float32]:
+    def turn(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def forward(self, pieces: list[tuple[FakeSequence, NDArray[np.int32], NDArray[np.int64]]]) -> FakeLogits:
+        ((sequence, tokens, rows),) = pieces
+        ids = tokens.tolist()
         assert ids
         assert len(sequence.ids) + len(ids) <= self.context
         sequence.ids += ids
-        self.evaluated.append(list(ids))
-        logits = np.zeros(27, np.float32)
-        logits[END if ids[-1] >= self.last else ids[-1] + 1] = 9
-        return logits
-
-    def forward(self, pieces: list[tuple[FakeSequence, list[int], str]]) -> SimpleNamespace:
-        [(sequence, ids, _)] = pieces
-        logits = self.evaluate(sequence, ids)
-        return SimpleNamespace(block=lambda start, stop: logits[None][start:stop])
+        self.evaluated.append(ids)
+        if self.interrupts:
+            self.interrupts = False
+            raise KeyboardInterrupt
+        logits = np.zeros((len(rows), 27), np.float32)
+        for row, id in zip(logits, tokens[rows], strict=True):
+            row[END if id >= self.last else id + 1] = 9
+        return FakeLogits(logits)
 
 
 def run(model: Alphabet, text: str, **options: Any) -> tuple[str, Generation]:
@@ -156,9 +186,30 @@ def test_an_interrupted_answer_leaves_a_usable_dialogue() -> None:
     dialogue = Dialogue(cast(Any, model))
     answer = Generation(dialogue, [0], GREEDY)
     next(answer)
-    cast(Any, dialogue)._sequence.ids.append(17)  # evaluated, but the interrupt came before it was noted
+    model.interrupts = True  # when the second token is evaluated, but not read
+    with pytest.raises(KeyboardInterrupt):
+        next(answer)
+    assert dialogue.ids == [0, 1]
+    assert [token.id for token in Generation(dialogue, [0, 1, 2, 3, 4], GREEDY, 2)] == [5, 6]
     assert [token.id for token in Generation(dialogue, [0, 1], GREEDY, 2)] == [2, 3]
-    assert cast(Any, dialogue)._sequence.ids == dialogue.ids == [0, 1, 2]
+    assert dialogue.ids == [0, 1, 2]
+    assert list(answer) == []
+
+
+def test_a_step_after_an_interrupt_reads_what_was_not_read() -> None:
+    model = Alphabet()
+    dialogue = Dialogue(cast(Any, model))
+    request = Request([0], tokenizer=model.tokenizer, context=64, sampler=GREEDY, limits=Limits(3), reserves_all=False)
+    dialogue.begin(request)
+    found = []
+    while not request.is_over:
+        model.interrupts = len(model.evaluated) % 2 == 0
+        try:
+            found += [token.id for _, token in dialogue.step()]
+        except KeyboardInterrupt:
+            continue
+    assert found == [1, 2, 3]
+    assert model.evaluated == [[0], [0], [1], [1], [2], [2]]
 
 
 @given(text=st.text("ab", max_size=20), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.gguf.ggml_types import GGMLType
-from lltool.gguf.metadata import Value, ValueType, f32, string, u32
+from lltool.gguf.metadata import Value, ValueType, array, f32, string, u32
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.writer import write_gguf
+from lltool.quant.convert.sentencepiece_model import TokenType
 
 VOCAB, WIDTH, FF, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 96, 32, 64, 4, 2, 16, 3
 
@@ -34,6 +35,21 @@ def metadata(architecture: str = "gemma3", **changes: Value | None) -> dict[str,
         values[key.replace("__", ".")] = value
     keys = {f"{architecture}.{key}": value for key, value in values.items() if value is not None}
     return {"general.architecture": string(architecture), **keys}
+
+
+def vocabulary() -> dict[str, Value]:
+    """Keys of a byte-level tokenizer with a token for each of the first 94 bytes' letters, and two control tokens."""
+    letters = [chr(33 + i) for i in range(VOCAB - 2)]
+    types = np.array([TokenType.NORMAL] * len(letters) + [TokenType.CONTROL] * 2, np.int32)
+    return {
+        "tokenizer.ggml.model": string("gpt2"),
+        "tokenizer.ggml.pre": string("gpt-2"),
+        "tokenizer.ggml.tokens": array(ValueType.STRING, [*letters, "<s>", "</s>"]),
+        "tokenizer.ggml.token_type": array(ValueType.INT32, types),
+        "tokenizer.ggml.merges": array(ValueType.STRING, []),
+        "tokenizer.ggml.bos_token_id": u32(VOCAB - 2),
+        "tokenizer.ggml.eos_token_id": u32(VOCAB - 1),
+    }
 
 
 def tensors(seed: int = 0) -> dict[str, NDArray[np.float32]]:

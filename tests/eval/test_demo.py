@@ -1,4 +1,4 @@
-"""The demo, with little text: what it makes and finds, and that a second run makes nothing."""
+"""The demo on a short text: its files and results, and a second run that makes nothing."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lltool.eval import demo, survey
+from lltool.eval import demo
+from lltool.eval.selection import survey
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.reader import open_gguf
 from lltool.tools.demo import main
@@ -47,7 +48,7 @@ def test_demo_goes_the_whole_way_once(
 
     for name in ("export", "convert", "write_plans", "Generation", "draw_png"):
         monkeypatch.setattr(demo, name, refuse)
-    for name in ("measure", "perplexity", "divergences"):
+    for name in ("measure_points", "measure_footprint", "perplexity", "divergences"):
         monkeypatch.setattr(survey, name, refuse)
     capsys.readouterr()
     assert main(["--cache", str(tmp_path)]) == 0

@@ -13,12 +13,19 @@ TOKENS = ["Ġ", *map(chr, range(33, 127)), "Ċ"]
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}"
 
 
-def write_text_model(path: Path, *, seed: int = 0, broken: str = "", **keys: Value) -> Path:
-    """The tokens of `broken` have embeddings that are not numbers, as an overflow in a layer would give."""
+def write_text_model(path: Path, *, seed: int = 0, broken: str = "", repeats: bool = False, **keys: Value) -> Path:
+    """The tokens of `broken` have embeddings that are not numbers, as an overflow in a layer would give.
+
+    With `repeats`, the layers add nothing, so that the likeliest token is the last one again, without an end.
+    """
     assert len(TOKENS) == VOCAB
     weights: dict[str, NDArray[Any]] = dict(tensors(seed))
     for character in broken:
         weights["token_embd.weight"][TOKENS.index(character)] = np.nan
+    if repeats:
+        for name in weights:
+            if name.endswith(("attn_output.weight", "ffn_down.weight")):
+                weights[name] = np.zeros_like(weights[name])
     vocabulary = {
         "tokenizer.ggml.model": string("gpt2"),
         "tokenizer.ggml.pre": string("gpt-2"),

@@ -15,7 +15,7 @@ def test_of_one_file_and_of_several(tmp_path: Path) -> None:
     assert sha256_of(paths) == hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def test_it_ends_when_told(tmp_path: Path) -> None:
+def test_it_stops_early_on_request(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     stop = Event()
     stop.set()

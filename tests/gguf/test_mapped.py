@@ -1,4 +1,4 @@
-"""Memory that files are mapped to."""
+"""The pages of mapped files."""
 
 import mmap
 from pathlib import Path
@@ -33,12 +33,12 @@ def test_the_pages_of_a_mapping(tmp_path: Path, large: int, other: int, expected
     assert not in_large_pages(data, maps)
 
 
-def test_where_the_system_does_not_tell_pages_are_small(tmp_path: Path) -> None:
+def test_pages_count_as_small_if_the_system_does_not_tell(tmp_path: Path) -> None:
     assert not in_large_pages(np.zeros(8, np.uint8), tmp_path / "smaps")
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_NOHUGEPAGE"), reason="no choice of pages")
-def test_memory_that_wants_small_pages_has_them() -> None:
+def test_memory_advised_to_use_small_pages_has_them() -> None:
     memory = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     data = np.frombuffer(memory, np.uint8)

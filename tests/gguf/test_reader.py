@@ -1,4 +1,4 @@
-"""The reader on hand-made bytes: what a good file gives, and one case for each thing that a file can have wrong."""
+"""The reader on hand-made bytes: the contents of a good file, and one case for each possible error of a file."""
 
 import ctypes
 import gc
@@ -49,7 +49,7 @@ def gguf(
     key_count: int | None = None,
     tensor_count: int | None = None,
 ) -> bytes:
-    """A whole file; the counts can lie. `data` bytes count up from 0."""
+    """A whole file, possibly with wrong counts. It has `data` bytes of data, which count up from 0."""
     counts = struct.pack(
         "<IQQ",
         version,
@@ -131,11 +131,12 @@ def test_views_outlive_the_file(write) -> None:
 def test_a_copy_in_memory_keeps_what_was_read(write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "_KEPT", 1)  # every window but the last is unmapped
     path = write(GOOD)
-    with open_gguf(path) as file, open_gguf(path, "none") as copy:
-        path.write_bytes(b"")  # a map would fall into the hole
+    with open_gguf(path, "none") as copy:
+        size = path.stat().st_size
+        path.write_bytes(b"")
         assert [t.data().tolist() for t in copy.tensors] == [t.data().tolist() for t in copy.tensors]
         assert copy.tensor("first").data()[0, 15] == 15
-        assert file.size == copy.size
+        assert copy.size == size
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -147,7 +148,7 @@ def test_a_locked_file_stays_in_memory(write) -> None:
             assert locked_bytes() - before >= file.size
     except InputError as error:
         pytest.skip(str(error))
-    gc.collect()  # tensors and what reads them know each other
+    gc.collect()  # tensors and their readers may form cycles
     assert locked_bytes() == before
 
 
@@ -164,7 +165,7 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.mapped import MappedFile
 with open(sys.argv[1], "rb") as file:
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
-    if os.geteuid() == 0:  # root may lock what it wants
+    if os.geteuid() == 0:  # root may lock any amount
         os.setuid(65534)
     try:
         MappedFile(file, "mlock")
@@ -223,8 +224,8 @@ HOSTILE = {
     "web page": (b"<!DOCTYPE html>", "web page"),
     "zip": (b"PK\x03\x04" + bytes(60), "zip archive"),
     "older format": (b"tjgg" + bytes(60), "before GGUF"),
-    "no version": (b"GGUF\3\0", "the version at byte 4 takes 4 bytes, 2 are left"),
-    "version 1": (gguf(version=1), "GGUF version 1; versions 2 and 3"),
+    "no version": (b"GGUF\3\0", "the version at byte 4 takes 4 bytes, but only 2 are left"),
+    "version 1": (gguf(version=1), "GGUF version 1; only versions 2 and 3"),
     "version 4": (gguf(version=4), "GGUF version 4"),
     "version 0": (gguf(version=0), "GGUF version 0"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
@@ -232,7 +233,7 @@ HOSTILE = {
     "huge key count": (gguf(key_count=HUGE), "more than the 65536"),
     "more keys than bytes": (gguf(key_count=60000), "at least 780000 bytes"),
     "huge tensor count": (gguf(tensor_count=HUGE), "number of tensors"),
-    "more tensors than bytes": (gguf(tensor_count=60000), "the number of tensors is 60000, at least"),
+    "more tensors than bytes": (gguf(tensor_count=60000), "the number of tensors is 60000, which takes at least"),
     "long key": (gguf((key(b"k" * 70000, 0, b"\0"),)), "the length of the name of key 0 is 70000, more than the 65535"),
     "key past the end": (gguf((text(b"k", HUGE) + bytes(20),)), "the length of the name of key 0"),
     "empty key": (gguf((key(b"", 0, b"\0"),)), "the name of key 0 is empty"),
@@ -240,18 +241,23 @@ HOSTILE = {
     "key twice": (gguf((key(b"k", 0, b"\0"), key(b"k", 0, b"\1"))), "key 'k' appears twice"),
     "unknown value type": (one_key(13, bytes(8)), "'some.key' has value type 13, wanted 0 to 12"),
     "unknown item type": (one_key(9, array(99, 0)), "'some.key' has item type 99"),
-    "nested array": (one_key(9, array(9, 1, array(0, 1, b"\0"))), "array of arrays"),
+    "deep array": (one_key(9, array(9, 1, array(9, 1, array(9, 1, array(9, 1, array(0, 0)))))), "more than 4 deep"),
+    "many arrays": (one_key(9, array(9, 70000)), "is 70000, more than the 65536"),
+    "arrays past the end": (
+        one_key(9, array(9, 9000, array(0, 1, b"\0"))),
+        "is 9000, which takes at least 108000 bytes",
+    ),
     "bool of 2": (one_key(7, b"\2"), "is the byte 2, wanted 0 or 1"),
     "bool of 3 in array": (one_key(9, array(7, 3, b"\0\1\3")), "holds the byte 3"),
     "string past the end": (
         one_key(8, text(b"x", 1 << 20)),
-        "length of the value of key 'some.key' is 1048576, at least",
+        "length of the value of key 'some.key' is 1048576, which takes at least",
     ),
     "huge string": (one_key(8, text(b"x", HUGE)), "more than the 268435456"),
     "negative string length": (one_key(8, text(b"x", (1 << 64) - 1)), "more than the"),
     "huge array": (one_key(9, array(0, HUGE)), "more than the 16777216"),
-    "array past the end": (one_key(9, array(11, 1000)), "is 1000, at least 8000 bytes"),
-    "strings past the end": (one_key(9, array(8, 1000)), "is 1000, at least 8000 bytes"),
+    "array past the end": (one_key(9, array(11, 1000)), "is 1000, which takes at least 8000 bytes"),
+    "strings past the end": (one_key(9, array(8, 1000)), "is 1000, which takes at least 8000 bytes"),
     "string in array past the end": (
         one_key(9, array(8, 2, text(b"a") + text(b"b", 1 << 40))),
         "string 1 of 2 ends past",
@@ -279,7 +285,7 @@ HOSTILE = {
     "unaligned offset": (one_tensor(8, offset=8), "offset 8, wanted a multiple of the alignment 32"),
     "offset past the end": (one_tensor(32, offset=1 << 40), "'w' of 128 bytes ends at byte"),
     "huge offset": (one_tensor(32, offset=(1 << 64) - 32), "ends at byte"),
-    "cut-off data": (one_tensor(32, data=127), "'w' of 128 bytes ends at byte 192, the file has 191"),
+    "cut-off data": (one_tensor(32, data=127), "'w' of 128 bytes ends at byte 192, but the file has 191 bytes"),
     "overlap": (gguf((), (tensor(b"b", offset=96), tensor(b"a")), 256), "tensors 'a' and 'b' overlap at byte"),
 }
 
@@ -303,17 +309,17 @@ def test_every_cut_is_one_clear_error(write) -> None:
     open_gguf(write(GOOD[:needed]))
 
 
-def test_what_is_not_a_file(tmp_path: Path) -> None:
+def test_paths_that_are_not_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a folder, wanted a GGUF file"):
         open_gguf(tmp_path)
-    with pytest.raises(InputError, match="not a regular file"):
+    with pytest.raises(InputError, match="/dev/null: a device, wanted a regular file"):
         open_gguf("/dev/null")
     with pytest.raises(FileNotFoundError):
         open_gguf(tmp_path / "none.gguf")
 
 
 def _mutate(content: bytes, rng: random.Random) -> bytes:
-    """A cut, some flipped bits, or some 8-byte fields overwritten with sizes that break arithmetic."""
+    """A truncated copy, or one with flipped bits or with 8-byte fields overwritten with sizes that break arithmetic."""
     changed = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         match rng.randrange(4):
@@ -332,13 +338,13 @@ def _mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 def test_fuzz(write) -> None:
-    """Whatever is done to a valid file, it opens and reads, or gives an InputError: soon, and in little memory."""
+    """Any change to a valid file leaves it readable or causes an InputError, quickly and with little memory."""
     rng = random.Random(20)
     refused = opened = 0
     end = time.monotonic() + 3
     tracemalloc.start()
     try:
-        while time.monotonic() < end or opened <= 100:  # a busy machine takes longer
+        while time.monotonic() < end or opened <= 100:  # a busy machine needs more time
             content = _mutate(GOOD, rng)
             began = time.monotonic()
             try:
@@ -354,7 +360,7 @@ def test_fuzz(write) -> None:
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
-    assert min(refused, opened) > 10  # on a busy machine; hundreds on a quiet one
+    assert min(refused, opened) > 10  # even on a busy machine; an idle one reaches hundreds
 
 
 def test_streaming_through_a_large_file_keeps_little_of_it_resident(write) -> None:
@@ -372,4 +378,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     kilobytes = int(run.stdout)
-    assert kilobytes < 300 << 10  # the 192 MiB that may stay mapped and a tensor, not all of it
+    assert kilobytes < 300 << 10  # the 192 MiB that may stay mapped and a tensor, but not the whole file
+
+
+def test_a_closed_file_says_so(write) -> None:
+    path = write(GOOD)
+    file = open_gguf(path)
+    file.close()
+    with pytest.raises(InputError, match="the file is closed; open it again"):
+        file.tensor("w")

@@ -11,7 +11,7 @@ from lltool.quant.codec import decode, encode
 ROWS = np.random.default_rng(0).standard_normal((6, 512)).astype(np.float32)
 
 
-def test_a_name_is_the_type_it_names() -> None:
+def test_a_name_stands_for_its_type() -> None:
     expected = encode(ROWS, GGMLType.Q4_K)
     for type in ("Q4_K", "q4_k", GGMLType.Q4_K):
         np.testing.assert_array_equal(quantize(ROWS, type), expected)
@@ -35,7 +35,7 @@ def test_the_last_axis_is_the_row() -> None:
     np.testing.assert_array_equal(dequantize(data[:, :34], "Q8_0"), dequantize(data, "Q8_0")[:, :32])
 
 
-def test_other_numbers_than_float32_are_taken() -> None:
+def test_other_numbers_than_float32_are_accepted() -> None:
     halves = ROWS.astype(np.float16)
     np.testing.assert_array_equal(quantize(halves, "Q5_1"), quantize(halves.astype(np.float32), "Q5_1"))
     np.testing.assert_array_equal(quantize(halves.astype(np.float64).tolist(), "F16"), halves.view(np.uint8))
@@ -45,8 +45,8 @@ def test_other_numbers_than_float32_are_taken() -> None:
 @pytest.mark.parametrize(
     ("array", "type", "importance", "message"),
     [
-        (ROWS, "Q4_X", None, "'Q4_X' is no type of tensors; choose of F32, F16, Q4_0"),
-        (ROWS, "Q8_K", None, "cannot encode to Q8_K; choose of F32"),
+        (ROWS, "Q4_X", None, "'Q4_X' is not a tensor type; choose one of F32, F16, Q4_0"),
+        (ROWS, "Q8_K", None, "cannot encode to Q8_K; choose one of F32"),
         (ROWS, "IQ1_S", None, "cannot encode to IQ1_S without importance"),
         (ROWS[:, :100], "Q4_K", None, r"array of shape \(6, 100\), wanted rows of a multiple of the Q4_K block of 256"),
         (1.0, "Q8_0", None, r"array of shape \(\), wanted rows"),
@@ -66,7 +66,7 @@ def test_bad_arrays_are_refused(array: object, type: str, importance: object, me
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (ROWS, "data of float32, wanted the bytes, uint8"),
+        (ROWS, r"data of float32, wanted bytes \(uint8\)"),
         (
             np.zeros((2, 143), np.uint8),
             r"data of shape \(2, 143\), wanted rows of a multiple of 144 bytes, a Q4_K block",

@@ -1,6 +1,5 @@
-"""Which tensor gets which type: against llama-quantize's own choice, and in models of other shapes."""
+"""The choice of types against llama-quantize's, and in models of other shapes."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,19 +15,18 @@ from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import Value, ValueType, array, string, u32
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.source import Model, Source, Tensor
-from lltool.quant.choose import Choice, Options, check_choices, choose_types
+from lltool.quant.choose import ChosenType, Options, check_choices, choose_types
 from lltool.quant.recipe_language import Recipe, Rule
 from lltool.quant.recipes import find_recipe
 
 
 @pytest.fixture(scope="module")
-def smollm2(shared: Path, real_model: Callable[[str], Path]) -> tuple[Source, dict[str, Any]]:
-    """The model as its F16 file has it, and what llama-quantize made of that."""
-    golden = json.loads((shared / "golden" / "quantize_smollm2_f16.json").read_text())
-    types = golden["F16"]["tensors"]
+def smollm2(llama_quantized: dict[str, Any], real_model: Callable[[str], Path]) -> tuple[Source, dict[str, Any]]:
+    """The model's F16 file, and llama-quantize's results for it."""
+    types = llama_quantized["F16"]["tensors"]
     with open_gguf(real_model("smollm2-q4_1")) as file:
         tensors = [replace(tensor, type=GGMLType[types[tensor.name][0]]) for tensor in file.tensors]
-        return Model(file.metadata, tensors), golden
+        return Model(file.metadata, tensors), llama_quantized
 
 
 def test_types_are_llama_quantizes(smollm2: tuple[Source, dict[str, Any]]) -> None:
@@ -66,7 +64,7 @@ def types(tensors: list[Tensor], recipe: str, options: Options = NO_OPTIONS) -> 
     return [choice.type.name for choice in choose_types(Model({}, tensors), find_recipe(recipe), options)]
 
 
-def test_output_gets_more_bits_and_the_embedding_does_where_it_is_the_output() -> None:
+def test_the_output_gets_more_bits_and_so_does_a_tied_embedding() -> None:
     assert types(TIED, "Q4_0") == ["Q6_K", "Q4_0", "F16"]
     assert types(UNTIED, "Q4_0") == ["Q4_0", "Q4_0", "F16", "Q6_K"]
     assert types(UNTIED, "Q8_0") == ["Q8_0", "Q8_0", "F16", "Q8_0"]
@@ -74,7 +72,7 @@ def test_output_gets_more_bits_and_the_embedding_does_where_it_is_the_output() -
     assert types(UNTIED, "COPY") == ["F16"] * 4
 
 
-def test_options_come_before_the_recipe() -> None:
+def test_options_override_the_recipe() -> None:
     assert types(UNTIED, "Q4_0", Options(pure=True)) == ["Q4_0", "Q4_0", "F16", "Q4_0"]
     assert types(UNTIED, "Q4_0", Options(leave_output_tensor=True)) == ["Q4_0", "Q4_0", "F16", "F16"]
     chosen = Options(pure=True, output_tensor_type=GGMLType.Q8_0, token_embedding_type=GGMLType.Q5_1)
@@ -131,7 +129,7 @@ def model_of(
     is_shared: bool = False,
     parts: tuple[str, ...] = PARTS,
 ) -> Model:
-    """A model of that shape; with `is_shared` experts it has shared ones too, and none in its first block."""
+    """A model of that shape; with `is_shared` it also has shared experts, and none in its first block."""
     metadata: dict[str, Value] = {
         "general.architecture": string(architecture),
         f"{architecture}.block_count": u32(layers),
@@ -161,8 +159,8 @@ SHAPES = {
 EXPECTED = [line for line in Path(__file__).with_name("llama_types.txt").read_text().splitlines() if line[0] != "#"]
 
 
-def mixed_types(choices: list[Choice], base: str) -> str:
-    """Parts that are not all of type `base`: ` ffn_down=Q6_K*2,Q4_K output=Q6_K`."""
+def mixed_types(choices: list[ChosenType], base: str) -> str:
+    """Lists the parts that are not all of type `base`, as in ` ffn_down=Q6_K*2,Q4_K output=Q6_K`."""
     parts: dict[str, list[tuple[int, str]]] = {}
     for choice in choices:
         match = re.match(r"(?:blk\.(\d+)\.)?(\w+)\.weight", choice.tensor.name)
@@ -189,7 +187,7 @@ def test_types_in_models_of_other_shapes(shape: str) -> None:
 
 
 @pytest.mark.parametrize(("kv_heads", "type"), [([2, 8], "Q4_K"), ([8, 2], "Q3_K"), ([0, 2], "Q3_K"), ([], "Q3_K")])
-def test_where_each_layer_has_its_own_heads_the_first_counts(kv_heads: list[int], type: str) -> None:
+def test_the_first_layers_heads_count_if_layers_differ(kv_heads: list[int], type: str) -> None:
     model = model_of("llama", 2, 8, 8)
     numbers = array(ValueType.UINT32, np.array(kv_heads, np.uint32))
     model = Model({**model.metadata, "llama.attention.head_count_kv": numbers}, model.tensors)
@@ -210,9 +208,18 @@ def test_rules_of_a_users_recipe() -> None:
     assert changed == {"blk.1.ffn_down.weight": "Q6_K", "blk.1.attn_q.weight": "Q8_0", "blk.2.attn_q.weight": "Q8_0"}
 
 
-def test_what_cannot_be_made_is_refused() -> None:
+def test_types_that_cannot_be_encoded_are_refused() -> None:
     model = model_of("llama", 1, 4, 4)
     with pytest.raises(InputError, match=r"^m\.gguf: blk\.0\.attn_q\.weight: Q2_K is of no use without importance"):
         check_choices(choose_types(model, find_recipe("Q2_K_S"), Options(pure=True)), "m.gguf")
     check_choices(choose_types(model, find_recipe("Q2_K"), Options(pure=True)), "m.gguf")
     check_choices(choose_types(model, find_recipe("Q2_K_S"), has_importance=True), "m.gguf", has_importance=True)
+
+
+@pytest.mark.parametrize("key", ["block_count", "expert_count", "attention.head_count", "attention.head_count_kv"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 2**40, True, "8"])
+def test_invalid_counts_are_refused(key: str, value: Any) -> None:
+    kinds = {float: ValueType.FLOAT64, int: ValueType.INT64, bool: ValueType.BOOL, str: ValueType.STRING}
+    metadata = {"general.architecture": string("llama"), f"llama.{key}": Value(kinds[type(value)], value)}
+    with pytest.raises(InputError, match=f"llama.{key}: found .*, wanted an integer from 0"):
+        choose_types(Model(metadata, TIED), find_recipe("Q4_K_M"))

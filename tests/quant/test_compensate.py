@@ -1,4 +1,4 @@
-"""Compensated rounding: less output error than plain encoding, the best move of later columns, rows no worse."""
+"""Error compensation: less output error than plain encoding, optimal changes of later columns, no row worse."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def make(rows: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return random.normal(size=(rows, columns)).astype(np.float32), inputs
 
 
-def test_the_factor_is_of_the_inverse() -> None:
+def test_the_factor_belongs_to_the_inverse() -> None:
     _, inputs = make(1, 96)
     moments = inputs.T @ inputs / len(inputs)
     correlation = Correlation.of(moments)
@@ -29,7 +29,7 @@ def test_the_factor_is_of_the_inverse() -> None:
 
 
 @pytest.mark.parametrize("type", [GGMLType.Q4_0, GGMLType.Q5_1, GGMLType.IQ4_NL, GGMLType.Q4_K, GGMLType.Q6_K])
-def test_outputs_lose_less(type: GGMLType) -> None:
+def test_the_output_error_is_smaller(type: GGMLType) -> None:
     weights, inputs = make(40, 512)
     correlation = Correlation.of(inputs.T @ inputs / len(inputs))
     importance = (inputs**2).mean(axis=0).astype(np.float32)
@@ -39,8 +39,8 @@ def test_outputs_lose_less(type: GGMLType) -> None:
     assert lost[1].sum() < 0.8 * lost[0].sum()
 
 
-def test_later_columns_go_where_the_loss_is_least() -> None:
-    """With two blocks, the second one that is encoded is the first one's least-squares answer."""
+def test_later_columns_minimize_the_loss() -> None:
+    """With two blocks, the second one is encoded from the least-squares solution given the first."""
     weights, inputs = make(5, 64)
     correlation = Correlation.of(inputs.T @ inputs / len(inputs))
     made = decode(encode_compensated(weights, GGMLType.Q4_0, correlation), GGMLType.Q4_0)
@@ -57,7 +57,7 @@ def test_later_columns_go_where_the_loss_is_least() -> None:
 
 def test_no_row_is_worse_than_plain() -> None:
     weights, _ = make(60, 64)
-    correlation = Correlation.of(np.eye(64))  # nothing to gain from other columns
+    correlation = Correlation.of(np.eye(64))  # other columns cannot compensate
     plain = decode(encode(weights, GGMLType.Q4_0, np.ones(64, np.float32)), GGMLType.Q4_0)
     made = decode(encode_compensated(weights, GGMLType.Q4_0, correlation), GGMLType.Q4_0)
     assert (correlation.losses(weights - made) <= correlation.losses(weights - plain) * (1 + 1e-9)).all()

@@ -26,12 +26,12 @@ def test_overrides(text: str, key: str, value: Value) -> None:
 @pytest.mark.parametrize(
     "text", ["", "a", "a=1", "a=int:", "a=int:x", "a=int:4294967296", "a=bool:1", "=int:1", "a=x:1"]
 )
-def test_overrides_that_are_none(text: str) -> None:
+def test_invalid_overrides_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="wanted KEY=TYPE:VALUE"):
         parse_override(text)
 
 
-def test_pruning_renumbers_tensors_and_cuts_what_each_layer_has() -> None:
+def test_pruning_renumbers_tensors_and_cuts_arrays_with_a_value_per_layer() -> None:
     def tensor(name: str) -> Tensor:
         return Tensor(name, GGMLType.F32, (4,), lambda start, stop: np.zeros((stop - start, 16), np.uint8))
 

@@ -12,14 +12,14 @@ from lltool.gguf.source import Bytes
 from lltool.quant.codec import ENCODED, NEEDS_IMPORTANCE, BadWeights, decode, encode
 
 COLUMNS = 768
-NOT_IN_LIBGGUF = {GGMLType.Q2_0, GGMLType.IQ1_M}  # of IQ1_M it has an older version: see test_encode_iq1_m.py
+NOT_IN_LIBGGUF = {GGMLType.Q2_0, GGMLType.IQ1_M}  # its IQ1_M is an older version: see test_encode_iq1_m.py
 WITHOUT_HALVES = {GGMLType.MXFP4, GGMLType.NVFP4}  # their scales are 8-bit floats
 QUANTIZED = sorted(ENCODED - {GGMLType.F32, GGMLType.F16, GGMLType.BF16} - NOT_IN_LIBGGUF)
 
 
 def make_rows(kind: str) -> NDArray[np.float32]:
     random = np.random.default_rng(7)
-    normal = random.standard_normal((7, COLUMNS))  # 21 blocks of 256: lanes are left over
+    normal = random.standard_normal((7, COLUMNS))  # 21 blocks of 256 leave some lanes unused
     if kind == "one outlier a row":
         normal[:, 5] = 3000
     zeros = np.zeros((3, COLUMNS))
@@ -68,9 +68,9 @@ def make_importance(kind: str) -> NDArray[np.float32] | None:
     return None if kind == "plain" else importance
 
 
-CODEBOOKS = {type for type in QUANTIZED if type.name.startswith(("IQ1", "IQ2", "IQ3"))}  # have tests of their own
+CODEBOOKS = {type for type in QUANTIZED if type.name.startswith(("IQ1", "IQ2", "IQ3"))}  # these have their own tests
 WAYS = [
-    pytest.param(type, kind, id=f"{type.name}-{kind}")
+    pytest.param(type, kind, id=f"{type.name}-{kind}", marks=[pytest.mark.slow] * (type == GGMLType.IQ1_S))
     for type in QUANTIZED
     for kind in ("plain", "importance", "few columns")
     if kind == "importance" or type not in CODEBOOKS
@@ -78,7 +78,7 @@ WAYS = [
 
 
 def rows_of(type: GGMLType, kind: str) -> NDArray[np.float32]:
-    return make_rows(kind)[: 3 if type in CODEBOOKS else None]  # libgguf is slow there
+    return make_rows(kind)[: 3 if type in CODEBOOKS else None]  # libgguf is slow for these
 
 
 @cache
@@ -95,14 +95,14 @@ def test_bytes_equal_ggml(type: GGMLType, important: str, each_isa: str) -> None
 
 
 def test_q2_0_is_as_ggml_defines_it(each_isa: str) -> None:
-    """quantize_row_q2_0_ref of ggml-quants.c in numpy, as libgguf lacks the type."""
+    """Compares with quantize_row_q2_0_ref of ggml-quants.c in numpy, because libgguf lacks the type."""
     for kind in KINDS:
         blocks = make_rows(kind).reshape(-1, 64)
         largest = np.abs(blocks).max(axis=1, keepdims=True)
         with np.errstate(all="ignore"):
             quotient = (blocks * np.where(largest > 0, np.float32(1) / largest, np.float32(0))).astype(np.float64)
             codes = np.sign(quotient) * np.floor(np.abs(quotient) + 0.5) + 1
-        # What C's conversion to int makes of quotients that are no numbers, or infinite, is the least int.
+        # C's conversion to int gives the least int for quotients that are NaN or infinite.
         codes = np.where(np.isfinite(codes), codes, 0).astype(np.uint8).reshape(-1, 16, 4)
         data = (codes << np.array([0, 2, 4, 6], np.uint8)).sum(axis=2).astype(np.uint8)
         expected = np.concatenate([largest.astype("<f2").view(np.uint8), data], axis=1)
@@ -111,7 +111,7 @@ def test_q2_0_is_as_ggml_defines_it(each_isa: str) -> None:
 
 @pytest.mark.parametrize("type", [GGMLType.F16, GGMLType.BF16], ids=lambda type: type.name)
 def test_sixteen_bits_round_to_nearest_even(type: GGMLType, each_isa: str) -> None:
-    """All signs, exponents that fit, and mantissas about the halfway points."""
+    """Tests all signs, all exponents that fit, and mantissas around the halfway points."""
     bits = np.arange(0x33000000, 0x47800000, 0x1001, dtype=np.uint32) & ~np.uint32(0x0FFF)
     around = (bits[:, None] + np.array([0, 1, 0x7FF, 0x800, 0xFFF], np.uint32)).reshape(1, -1)
     rows = np.concatenate([around, around | 0x80000000]).view(np.float32)
@@ -150,7 +150,7 @@ def test_weights_beyond_half_precision_are_refused(type: GGMLType, size: float) 
             encode(rows, type, importance)
 
 
-def test_threads_change_nothing() -> None:
+def test_threads_do_not_change_the_bytes() -> None:
     rows = np.random.default_rng(0).standard_normal((1000, 512)).astype(np.float32)
     np.testing.assert_array_equal(encode(rows, GGMLType.Q4_1, threads=1), encode(rows, GGMLType.Q4_1, threads=5))
 
@@ -167,7 +167,7 @@ def test_importance_lowers_the_error_that_counts() -> None:
 
 
 def test_types_without_encoder_and_partial_blocks_are_refused() -> None:
-    with pytest.raises(InputError, match="cannot encode to Q8_K; choose of F32"):
+    with pytest.raises(InputError, match="cannot encode to Q8_K; choose one of F32"):
         encode(np.zeros((1, 256), np.float32), GGMLType.Q8_K)
     with pytest.raises(ValueError, match="row of 48 is not a multiple of the Q4_0 block of 32"):
         encode(np.zeros((1, 48), np.float32), GGMLType.Q4_0)

@@ -1,9 +1,9 @@
 """Encoders of the formats with codebooks where the choice of entries is delicate, and on a real model's tensors."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.reader import open_gguf
 from lltool.quant.codec import ENCODED, NEEDS_IMPORTANCE, decode, encode
 from lltool.quant.importance import read_importance
+from tests.conftest import GoldenFile
 
 COLUMNS = 512
 CODEBOOKS = [type for type in sorted(ENCODED) if type.name.startswith(("IQ1_S", "IQ2", "IQ3"))]
@@ -31,7 +32,7 @@ def make_rows(kind: str) -> NDArray[np.float32]:
         return (random.integers(-3, 4, normal.shape) * 0.25).astype(np.float32)
     if kind == "largest weights count nothing":
         normal[:, ::7] *= 1000
-    if kind == "sums below zero":  # of small weights that count most, stored with the wrong sign
+    if kind == "sums below zero":  # from small, important weights that are stored with the wrong sign
         normal = np.sign(normal) * random.uniform(0.8, 1.2, normal.shape)
         normal[:, ::8] *= 1e-3
     if kind == "outliers that count nothing, beyond the range of rounding":
@@ -71,11 +72,14 @@ def test_bytes_equal_ggml(type: GGMLType, kind: str, each_isa: str) -> None:
     [("IQ2_XXS", "IQ2_XXS"), ("IQ2_S", "IQ2_XS"), ("IQ2_M", "IQ2_S"), ("IQ3_XXS", "IQ3_XXS"), ("IQ3_S", "IQ3_S")],
 )
 def test_tensors_equal_llama_quantize(
-    file_type: str, type: str, shared: Path, real_model: Callable[[str], Path]
+    file_type: str,
+    type: str,
+    golden_file: GoldenFile,
+    llama_quantized: dict[str, Any],
+    real_model: Callable[[str], Path],
 ) -> None:
-    golden = json.loads((shared / "golden/quantize_smollm2_f16.json").read_text())
-    importance = read_importance(shared / "golden/imatrix/smollm2-imatrix.gguf")
-    hashes = golden[f"{file_type}+imatrix"]["tensors"]
+    importance = read_importance(golden_file("imatrix/smollm2-imatrix.gguf"))
+    hashes = llama_quantized[f"{file_type}+imatrix"]["tensors"]
     names = [name for name in sorted(hashes) if hashes[name][0] == type]
     assert len(names) >= 27
     with open_gguf(real_model("smollm2-q4_1")) as file:

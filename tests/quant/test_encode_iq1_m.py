@@ -21,7 +21,7 @@ LEVELS = np.array([[-0.875, 0.125, 1.125], [-1.125, -0.125, 0.875]], np.float32)
 
 @cache
 def candidates(point: tuple[int, ...]) -> NDArray[np.intp]:
-    """The entry at a point, or the entries at the three least distances from it, nearest first."""
+    """The entry at a point, or else the entries at the three least distances from it, nearest first."""
     distance = ((BOOK - np.array(point)) ** 2).sum(axis=1)
     nearest = np.unique(distance)
     kept = distance <= nearest[0 if nearest[0] == 0 else 2]
@@ -29,10 +29,10 @@ def candidates(point: tuple[int, ...]) -> NDArray[np.intp]:
 
 
 def find_splits(x: Floats, weight: Floats) -> tuple[Floats, NDArray[np.int_], NDArray[np.int_]]:
-    """Scale, levels (groups, 16) and shifts (groups, 2; 1 is down) of groups of 16; NaN is the scale of no split."""
+    """Scales, levels (groups, 16) and shifts (groups, 2; 1 is down) of groups of 16; NaN if there is no split."""
     order = np.argsort(x, axis=1, kind="stable")
     rank = np.argsort(order, axis=1, kind="stable")
-    running = np.zeros((4, len(x), 17), np.float32)  # of weight * x and of weight, for each half
+    running = np.zeros((4, len(x), 17), np.float32)  # running sums of weight * x and of weight, for each half
     for n, terms in enumerate((weight * x, weight)):
         for half in (0, 1):
             here = np.where(order // 8 == half, np.take_along_axis(terms, order, axis=1), np.float32(0))
@@ -40,10 +40,10 @@ def find_splits(x: Floats, weight: Floats) -> tuple[Floats, NDArray[np.int_], ND
     top, squares = LEVELS[:, 2], LEVELS**2
     scale = np.full(len(x), np.nan, np.float32)
     score = np.full(len(x), -np.finfo(np.float32).max)
-    chosen = np.zeros((len(x), 3), int)  # where the middle and the high part begin, the shifts
+    chosen = np.zeros((len(x), 3), int)  # the beginnings of the middle and the high part, and the shifts
     for middle in range(17):
         for high in range(middle, 17):
-            xq: dict[tuple[int, int], Floats] = {}  # of a half with a shift
+            xq: dict[tuple[int, int], Floats] = {}  # by half and shift
             qq: dict[tuple[int, int], Floats] = {}
             for half in (0, 1):
                 sums, counts = running[half], running[2 + half]
@@ -67,12 +67,12 @@ def find_splits(x: Floats, weight: Floats) -> tuple[Floats, NDArray[np.int_], ND
 
 
 def nearest(v: Floats) -> NDArray[np.int32]:
-    """ggml's nearest_int, with what it makes of numbers that are none."""
+    """ggml's nearest_int, including its results for NaN and infinity."""
     return ((v + np.float32(12582912)).view(np.int32) & 0x7FFFFF) - 0x400000
 
 
 def encode_blocks(x: Floats, importance: Floats | None) -> list[bytes]:
-    """Blocks of 256, (blocks, 256), as is `importance`."""
+    """Encodes blocks of 256 weights, (blocks, 256); `importance` has the same shape."""
     weight = x * x
     if importance is not None:
         mean_square = np.float32(2) * np.cumsum(x * x, axis=1, dtype=np.float32)[:, -1:] / np.float32(256)
@@ -84,7 +84,7 @@ def encode_blocks(x: Floats, importance: Floats | None) -> list[bytes]:
 
 
 def encode_block(x: Floats, weight: Floats, scale: Floats, levels: NDArray[np.int_], shifts: NDArray[np.int_]) -> bytes:
-    """A block of 16 groups of 16."""
+    """Encodes one block of 16 groups of 16 weights."""
     zero = np.isnan(scale) | (np.abs(x).max(axis=1) < np.float32(1e-7))
     entries, values = np.zeros((16, 2), int), np.zeros((16, 16), np.float32)
     for g in range(16):

@@ -1,4 +1,4 @@
-"""What must hold of an encoder whatever the weights, without an oracle."""
+"""Properties that encoders must have for all weights, tested without an oracle."""
 
 from collections.abc import Iterable
 
@@ -15,11 +15,11 @@ from lltool.quant.formats.table import FORMATS
 Floats = NDArray[np.float32]
 HALF = 2.0**-11  # the relative rounding error of half precision
 
-# Formats that round each weight to the nearest of their values: the largest error in terms of a block's largest weight.
+# Formats that round each weight to their nearest value: the largest error relative to the block's largest weight.
 NEAREST = {
-    GGMLType.Q4_0: 1 / 8 + HALF,  # a step at the end without a code of its own, half a step elsewhere
+    GGMLType.Q4_0: 1 / 8 + HALF,  # a whole step at the end that has no code, half a step elsewhere
     GGMLType.Q5_0: 1 / 16 + HALF,
-    GGMLType.Q4_1: 1 / 15 + 3 * HALF,  # half a step, of 15 from -largest to largest; min and 15 steps are rounded
+    GGMLType.Q4_1: 1 / 15 + 3 * HALF,  # half of one of 15 steps from -largest to largest; min and 15 steps are rounded
     GGMLType.Q5_1: 1 / 31 + 3 * HALF,
     GGMLType.Q8_0: 0.5 / 127 + HALF,
     GGMLType.MXFP4: 1 / 4,  # 8 becomes 6
@@ -43,7 +43,7 @@ def draw_rows(seed: int, scale: float, tail: str) -> Floats:
     return np.asarray(drawn[tail] * scale, np.float32)
 
 
-# Scales are such that no format's scale leaves the normal range of half precision, or of NVFP4's E4M3.
+# The scales keep every format's scale in the normal range of half precision and of NVFP4's E4M3.
 rows_of_weights = st.builds(
     draw_rows, st.integers(0, 2**32), st.floats(0.5, 100), st.sampled_from(["normal", "laplace", "uniform"])
 )
@@ -75,7 +75,7 @@ def test_floats_err_no_more_than_half_their_last_place(type: GGMLType, rows: Flo
 @by_name(sorted(NEAREST.keys() | ROUNDED.keys()))
 @settings(deadline=None, max_examples=20)
 @given(rows=rows_of_weights)
-def test_what_was_encoded_once_is_encoded_to_the_same_bytes(type: GGMLType, rows: Floats) -> None:
+def test_decoded_weights_are_encoded_to_the_same_bytes(type: GGMLType, rows: Floats) -> None:
     """The largest weight of a block is stored exactly, so its scale is found again. Searches may find a better one."""
     data = encode(rows, type)
     np.testing.assert_array_equal(encode(decode(data, type), type), data)
@@ -98,7 +98,7 @@ def test_the_definition_reads_what_was_encoded(type: GGMLType, rows: Floats) -> 
 
 
 def relative_error(type: GGMLType, rows: Floats) -> float:
-    """The root mean square error of unit normal weights, all columns counting the same, times 2 to the bits a weight.
+    """The root mean square error of unit normal weights, with equal importance, times 2 to the bits per weight.
 
     Shannon's bound for a source of independent normal numbers is 1: no code of so many bits has less.
     """
@@ -108,12 +108,12 @@ def relative_error(type: GGMLType, rows: Floats) -> float:
 
 @by_name(SEARCHED)
 def test_searches_come_near_the_bound_on_normal_weights(type: GGMLType) -> None:
-    """They come to 1.42 (IQ1_S) to 1.69 (IQ4_NL) times the bound."""
+    """They reach 1.42 (IQ1_S) to 1.69 (IQ4_NL) times the bound."""
     rows = np.random.default_rng(5).standard_normal((64, 1024)).astype(np.float32)
     assert 1 < relative_error(type, rows) < 1.75
 
 
-def test_more_bits_err_less() -> None:
+def test_more_bits_give_smaller_errors() -> None:
     rows = np.random.default_rng(6).standard_normal((32, 1024)).astype(np.float32)
     for family in (
         "Q2_K Q3_K Q4_K Q5_K Q6_K Q8_0 F16 F32",

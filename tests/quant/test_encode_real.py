@@ -1,10 +1,10 @@
-"""Encoders on the weights of a real model: llama-quantize's tensors, and libgguf where it made none."""
+"""Encoders on the weights of a real model, against llama-quantize's tensors or else libgguf."""
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.reader import open_gguf
 from lltool.quant.codec import ENCODED, NEEDS_IMPORTANCE, decode, encode
 from lltool.quant.importance import read_importance
+from tests.conftest import GoldenFile
 
 Hashes = Mapping[tuple[GGMLType, bool], Mapping[str, str]]  # (type, with importance) -> tensor -> start of its sha256
 
@@ -21,17 +22,17 @@ COMPARED = ENCODED - {GGMLType.F32}
 
 
 @pytest.fixture(scope="module")
-def hashes(shared: Path) -> Hashes:
+def hashes(llama_quantized: dict[str, Any]) -> Hashes:
     found: dict[tuple[GGMLType, bool], dict[str, str]] = defaultdict(dict)
-    for key, made in json.loads((shared / "golden/quantize_smollm2_f16.json").read_text()).items():
+    for key, made in llama_quantized.items():
         for name, (type, start) in made.get("tensors", {}).items():
             found[GGMLType[type], "+imatrix" in key][name] = start
     return found
 
 
 @pytest.fixture(scope="module")
-def importance(shared: Path) -> Mapping[str, NDArray[np.float32]]:
-    found = read_importance(shared / "golden/imatrix/smollm2-imatrix.gguf")
+def importance(golden_file: GoldenFile) -> Mapping[str, NDArray[np.float32]]:
+    found = read_importance(golden_file("imatrix/smollm2-imatrix.gguf"))
     return {name: found.means(name)[0] for name in found.sums}
 
 
@@ -63,7 +64,7 @@ def test_tensors_equal_llama_quantize(
 def test_rows_equal_libgguf(
     type: GGMLType, real_model: Callable[[str], Path], importance: Mapping[str, NDArray[np.float32]], each_isa: str
 ) -> None:
-    """Off the grid of the four-bit file that they come from."""
+    """The weights are moved off the grid of the four-bit file from which they come."""
     libgguf = pytest.importorskip("libgguf")
     with open_gguf(real_model("smollm2-q4_1")) as file:
         tensor = file.tensor("blk.7.ffn_down.weight")

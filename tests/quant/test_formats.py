@@ -1,4 +1,4 @@
-"""Every format three ways: the numpy class, native code under each instruction set, PyPI's gguf."""
+"""Every format in three implementations: the numpy class, native code under each instruction set, PyPI's gguf."""
 
 import numpy as np
 import pytest
@@ -18,14 +18,14 @@ UNKNOWN_TO_GGUF = (GGMLType.Q8_1, GGMLType.Q8_K, GGMLType.Q1_0, GGMLType.Q2_0)
 
 
 def random_blocks(type: GGMLType, count: int = 400) -> Bytes:
-    """Random bytes, so every code and sign; scales include infinity, NaN, zero and subnormals."""
+    """Random bytes, which contain every code and sign; scales include infinity, NaN, zero and subnormals."""
     blocks = np.random.default_rng(int(type)).integers(0, 256, (count, LAYOUT[type].bytes), dtype=np.uint8)
     blocks[0], blocks[1] = 0, 255
     return blocks
 
 
 def assert_same_floats(actual: Floats, expected: Floats) -> None:
-    """Equal bit for bit; NaN equals NaN, whatever its payload, which processors choose differently."""
+    """Asserts bitwise equality, except that all NaNs are equal, because processors choose different payloads."""
     numbers = ~np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(actual), ~numbers)
     np.testing.assert_array_equal(actual[numbers].view(np.uint32), expected[numbers].view(np.uint32))
@@ -55,7 +55,7 @@ def test_decode_equals_gguf(type: GGMLType) -> None:
 
 @pytest.mark.parametrize("type", FORMATS, ids=lambda type: type.name)
 def test_codes_fit_the_affine_view(type: GGMLType) -> None:
-    """A group is 16 or 32 weights and never spans blocks; a code never leaves a byte."""
+    """A group is 16 or 32 weights and never spans blocks; a code always fits in a byte."""
     format = FORMATS[type]
     codes, scale, _ = format.unpack(random_blocks(type))
     assert format.group in (16, 32)
@@ -93,13 +93,13 @@ def test_plain_numbers_decode(dtype: str) -> None:
 
 @pytest.mark.parametrize("columns", [32, 64, 480, 512, 544, 2080])
 def test_rows_of_any_length_and_threads(columns: int, each_isa: str) -> None:
-    """Native code unpacks several blocks ahead; tails and threads change nothing."""
+    """Native code unpacks several blocks ahead; tails and threads do not change the result."""
     blocks = random_blocks(GGMLType.Q5_1, 40 * columns // 32)
     expected = FORMATS[GGMLType.Q5_1].decode(blocks).reshape(40, columns)
     for threads in (1, 3):
         assert_same_floats(decode(blocks.reshape(40, -1), GGMLType.Q5_1, threads), expected)
 
 
-def test_a_row_of_part_of_a_block_is_refused() -> None:
+def test_a_row_with_a_partial_block_is_refused() -> None:
     with pytest.raises(ValueError, match="row of 17 bytes is not a multiple of the Q4_0 block of 18"):
         decode(np.zeros((1, 17), np.uint8), GGMLType.Q4_0)

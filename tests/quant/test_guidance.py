@@ -1,4 +1,4 @@
-"""Importance against a model: what is taken, what is warned of, what is another model's."""
+"""Importance checked against a model: uses, warnings, and importance of another model."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.source import Tensor
-from lltool.quant.choose import Choice
+from lltool.quant.choose import ChosenType
 from lltool.quant.guidance import Guidance, read_guidance
 from lltool.quant.importance import Importance, write_dat, write_importance
 
@@ -29,7 +29,7 @@ def tensor(name: str) -> Tensor:
 
 
 def check(found: Importance, type: GGMLType = GGMLType.Q8_0, needs_importance: bool = False) -> list[str]:
-    choices = [Choice(tensor(name), type, type, needs_importance) for name in SHAPES]
+    choices = [ChosenType(tensor(name), type, type, needs_importance) for name in SHAPES]
     return Guidance(Path("i.gguf"), found).check(choices, {name: name for name in SHAPES}, set(SHAPES))
 
 
@@ -46,30 +46,32 @@ def test_a_dat_file_guides_experts_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, [[1.5, 3, 4.5], [0.5, 0.5, 1]])
 
 
-def test_what_is_missing_unseen_or_zero_is_named() -> None:
+def test_missing_unseen_and_zero_entries_are_named() -> None:
     assert check(importance()) == []
     found = importance(attn_q=[[0.0, 0, 0]], attn_k=[])
     found.counts[EXPERTS][1] = 0
     assert check(found) == [
-        f"i.gguf: has nothing for these tensors, all their columns count the same: {OTHER}",
-        f"i.gguf: these saw no token, all their columns count the same: {EXPERTS}, expert 1",
+        f"i.gguf: has nothing for these tensors, so all their columns count the same: {OTHER}",
+        f"i.gguf: these saw no token, so all their columns count the same: {EXPERTS}, expert 1",
         f"i.gguf: is all zero for these tensors: {DENSE}",
     ]
-    assert check(found, GGMLType.F16) == []  # which asks for no importance
+    assert check(found, GGMLType.F16) == []  # F16 uses no importance
 
 
 def test_importance_of_another_model_is_refused() -> None:
     with pytest.raises(
-        InputError, match=r"^i\.gguf: blk\.0\.attn_q\.weight has 2 columns, the model's 3; it is another"
+        InputError, match=r"^i\.gguf: blk\.0\.attn_q\.weight has 2 columns, the model's has 3; it belongs to another"
     ):
         check(importance(attn_q=[[1.0, 2]]))
-    with pytest.raises(InputError, match=r"^i\.gguf: has importance of blk\.0\.ffn_x\.weight, which the model has not"):
+    with pytest.raises(
+        InputError, match=r"^i\.gguf: has importance of blk\.0\.ffn_x\.weight, which the model does not have"
+    ):
         check(importance(ffn_x=[[1.0, 2]]))
-    with pytest.raises(InputError, match=rf"^i\.gguf: has nothing for {OTHER}, and IQ1_S is of no use without"):
+    with pytest.raises(InputError, match=rf"^i\.gguf: has no importance of {OTHER}, and IQ1_S is of no use without it"):
         check(importance(attn_k=[]), GGMLType.IQ1_S, needs_importance=True)
 
 
-def test_a_selection_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_an_empty_selection_is_refused(tmp_path: Path) -> None:
     write_importance(tmp_path / "i.gguf", importance())
     assert list(read_guidance(tmp_path / "i.gguf", exclude=["attn"]).importance.sums) == [EXPERTS]
     with pytest.raises(InputError, match=r"i\.gguf: no entry is left by --include-weights and --exclude-weights"):

@@ -1,4 +1,4 @@
-"""Importance files in both formats, and those that are none."""
+"""Importance files in both formats, and files that are not importance files."""
 
 import struct
 from dataclasses import replace
@@ -10,6 +10,7 @@ import pytest
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import string, u32
 from lltool.quant.importance import Importance, merge, read_importance, write_dat, write_importance
+from tests.conftest import GoldenFile
 
 ATTENTION, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
 
@@ -44,8 +45,8 @@ def test_gguf_files_come_back(tmp_path: Path) -> None:
     assert_same(read_importance(tmp_path / "imatrix.gguf"), small_importance())
 
 
-def test_a_file_of_llama_imatrix_is_written_back_byte_for_byte(shared: Path, tmp_path: Path) -> None:
-    source = shared / "golden" / "imatrix" / "smollm2-imatrix.gguf"
+def test_a_file_of_llama_imatrix_is_written_back_byte_for_byte(golden_file: GoldenFile, tmp_path: Path) -> None:
+    source = golden_file("imatrix/smollm2-imatrix.gguf")
     importance = read_importance(source)
     assert (importance.chunk_count, importance.chunk_size, importance.datasets) == (40, 512, ("text/calib.txt",))
     assert len(importance.sums) == 210
@@ -62,9 +63,9 @@ def test_dat_files_keep_the_means(tmp_path: Path) -> None:
     write_dat(tmp_path / "imatrix.dat", small_importance())
     found = read_importance(tmp_path / "imatrix.dat")
     np.testing.assert_array_equal(found.means(ATTENTION), [[1, 2, 3]])
-    np.testing.assert_array_equal(found.means(EXPERTS), [[1, 2, 1, 1, 1, 1]])  # the format forgets the experts
+    np.testing.assert_array_equal(found.means(EXPERTS), [[1, 2, 1, 1, 1, 1]])  # the format has no experts
     assert (found.chunk_count, found.chunk_size, found.datasets) == (1, 0, ("second.txt",))
-    assert found.counts[EXPERTS] == [2]  # ceil(3 tokens / 2 a chunk)
+    assert found.counts[EXPERTS] == [2]  # ceil(3 tokens / 2 per chunk)
 
 
 def test_dat_layout_is_llama_imatrixs(tmp_path: Path) -> None:
@@ -94,11 +95,11 @@ def dat(name: bytes = b"blk.0.attn_q.weight", values: tuple[float, ...] = (1.0, 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "the number of entries at byte 0 takes 4 bytes, 0 are left"),
+        (b"", "the number of entries at byte 0 takes 4 bytes, but only 0 are left"),
         (struct.pack("<i", 0), "holds no importance"),
         (struct.pack("<i", -1), "holds no importance"),
         (b"PK\x03\x04" + bytes(100), "the name of entry 0 has 0 bytes"),
-        (dat()[:-1], "the importance of blk.0.attn_q.weight at byte 35 takes 8 bytes, 7 are left"),
+        (dat()[:-1], "the importance of blk.0.attn_q.weight at byte 35 takes 8 bytes, but only 7 are left"),
         (dat(name=b""), "the name of entry 0 has 0 bytes"),
         (dat(values=()), "has no columns"),
         (dat(values=(1.0, -1.0)), "blk.0.attn_q.weight: importance is negative"),
@@ -127,7 +128,7 @@ def test_merged_importance_is_that_of_all_tokens(tmp_path: Path) -> None:
     assert merged.datasets == ("first.txt", "second.txt") * 2
     assert (merged.chunk_count, merged.chunk_size) == (2, 2)
 
-    write_dat(tmp_path / "imatrix.dat", one)  # has one mean a column, of a chunk: two tokens
+    write_dat(tmp_path / "imatrix.dat", one)  # stores one mean per column, over one chunk of two tokens
     merged = merge([read_importance(tmp_path / "imatrix.dat"), one], 2)
     np.testing.assert_array_equal(merged.sums[ATTENTION], [[4, 8, 12]])
     np.testing.assert_array_equal(merged.sums[EXPERTS], [[7, 14], [4, 4], [5, 5]])

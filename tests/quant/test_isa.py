@@ -1,3 +1,4 @@
+import platform
 import shutil
 import subprocess
 import sys
@@ -5,13 +6,34 @@ from pathlib import Path
 
 import pytest
 
+from lltool.engine.cpu import _native as engine_native
 from lltool.quant import _native
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# The instruction sets of a kind of processor, best first, with the words of /proc/cpuinfo that they need.
+X86 = {
+    "avx512": {"avx2", "fma", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+    "avx2": {"avx2", "fma", "bmi2"},
+    "scalar": set[str](),
+}
+ARM = {"neon_dot": {"asimddp"}, "neon": {"asimd"}, "scalar": set[str]()}
+NEEDS = {"x86_64": X86, "AMD64": X86, "aarch64": ARM, "arm64": ARM}[platform.machine()]
 
 
 def test_scalar_code_runs_everywhere() -> None:
     assert _native.available_isas()[-1] == "scalar"
+
+
+def test_a_build_has_every_instruction_set() -> None:
+    """Checks the vocabulary that each table was compiled with, so that no missing set goes unnoticed."""
+    assert _native.built_isas() == engine_native.built_isas() == list(NEEDS)
+    assert engine_native.available_isas() == _native.available_isas()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux")
+def test_the_best_available_instruction_set_is_used() -> None:
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    assert _native.available_isas() == [name for name, needs in NEEDS.items() if needs <= words]
 
 
 def test_unknown_instruction_set_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""What is known before any weight is read."""
+"""Plans, which are made before any weight is read."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def never(start: int, stop: int) -> Bytes:
 
 
 def write_llama_shape(path: Path, layers: int, width: int, hidden: int) -> None:
-    """The first LLaMA's header, then a hole in the file as long as its F16 weights."""
+    """A file with the first LLaMA's header and a hole as long as its F16 weights."""
     square, wide = (width, width), (hidden, width)
     parts = {"attn_q": square, "attn_k": square, "attn_v": square, "attn_output": square}
     parts |= {"ffn_gate": wide, "ffn_up": wide, "ffn_down": (width, hidden)}
@@ -36,7 +36,7 @@ def write_llama_shape(path: Path, layers: int, width: int, hidden: int) -> None:
         output.truncate(file.size)
 
 
-# The well-known table is of the time when output.weight had the type of the rest: --pure.
+# The well-known table dates from the time when output.weight had the type of the other tensors, as with --pure.
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [((32, 4096, 11008), (3.5, 3.9, 4.3, 4.7, 6.7)), ((40, 5120, 13824), (6.8, 7.6, 8.3, 9.1, 12.9))],
@@ -57,7 +57,7 @@ def test_sizes_of_llama(shape: tuple[int, int, int], sizes: tuple[float, ...], t
 
 def test_the_buffer_bounds_the_window() -> None:
     assert window_weights(20 << 20) == 1 << 20
-    assert window_weights(1 << 40) == 4 << 20  # more does not make it faster
+    assert window_weights(1 << 40) == 4 << 20  # larger windows are not faster
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "m.gguf"
 
 
-def test_what_cannot_be_done_is_refused(model: Path) -> None:
+def test_impossible_plans_are_refused(model: Path) -> None:
     with open_gguf(model) as file:
         named = Options(tensor_types=(("ffn_up", GGMLType.Q8_0),))
         with pytest.raises(InputError, match=r"--tensor-type ffn_up=Q8_0: no tensor's name matches"):

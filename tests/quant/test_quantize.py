@@ -1,7 +1,6 @@
-"""Whole files against what llama-quantize makes of the same one, and what is refused."""
+"""Whole files against llama-quantize's results, and requests that are refused."""
 
 import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -24,12 +23,7 @@ from lltool.quant.guidance import read_guidance
 from lltool.quant.plan import Request, plan_quantization
 from lltool.quant.quantize import quantize_file, write_plans
 from lltool.quant.recipe_language import Recipe, Rule, format_recipe
-
-
-@pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((shared / "golden" / "quantize_smollm2_f16.json").read_text())
-    return found
+from tests.conftest import GoldenFile
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +40,12 @@ def assert_equals_golden(path: Path, expected: dict[str, Any]) -> None:
         assert file.metadata["general.file_type"].data == expected["file_type"]
 
 
-def test_dequantizing_to_f16_equals_llama_quantize(f16_file: Path, golden: dict[str, Any]) -> None:
-    assert_equals_golden(f16_file, golden["F16"])
+def test_dequantizing_to_f16_equals_llama_quantize(f16_file: Path, llama_quantized: dict[str, Any]) -> None:
+    assert_equals_golden(f16_file, llama_quantized["F16"])
 
 
-# IQ1_M is not here: of ten tensors llama-quantize and libgguf make different bytes; we make libgguf's.
-FEW = ["Q4_0", "Q6_K+pure", "Q4_K_M+imatrix"]
+# IQ1_M is not here: llama-quantize and libgguf give different bytes for ten tensors; ours equal libgguf's.
+FEW = [["Q4_0", "Q6_K+pure"], ["Q4_K_M+imatrix"]]
 MANY = [
     ["Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M"],
     ["Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_M", "IQ3_XS", "IQ3_XXS", "TQ1_0", "TQ2_0", "Q3_K_M+pure"],
@@ -60,25 +54,25 @@ MANY = [
 ]
 
 
-@pytest.mark.parametrize("keys", [FEW, *(pytest.param(keys, marks=pytest.mark.slow) for keys in MANY)])
+@pytest.mark.parametrize("keys", [*FEW, *(pytest.param(keys, marks=pytest.mark.slow) for keys in MANY)])
 def test_files_of_one_read_equal_llama_quantize(
-    keys: list[str], f16_file: Path, golden: dict[str, Any], shared: Path, tmp_path: Path
+    keys: list[str], f16_file: Path, llama_quantized: dict[str, Any], golden_file: GoldenFile, tmp_path: Path
 ) -> None:
-    guided = Request(read_guidance(shared / "golden" / "imatrix" / "smollm2-imatrix.gguf"))
     with open_gguf(f16_file) as file:
         plans = []
         for key in keys:
             type, _, how = key.partition("+")
-            request = guided if how == "imatrix" else Request()
+            guided = how == "imatrix"
+            request = Request(read_guidance(golden_file("imatrix/smollm2-imatrix.gguf"))) if guided else Request()
             plans.append(plan_quantization(file, type, Options(pure=how == "pure"), request))
         reports = write_plans(plans, [tmp_path / f"{key}.gguf" for key in keys])
     for key, report in zip(keys, reports, strict=True):
-        assert_equals_golden(report.path, golden[key])
+        assert_equals_golden(report.path, llama_quantized[key])
 
 
-def test_options_equal_llama_quantize(f16_file: Path, shared: Path, tmp_path: Path) -> None:
-    """Digests of what llama.cpp's llama_model_quantize made of the same file, for options that the golden set lacks."""
-    guidance = read_guidance(shared / "golden" / "imatrix" / "smollm2-imatrix.gguf")
+def test_options_equal_llama_quantize(f16_file: Path, golden_file: GoldenFile, tmp_path: Path) -> None:
+    """Compares with digests of llama_model_quantize's results, for options that the golden set lacks."""
+    guidance = read_guidance(golden_file("imatrix/smollm2-imatrix.gguf"))
     named = Options(
         output_tensor_type=GGMLType.Q8_0, tensor_types=(("ffn_down", GGMLType.Q6_K), ("attn", GGMLType.Q8_0))
     )
@@ -98,8 +92,8 @@ def test_options_equal_llama_quantize(f16_file: Path, shared: Path, tmp_path: Pa
         assert found.startswith(report.path.name), report.plan.recipe.name
 
 
-def test_a_guided_file_says_by_what(f16_file: Path, shared: Path, tmp_path: Path) -> None:
-    guidance = read_guidance(shared / "golden" / "imatrix" / "smollm2-imatrix.gguf", include=["blk.0."])
+def test_a_guided_file_records_its_importance(f16_file: Path, golden_file: GoldenFile, tmp_path: Path) -> None:
+    guidance = read_guidance(golden_file("imatrix/smollm2-imatrix.gguf"), include=["blk.0."])
     with open_gguf(f16_file) as file:
         plan = plan_quantization(file, "Q8_0", request=Request(guidance))
         [note] = plan.notes
@@ -118,7 +112,7 @@ def test_a_guided_file_says_by_what(f16_file: Path, shared: Path, tmp_path: Path
 
 @pytest.fixture
 def small_file(tmp_path: Path) -> Path:
-    """Two matrices, one of rows that fill no block, and a vector."""
+    """Two matrices, one with rows shorter than a block, and a vector."""
     rows = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
     narrow, norm = np.ones((4, 40), np.float32), np.ones((1, 64), np.float32)
     path = tmp_path / "small.gguf"
@@ -130,9 +124,9 @@ def small_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_says_how_it_was_made(small_file: Path) -> None:
+def test_a_file_records_how_it_was_made(small_file: Path) -> None:
     report = quantize_file(small_file, None, "q8_0", Options(pure=True))
-    assert report.path == small_file.with_name("ggml-model-Q8_0.gguf")
+    assert report.path == small_file.with_name("small-Q8_0.gguf")
     with open_gguf(report.path) as file:
         values = {key: value.data for key, value in file.metadata.items()}
     assert values["general.architecture"] == "llama"
@@ -142,24 +136,24 @@ def test_a_file_says_how_it_was_made(small_file: Path) -> None:
     assert values["lltool.quantize.source_sha256"] == hashlib.sha256(small_file.read_bytes()).hexdigest()
 
 
-def test_plan_tells_fallbacks_and_sizes(small_file: Path) -> None:
+def test_plan_lists_fallbacks_and_sizes(small_file: Path) -> None:
     with open_gguf(small_file) as file:
         plan = plan_quantization(file, "Q8_0")
         fallbacks = [choice for choice in plan.choices if choice.type != choice.wanted]
         assert [choice.tensor.name for choice in fallbacks] == ["blk.0.attn_k.weight"]
         assert fallbacks[0].type == GGMLType.F16
         assert describe_fallbacks(plan.choices) == [
-            "blk.0.attn_k.weight: rows of 40 are not whole Q8_0 blocks of 32; F16 instead (+0.0 MiB)"
+            "blk.0.attn_k.weight: rows of 40 are not whole Q8_0 blocks of 32; F16 is used instead (+0.0 MiB)"
         ]
         assert plan.source_bytes == 4 * (8 * 64 + 4 * 40 + 64)
         assert plan.bytes == 8 * 2 * 34 + 2 * 4 * 40 + 4 * 64
-        with pytest.raises(InputError, match=r"not whole Q8_0 blocks of 32; F16 instead .* drop --strict"):
+        with pytest.raises(InputError, match=r"not whole Q8_0 blocks of 32; F16 is used instead .* drop --strict"):
             plan_quantization(file, "Q8_0", request=Request(strict=True))
 
 
 def test_quantizing_twice_is_refused(small_file: Path, tmp_path: Path) -> None:
     quantize_file(small_file, tmp_path / "once.gguf", "Q8_0")
-    with pytest.raises(InputError, match=r"once\.gguf: blk\.0\.attn_q\.weight is Q8_0 already.*--allow-requantize"):
+    with pytest.raises(InputError, match=r"once\.gguf: blk\.0\.attn_q\.weight is already Q8_0.*--allow-requantize"):
         quantize_file(tmp_path / "once.gguf", tmp_path / "twice.gguf", "Q4_0")
     assert not (tmp_path / "twice.gguf").exists()
     quantize_file(tmp_path / "once.gguf", tmp_path / "twice.gguf", "Q4_0", request=Request(allow_requantize=True))
@@ -183,7 +177,7 @@ def test_the_source_is_not_overwritten(small_file: Path) -> None:
         quantize_file(small_file, small_file, "Q8_0")
 
 
-def test_several_outputs_are_those_made_alone(small_file: Path, tmp_path: Path) -> None:
+def test_several_outputs_equal_those_written_alone(small_file: Path, tmp_path: Path) -> None:
     with open_gguf(small_file) as file:
         plans = [plan_quantization(file, type) for type in ("Q8_0", "Q5_1", "COPY")]
         together = write_plans(plans, [tmp_path / f"{i}.gguf" for i in range(3)], with_errors=True)
@@ -195,13 +189,18 @@ def test_several_outputs_are_those_made_alone(small_file: Path, tmp_path: Path) 
         assert copy == {}
         assert q8_0 is not None
         assert q5_1 is not None
+        frame = together[0].to_pandas().set_index("tensor")
+        assert frame.error.dropna().to_dict() == q8_0
+        assert frame.loc["blk.0.attn_q.weight", ["source_type", "type"]].tolist() == ["F32", "Q8_0"]
+        assert frame.source_bytes.sum() == plans[0].source_bytes
+        assert frame.bytes.sum() == plans[0].bytes
         assert 1e-6 < q8_0["blk.0.attn_q.weight"] < q5_1["blk.0.attn_q.weight"] < 1e-2
         assert q8_0["blk.0.attn_k.weight"] == 0  # ones
         with pytest.raises(InputError, match=r"same\.gguf: is the target of two types"):
             write_plans(plans, [tmp_path / "same.gguf"] * 3)
 
 
-def test_recipes_of_ones_own_are_kept_in_the_file(small_file: Path, tmp_path: Path) -> None:
+def test_a_users_recipe_is_recorded_in_the_file(small_file: Path, tmp_path: Path) -> None:
     recipe = Recipe("mine", GGMLType.Q8_0, FileType.Q8_0, rules=(Rule(GGMLType.Q5_0, match="attn_q"),))
     overrides = {"general.name": string("renamed"), "lltool.quantize.source_sha256": string("?")}
     quantize_file(small_file, tmp_path / "out.gguf", recipe, request=Request(overrides=overrides))
@@ -232,14 +231,14 @@ from lltool.gguf.reader import open_gguf
 with open_gguf(sys.argv[1]) as file:
     plans = [plan_quantization(file, type) for type in ("Q8_0", "Q4_0")]
     write_plans(plans, sys.argv[2:4])
-    # Unlike ru_maxrss not that of the process which started this one.
+    # Unlike ru_maxrss, this is not inherited from the parent process.
     print(estimate_memory(plans), int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024)
 """
 
 
 @pytest.mark.slow
 def test_memory_stays_under_the_bound(tmp_path: Path) -> None:
-    """A model of twice the bound, mostly a hole in the file."""
+    """The model is twice as large as the bound; most of its file is a hole."""
     zeros = np.zeros((1 << 12, 4096), np.uint8)
     tensors = [
         Tensor(f"blk.{i}.ffn_up.weight", GGMLType.F32, (1 << 16, 1024), lambda a, b: zeros[: b - a]) for i in range(4)

@@ -18,13 +18,13 @@ def f32_tensor(rows: np.ndarray) -> Tensor:
 
 
 def test_rows_are_encoded_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_WINDOW", 7 * 96)  # several windows a read
+    monkeypatch.setattr(module, "_WINDOW", 7 * 96)  # several windows per read
     [tensor] = retype(Model({}, [f32_tensor(ROWS)]), lambda _: GGMLType.Q5_0).tensors
     assert (tensor.type, tensor.shape, tensor.nbytes) == (GGMLType.Q5_0, (50, 96), 50 * 66)
     np.testing.assert_array_equal(tensor.read(3, 41), encode(ROWS[3:41], GGMLType.Q5_0))
 
 
-def test_a_tensor_of_the_type_already_passes_untouched() -> None:
+def test_a_tensor_that_has_the_type_passes_unchanged() -> None:
     tensor = f32_tensor(ROWS)
     assert retype(Model({}, [tensor]), lambda _: GGMLType.F32).tensors[0] is tensor
 
@@ -47,7 +47,7 @@ def test_each_expert_has_its_own_importance(window: int, monkeypatch: pytest.Mon
     expected = [encode(ROWS[10 * i : 10 * i + 10], GGMLType.Q4_0, importance[i]) for i in range(3)]
     np.testing.assert_array_equal(guided.data(), np.concatenate(expected))
     np.testing.assert_array_equal(guided.read(8, 23), np.concatenate(expected)[8:23])
-    assert (expected[0] != encode(ROWS[:10], GGMLType.Q4_0)).any()  # it makes a difference
+    assert (expected[0] != encode(ROWS[:10], GGMLType.Q4_0)).any()  # importance makes a difference
 
 
 def test_outputs_that_share_a_decoder_decode_once() -> None:
@@ -67,7 +67,7 @@ def test_outputs_that_share_a_decoder_decode_once() -> None:
 
 
 @pytest.mark.parametrize("importance", [None, np.linspace(0, 2, 96, dtype=np.float32)[None]])
-def test_what_is_lost_is_summed(importance: np.ndarray | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_summed(importance: np.ndarray | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_WINDOW", 7 * 96)
     error = ErrorSum()
     assert error.relative == 0

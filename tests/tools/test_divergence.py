@@ -1,4 +1,4 @@
-"""`lltool perplexity --reference` and its files: what is printed where, and one line for each thing that is wrong."""
+"""`lltool perplexity --reference` and its files: what goes to stdout and stderr, and one line for each error."""
 
 import csv
 import io
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lltool.engine.model import load_model
-from lltool.eval.divergence import divergence
-from lltool.eval.divergence_summary import RUNNING_HEADER, report_lines, running_line, summarize
+from lltool.eval.divergence.divergence import divergence
+from lltool.eval.divergence.summary import RUNNING_HEADER, report_lines, running_line, summarize_divergence
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.metadata import ValueType, array
 from lltool.tools.cli import main
@@ -47,7 +47,7 @@ def test_a_pair_in_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ):
         result = divergence(base, model, (folder / "a.txt").read_text(), context=64, chunks=4)
     assert code == 0
-    assert out.splitlines() == list(report_lines(summarize(result)))
+    assert out.splitlines() == list(report_lines(summarize_divergence(result)))
     lines = err.splitlines()
     assert "windows of 64 tokens" in lines[0]
     assert lines[-5:] == [RUNNING_HEADER, *(running_line(n, result.first(n)) for n in (1, 2, 3, 4))]
@@ -70,8 +70,8 @@ def test_several_texts_make_a_table(folder: Path, capsys: pytest.CaptureFixture[
         [f"{folder}/b.txt", "124"],
         ["all texts", "248"],
     ]
-    records = list(csv.DictReader(io.StringIO(run(folder, f"{options} -o csv", capsys)[1])))
-    reports = json.loads(run(folder, f"{options} -o json", capsys)[1])
+    records = list(csv.DictReader(io.StringIO(run(folder, f"{options} --format csv", capsys)[1])))
+    reports = json.loads(run(folder, f"{options} --format json", capsys)[1])
     assert [float(record["divergence_mean"]) for record in records] == pytest.approx(
         [report["divergence"]["mean"] for report in reports]
     )
@@ -109,23 +109,26 @@ def test_files_stand_in_for_the_base(folder: Path, capsys: pytest.CaptureFixture
         ("-m @swapped.gguf --reference @0.gguf -f @a.txt", "token 40 is 'I', but 'H' in"),
         ("-m @swapped.gguf --reference @r.npz", "that are not those of"),
         ("-m @1.gguf --reference @0.gguf -f @short.txt", "short.txt: 5 tokens, wanted at least 128"),
-        ("-m @1.gguf --reference @0.gguf", "says nothing without a text; give one with -f"),
-        ("-m @1.gguf --reference @r.npz -f @b.txt", "r.npz: made of another text than"),
-        ("-m @1.gguf --reference @l.bin -f @b.txt", "l.bin: made of another text than"),
+        ("-m @1.gguf --reference @0.gguf", "a model as base needs a text; give one with -f"),
+        ("-m @1.gguf --reference @r.npz -f @b.txt", "r.npz: was made from another text than"),
+        ("-m @1.gguf --reference @l.bin -f @b.txt", "l.bin: was made from another text than"),
         ("-m @1.gguf --reference @r.npz -f @a.txt,@b.txt", "2 texts, but"),
-        ("-m @1.gguf --reference @cut.npz", "cut.npz: not a reference file, or cut off"),
+        ("-m @1.gguf --reference @cut.npz", "cut.npz: not a reference file, or a truncated one"),
         ("-m @1.gguf --reference @cut.bin", "cut.bin: 900 bytes, but 4 chunks"),
         ("-m @1.gguf --kl-divergence-base @cut.bin --kl-divergence", "cut.bin: 900 bytes, but 4 chunks"),
-        ("-m @1.gguf --reference @none.gguf -f @a.txt", "none.gguf: No such file"),
+        ("-m @1.gguf --reference @none.gguf -f @a.txt", "none.gguf: no such file"),
         ("-m @1.gguf --reference @a.txt -f @a.txt", "a.txt: "),
         ("-m @1.gguf --kl-divergence", "give the base model's file with --kl-divergence-base"),
-        ("-m @1.gguf --reference @0.gguf --write-reference @x -f @a.txt", "--reference with --write-reference"),
+        (
+            "-m @1.gguf --reference @0.gguf --write-reference @x -f @a.txt",
+            "--reference and --write-reference cannot be used together",
+        ),
         ("-m @1.gguf --write-reference @x", "0 texts, wanted one for --write-reference"),
         ("-m @1.gguf --write-reference @x -f @a.txt --top-tokens 1", "top 1, wanted at least 2"),
-        ("-m @1.gguf --write-reference @none/x -f @a.txt", "is not a file that can be written"),
+        ("-m @1.gguf --write-reference @none/x -f @a.txt", "none: no such folder; make it first"),
         ("-m @1.gguf --write-reference @x -f @a.txt --worst 3", "--worst goes with --reference"),
         ("-m @1.gguf --reference @0.gguf -f @a.txt --top-tokens 3", "--top-tokens goes with --write-reference"),
-        ("-m @1.gguf --reference @0.gguf -f @a.txt --method hf", "are of a model alone"),
+        ("-m @1.gguf --reference @0.gguf -f @a.txt --method hf", "do not apply to a divergence"),
     ],
 )
 def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str], options: str, message: str) -> None:
@@ -137,7 +140,7 @@ def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
         (folder / "cut.bin").write_bytes((folder / "l.bin").read_bytes()[:900])
     code, out, err = run(folder, f"-c 64 {options}", capsys)
     assert (code, out) == (2, "")
-    error = err[err.index("lltool: error: ") :]  # what is running may have said so before
+    error = err[err.index("lltool: error: ") :]  # a running command may have printed other lines before
     assert message in error
     assert error.count("\n") == 1
     assert not (folder / "x").exists()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lltool.engine.threads import Team, Threads, available_cpus, default_threads
+from lltool.engine.cpu.threads import Team, Threads, available_cpus, default_threads
 from lltool.gguf.errors import InputError
 from lltool.tools import cli
 from lltool.tools.arguments import command_parser
@@ -47,7 +47,11 @@ def test_memory_and_exactness() -> None:
     found = read("-lm mlock --deterministic -ctk q8_0 -ctv f32")
     assert (found["load_mode"], found["deterministic"]) == ("mlock", True)
     assert (found["cache_type_k"], found["cache_type_v"]) == ("q8_0", "f32")
-    assert read("--load-mode none")["load_mode"] == "none"
+    assert [read(line)["load_mode"] for line in ("--load-mode none", "--no-mmap", "--mlock")] == [
+        "none",
+        "none",
+        "mlock",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -55,11 +59,11 @@ def test_memory_and_exactness() -> None:
     [
         ("-t 0", "'0' is not a whole number of at least 1"),
         ("-tb 600", "threads_batch 600, wanted 1 to 512"),
-        ("-C zz", "'zz' is no mask of processors"),
-        ("-Cb 0x", "'0x' is no mask of processors"),
-        ("-Cr 3", "'3' is no range of processors"),
-        ("-Crb 5-1", "'5-1' is no range of processors"),
-        ("-Cr 99999-99999", "processor 99999 is not this process's to use"),
+        ("-C zz", "'zz' is not a mask of processors"),
+        ("-Cb 0x", "'0x' is not a mask of processors"),
+        ("-Cr 3", "'3' is not a range of processors"),
+        ("-Crb 5-1", "'5-1' is not a range of processors"),
+        ("-Cr 99999-99999", "this process may not use processor 99999"),
         ("--cpu-strict 2", "argument --cpu-strict: invalid choice"),
         ("--poll 101", "poll 101, wanted 0 to 100"),
         ("--poll=-1", "poll -1, wanted 0 to 100"),
@@ -86,5 +90,5 @@ def test_a_priority_is_set_or_refused_in_words(monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError
 
     monkeypatch.setattr(os, "setpriority", refuse)
-    with pytest.raises(InputError, match="--prio 2: a higher priority is not this user's to take"):
+    with pytest.raises(InputError, match="--prio 2: this user may not set a higher priority"):
         set_priority(2)

@@ -1,4 +1,4 @@
-"""`lltool gate`: what it prints, its exit codes, and one line for each thing that is wrong."""
+"""`lltool gate`: its output, its exit codes, and one line for each error."""
 
 import json
 from contextlib import suppress
@@ -13,7 +13,7 @@ from tests.eval.tiny_text_model import random_text, write_text_model
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With model.gguf, text.txt and their baseline, base.json."""
+    """A folder with model.gguf, text.txt and their baseline, base.json."""
     folder = tmp_path_factory.mktemp("gate")
     write_text_model(folder / "model.gguf")
     (folder / "text.txt").write_text(random_text(600))
@@ -70,36 +70,37 @@ def test_a_regression_exits_with_1_and_says_where(folder: Path, capsys: pytest.C
 def test_speed_is_gated_on_request(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that became a hundred times slower, next to the same probes."""
+    """A model that became a hundred times slower relative to the same probes."""
     data = json.loads((folder / "base.json").read_text())
     for name, factor in (("decode", 100), ("copied", 1)):
         samples = data["speed"][name]
-        data["speed"][name] = [factor * samples[0]] * len(samples)  # without spread, so that 100 is far beyond it
+        # Samples without spread: a factor of 100 is far beyond it.
+        data["speed"][name] = [factor * samples[0]] * len(samples)
     (folder / "fast.json").write_text(json.dumps(data))
     assert main(["gate", "check", str(folder / "fast.json"), "-t", "1"]) == 0
     assert main(["gate", "check", str(folder / "fast.json"), "-t", "1", "--speed"]) == 1
-    assert "FAIL: slower, next to what the machine does" in capsys.readouterr().out
+    assert "FAIL: slower relative to the machine's own speed" in capsys.readouterr().out
     assert main(["gate", "check", str(folder / "fast.json"), "-t", "2", "--speed"]) == 0
-    assert "note: recorded with 1 threads, checked with 2: speeds do not compare" in capsys.readouterr().out
+    assert "note: recorded with 1 threads, checked with 2: speeds are not comparable" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["check", "gone.json"], "gone.json: No such file or directory"),
-        (["check", "text.txt"], "text.txt: no JSON, or cut off; record the baseline anew"),
+        (["check", "gone.json"], "gone.json: no such file"),
+        (["check", "text.txt"], "text.txt: not JSON, or cut off; record a new baseline"),
         (["check", "base.json", "-f", "other.txt"], "was recorded on a text of"),
         (["check", "base.json", "-m", "text.txt"], "text.txt: "),
-        (["check", "base.json", "-m", "gone.gguf"], "gone.gguf: No such file or directory"),
+        (["check", "base.json", "-m", "gone.gguf"], "gone.gguf: no such file"),
         (["check", "base.json", "-b", "0"], "'0' is not a whole number of at least 1"),
         (["record", "-m", "model.gguf", "-f", "text.txt", "-o", "x.json"], "wanted at least 2048 (8 windows of 256)"),
-        (["record", "-m", "model.gguf", "-f", "text.txt", "-o", "gone/x.json"], "is not a file that can be written"),
+        (["record", "-m", "model.gguf", "-f", "text.txt", "-o", "gone/x.json"], "gone: no such folder; make it first"),
         (["record", "-m", "model.gguf", "-f", "text.txt", "-o", "x.txt"], "wanted a name that ends with .json"),
-        (["verify"], "wanted `lltool gate record` or `lltool gate check`"),
-        ([], "wanted `lltool gate record` or `lltool gate check`"),
+        (["verify"], "invalid choice: 'verify' (choose from"),
+        ([], "the following arguments are required: COMMAND"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_bad_input_gives_one_line(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -127,6 +128,6 @@ def test_bad_input_is_one_line(
 def test_help_shows_examples_and_a_job_for_ci(
     arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with suppress(SystemExit):  # of argparse
+    with suppress(SystemExit):  # argparse exits
         assert main(["gate", *arguments]) == 0
     assert part in capsys.readouterr().out

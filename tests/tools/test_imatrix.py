@@ -1,4 +1,4 @@
-"""`lltool imatrix`: what it prints where, what other tools read of it, and one line for each thing that is wrong."""
+"""`lltool imatrix`: what goes to stdout and stderr, what other tools read, and one line for each error."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from lltool.gguf.reader import open_gguf
 from lltool.quant.importance import read_importance
 from lltool.tools.cli import main
+from tests.conftest import GoldenFile
 from tests.eval.tiny_text_model import random_text, write_text_model
 
 SMALL = ["-c", "32", "-b", "32"]
@@ -40,12 +41,12 @@ def test_the_path_is_data_and_the_rest_is_talk(
     running, final, coverage = err.splitlines()
     assert running.count("[") == 5
     assert final.startswith("Final estimate: PPL = ")
-    assert coverage == "importance of 21 matrices, none of token_embd.weight"
+    assert coverage == "importance of 21 matrices, but none of token_embd.weight"
 
     code, out, err = run(capsys, "-m", model, "-f", text, "-o", output, *SMALL, "--json")
     report = json.loads(out)
     assert code == 0
-    assert err.startswith(f"note: {output}: going on behind window 5 of 5\n")
+    assert err.startswith(f"lltool: note: {output}: resuming after window 5 of 5\n")
     assert (report["chunks"], report["chunks_resumed"], report["chunks_skipped"]) == (5, 5, [])
     assert f"{report['perplexity']:.4f}" in final
     with open_gguf(output) as file:
@@ -62,7 +63,7 @@ def test_a_chunk_that_gives_nan_is_named(model: str, tmp_path: Path, capsys: pyt
     options = ["-m", model, "-f", tmp_path / "text.txt", "-o", tmp_path / "imatrix.gguf", *SMALL, "--chunk", "2"]
     code, _, err = run(capsys, *options, "--until-stable", "0.9999")
     assert code == 0
-    assert "warning: chunks that gave NaN or infinity, and are not counted: 3\n" in err
+    assert "lltool: note: skipped chunks that gave NaN or infinity: 3\n" in err
 
 
 def test_files_are_merged_and_change_format(
@@ -81,8 +82,8 @@ def test_files_are_merged_and_change_format(
         np.testing.assert_allclose(read_importance(back).means(name), wanted.means(name), rtol=1e-6)
 
 
-def test_statistics_are_llama_imatrixs(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    golden = shared / "golden/imatrix/smollm2-imatrix.gguf"
+def test_statistics_are_llama_imatrixs(golden_file: GoldenFile, capsys: pytest.CaptureFixture[str]) -> None:
+    golden = golden_file("imatrix/smollm2-imatrix.gguf")
     code, out, err = run(capsys, "--in-file", golden, "--show-statistics")
     assert (code, err) == (0, "")
     matrices, layers = out.split("\n\n")
@@ -97,12 +98,13 @@ def test_statistics_are_llama_imatrixs(shared: Path, capsys: pytest.CaptureFixtu
     ("options", "message"),
     [
         ([], "nothing to do: give a model and a text (-m, -f), or files to merge (--in-file)"),
-        (["-f", "TEXT"], "-f wants a model to run on it: -m MODEL"),
-        (["-m", "MODEL", "-f", "none.txt"], "none.txt: No such file"),
-        (["-m", "none.gguf", "-f", "TEXT"], "none.gguf: No such file"),
+        (["MODEL"], "names a model, but there is no text to run it on; give one with -f"),
+        (["-f", "TEXT"], "no model is named; wanted a GGUF file"),
+        (["-m", "MODEL", "-f", "none.txt"], "none.txt: no such file"),
+        (["-m", "none.gguf", "-f", "TEXT"], "none.gguf: no such file"),
         (["-m", "TEXT", "-f", "TEXT"], "text.txt: not a GGUF file"),
         (["-m", "MODEL", "-f", "TEXT"], "text.txt: 160 tokens, wanted at least 1024"),
-        (["-m", "MODEL", "-f", "TEXT", "-c", "600"], "context 600, the model was made for 512 at most"),
+        (["-m", "MODEL", "-f", "TEXT", "-c", "600"], "context 600, but the model was made for at most 512"),
         (
             ["-m", "MODEL", "-f", "TEXT", *SMALL, "--chunk", "5"],
             "text.txt: has 5 chunks of 32 tokens, wanted more than 5",
@@ -111,11 +113,11 @@ def test_statistics_are_llama_imatrixs(shared: Path, capsys: pytest.CaptureFixtu
         (["-m", "MODEL", "-f", "TEXT", *SMALL, "--chunks", "0"], "'0' is not a whole number of at least 1"),
         (["-m", "MODEL", "-f", "TEXT", *SMALL, "-ofreq", "0"], "'0' is not a whole number of at least 1"),
         (["-m", "MODEL", "-f", "TEXT", "--until-stable", "1.5"], "'1.5' is not a number between 0 and 1"),
-        (["-m", "MODEL", "-f", "TEXT", *SMALL, "--chat"], "text.txt: line 1: "),
-        (["-m", "MODEL", "-f", "TEXT", *SMALL, "--in-file", "none.gguf"], "none.gguf: No such file"),
+        (["-m", "MODEL", "-f", "TEXT", *SMALL, "--chat"], "text.txt, line 1: "),
+        (["-m", "MODEL", "-f", "TEXT", *SMALL, "--in-file", "none.gguf"], "none.gguf: no such file"),
         (["-m", "MODEL", "-f", "TEXT", *SMALL, "--in-file", "MODEL"], "model.gguf: not an importance file"),
-        (["-m", "MODEL", "-f", "TEXT", *SMALL, "-o", "TEXT"], "text.txt: is both read and written"),
-        (["-m", "MODEL", "-f", "TEXT", *SMALL, "-o", "none/imatrix.gguf"], "wanted a file in a folder that exists"),
+        (["-m", "MODEL", "-f", "TEXT", *SMALL, "-o", "TEXT"], "text.txt: would overwrite its own source"),
+        (["-m", "MODEL", "-f", "TEXT", *SMALL, "-o", "none/imatrix.gguf"], "none: no such folder; make it first"),
         (["-m", "MODEL", "-f", "TEXT", *SMALL, "--output-format", "csv"], "invalid choice: 'csv'"),
         (["--in-file", "TEXT"], "text.txt: "),
         (["--show-statistics"], "--show-statistics with 0 files, wanted one --in-file"),
@@ -136,7 +138,7 @@ def test_bad_input_is_one_line(
     before = sorted(tmp_path.iterdir())
     code, out, err = run(capsys, *({"MODEL": model, "TEXT": text}.get(option, option) for option in options))
     assert (code, out) == (2, "")
-    lines = [line for line in err.splitlines() if not line.startswith("note: ")]
+    lines = [line for line in err.splitlines() if not line.startswith("lltool: note: ")]
     assert len(lines) == 1
     assert lines[0].startswith("lltool: error: ")
     assert message in lines[0]

@@ -1,4 +1,4 @@
-"""`lltool perplexity`: what it prints where, and one line for each thing that is wrong."""
+"""`lltool perplexity`: what goes to stdout and stderr, and one line for each error."""
 
 import csv
 import hashlib
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lltool.engine.model import load_model
-from lltool.eval.perplexity import perplexity
-from lltool.eval.text import SAMPLE_TEXT
+from lltool.eval.common.text import SAMPLE_TEXT
+from lltool.eval.scoring.perplexity import perplexity
 from lltool.tools.cli import main
 from tests.eval.tiny_text_model import random_text, write_text_model
 
@@ -66,7 +66,7 @@ def test_final_estimate_is_data_and_running_values_are_talk(
 def test_several_texts_are_a_table(model: str, texts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-m", model, "-c", "50", "-b", "120"]
     out, err = run(capsys, *arguments, "-f", ",".join(texts))
-    assert run(capsys, *arguments, "-f", texts[0], "-f", texts[1], "-o", "md")[0] == out
+    assert run(capsys, *arguments, "-f", texts[0], "-f", texts[1], "--format", "md")[0] == out
     records = json.loads(run(capsys, *arguments, "-f", ",".join(texts), "--json")[0])
     titles, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines()[:-2]]
     assert titles == ["text", "tokens", "scored", "PPL", "±", "bits/byte", "bits/word"]
@@ -87,8 +87,8 @@ def test_several_texts_are_a_table(model: str, texts: list[str], capsys: pytest.
 
 def test_csv_has_a_line_a_text(model: str, texts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-m", model, "-c", "50", "-f", ",".join(texts)]
-    rows = list(csv.DictReader(run(capsys, *arguments, "-o", "csv")[0].splitlines()))
-    records = json.loads(run(capsys, *arguments, "-o", "json")[0])
+    rows = list(csv.DictReader(run(capsys, *arguments, "--format", "csv")[0].splitlines()))
+    records = json.loads(run(capsys, *arguments, "--format", "json")[0])
     for row, record in zip(rows, records, strict=True):
         assert row.keys() == record.keys() - {"running"}
         for key in row.keys() - {"seconds", "test_time"}:
@@ -152,7 +152,7 @@ def test_losses_have_each_scored_token(
         (b"a" * 200, ["-c", "8", "--stride", "4"], "text.txt: 200 tokens, wanted at least 512 (two windows of 256)"),
         (b"", ["--method", "hf"], "text.txt: 0 tokens, wanted at least 3"),
         (b"a \xff", [], "text.txt: byte 2 is not UTF-8"),
-        (b"text", ["-c", "513"], "context 513, the model was made for 512 at most"),
+        (b"text", ["-c", "513"], "context 513, but the model was made for at most 512"),
         (b"text", ["-c", "8", "-b", "9" * 20], "text.txt: 4 tokens, wanted at least 16"),
         (b"text", ["-c", "2"], "context of 2 tokens: wanted at least 4"),
         (b"text", ["-c", "8", "--stride", "9"], "stride of 9 tokens, wanted 1 to the context of 8"),
@@ -160,11 +160,11 @@ def test_losses_have_each_scored_token(
         (b"text", ["--method", "llama", "--stride", "9"], "stride 9 goes with method strided or hf"),
         (b"text", ["--method", "hf", "--score", "all"], "score all goes with method llama"),
         (b"text", ["--losses", "losses.txt"], "'losses.txt' is not the name of a .csv or .npy file"),
-        (b"text", ["--losses", "no/such/folder/losses.csv"], "folder/losses.csv' is not a file that can be written"),
+        (b"text", ["--losses", "no/such/folder/losses.csv"], "no/such/folder: no such folder; make it first"),
         (b"text", ["-f", "a.txt,"], "'a.txt,' lacks the name of a file"),
         (b"text", ["--worst", "3"], "--worst goes with --reference or --kl-divergence"),
         (b"text", ["--top-tokens", "3"], "--top-tokens goes with --write-reference"),
-        (None, [], "text.txt: No such file or directory"),
+        (None, [], "text.txt: no such file"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -187,7 +187,7 @@ def test_bad_input_is_one_line(
     assert message in error
 
 
-def test_a_short_text_is_told_of_before_the_first_is_computed(
+def test_a_short_text_is_an_error_before_any_computation(
     model: str, texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = tmp_path / "short.txt"

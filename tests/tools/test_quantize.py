@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -37,8 +38,8 @@ def written_type(path: Path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "name", "type"),
     [
-        (["{model}", "q4_0"], "ggml-model-Q4_0.gguf", "Q4_0"),
-        (["{model}", "7", "2"], "ggml-model-Q8_0.gguf", "Q8_0"),
+        (["{model}", "q4_0"], "model-Q4_0.gguf", "Q4_0"),
+        (["{model}", "7", "2"], "model-Q8_0.gguf", "Q8_0"),
         (["{model}", "{folder}/out.gguf", "Q5_1"], "out.gguf", "Q5_1"),
         (["--pure", "{model}", "{folder}/out.gguf", "Q5_0", "1"], "out.gguf", "Q5_0"),
         (["{model}", "--pure", "{folder}/out.gguf", "Q4_1"], "out.gguf", "Q4_1"),
@@ -67,10 +68,10 @@ def test_several_types_go_beside_the_source_or_to_a_folder(model: Path, capsys: 
     folder.mkdir()
     assert main(["quantize", "--json", str(model), str(folder), "Q8_0,q5_1", "2"]) == 0
     reports = json.loads(capsys.readouterr().out)
-    assert [report["path"] for report in reports] == [str(folder / f"ggml-model-{t}.gguf") for t in ("Q8_0", "Q5_1")]
+    assert [report["path"] for report in reports] == [str(folder / f"model-{t}.gguf") for t in ("Q8_0", "Q5_1")]
     assert [written_type(Path(report["path"])) for report in reports] == ["Q8_0", "Q5_1"]
     assert main(["quantize", str(model), "Q4_0,Q4_1"]) == 0
-    assert capsys.readouterr().out.split() == [str(model.parent / f"ggml-model-{t}.gguf") for t in ("Q4_0", "Q4_1")]
+    assert capsys.readouterr().out.split() == [str(model.parent / f"model-{t}.gguf") for t in ("Q4_0", "Q4_1")]
 
 
 def test_a_recipe_is_shown_and_given(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,8 +83,8 @@ def test_a_recipe_is_shown_and_given(model: Path, capsys: pytest.CaptureFixture[
     given = [[str(model), str(recipe)], ["--recipe", str(recipe), str(model), "1"]]
     for arguments in given:
         assert main(["quantize", *arguments]) == 0
-        assert capsys.readouterr().out.strip() == str(model.parent / "ggml-model-mine.gguf")
-        assert written_type(model.parent / "ggml-model-mine.gguf") == "Q5_0"
+        assert capsys.readouterr().out.strip() == str(model.parent / "model-mine.gguf")
+        assert written_type(model.parent / "model-mine.gguf") == "Q5_0"
 
 
 def test_options_reach_the_file(model: Path) -> None:
@@ -109,7 +110,7 @@ def test_errors_are_shown_and_reported(model: Path, capsys: pytest.CaptureFixtur
     assert 1e-3 < float(error) < 1e-2
     header, row = (folder / "errors.csv").read_text().splitlines()
     assert header == "file,tensor,layer,part,type,weights,bytes,error"
-    assert row.startswith(f"ggml-model-Q4_0.gguf,{NAME},0,attn_q,Q4_0,512,288,{float(error):.6f}"[:-1])
+    assert row.startswith(f"model-Q4_0.gguf,{NAME},0,attn_q,Q4_0,512,288,{float(error):.6f}"[:-1])
     assert (folder / "errors-Q4_0.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -117,13 +118,14 @@ def test_errors_are_shown_and_reported(model: Path, capsys: pytest.CaptureFixtur
     ("arguments", "message"),
     [
         (["{model}"], "wanted IN [OUT] TYPE [NTHREADS]"),
-        (["{model}", "Q9"], "file type 'Q9' is not one of F32"),
+        (["{model}", "Q9"], "file type 'Q9' is unknown; wanted one of F32"),
+        (["{model}", "q4km"], "file type 'q4km' is unknown; did you mean Q4_K_M?"),
         (["{model}", "Q4_0", "0"], "NTHREADS is '0'"),
         (["{model}.none", "Q4_0"], "model.gguf.none"),
         (["{model}", "{model}", "Q4_0"], "would overwrite its own source"),
-        (["{model}", "Q8_0,Q9"], "file type 'Q9' is not one of F32"),
+        (["{model}", "Q8_0,Q9"], "file type 'Q9' is unknown; wanted one of F32"),
         (["{model}", "none/out.gguf", "Q8_0,Q4_0"], "none/out.gguf: not a folder"),
-        (["{model}", "{model}.toml"], "No such file"),
+        (["{model}", "{model}.toml"], "no such file"),
         (["{wide}", "IQ2_XS"], "attn_q.weight: IQ2_XS is of no use without importance"),
         (["{wide}", "IQ1_S"], "attn_q.weight: IQ1_S is of no use without importance"),
         (["--tensor-type", "none=Q8_0", "{model}", "Q4_0"], "--tensor-type none=Q8_0: no tensor's name matches"),
@@ -131,18 +133,18 @@ def test_errors_are_shown_and_reported(model: Path, capsys: pytest.CaptureFixtur
         (["--tensor-type", "Q8_0", "{model}", "Q4_0"], "tensor type 'Q8_0': wanted REGEX=TYPE"),
         (["--tensor-type", "a=Q9", "{model}", "Q4_0"], "tensor type 'a=Q9': 'Q9' is not one of F32"),
         (["--imatrix", "{other}", "{model}", "Q4_0"], "other.gguf: has importance of blk.7.attn_q.weight, which"),
-        (["--imatrix", "{narrow}", "{model}", "Q4_0"], "blk.0.attn_q.weight has 32 columns, the model's 64"),
+        (["--imatrix", "{narrow}", "{model}", "Q4_0"], "blk.0.attn_q.weight has 32 columns, the model's has 64"),
         (["--imatrix", "{model}", "{model}", "Q4_0"], "model.gguf: not an importance file"),
         (["--include-weights", "a", "{model}", "Q4_0"], "give --imatrix too"),
         (["--imatrix", "i", "--include-weights", "a", "--exclude-weights", "b", "{model}", "7"], "cannot be used tog"),
         (["--prune-layers", "0,9", "{model}", "Q4_0"], "has no layer 9 to prune"),
-        (["--prune-layers", "a", "{model}", "Q4_0"], "'a' is not numbers with commas between them"),
+        (["--prune-layers", "a", "{model}", "Q4_0"], "'a' is not a comma-separated list of numbers"),
         (["--override-kv", "a=b", "{model}", "Q4_0"], "override 'a=b': wanted KEY=TYPE:VALUE"),
-        (["{quantized}", "Q4_0"], "attn_q.weight is Q8_0 already"),
+        (["{quantized}", "Q4_0"], "attn_q.weight is already Q8_0"),
         (["{model}", "{folder}/none/out.gguf", "Q4_0"], "none: no such folder"),
         (
             ["--strict", "{model}", "Q4_K_M"],
-            "rows of 64 are not whole Q4_K blocks of 256; Q5_0 instead (+0.0 MiB); drop",
+            "rows of 64 are not whole Q4_K blocks of 256; Q5_0 is used instead (+0.0 MiB); drop",
         ),
     ],
 )
@@ -182,16 +184,51 @@ def test_a_disk_that_fills_half_way_is_one_line(large_model: Path) -> None:
     command = [sys.executable, "-m", "lltool", "quantize", large_model, "Q4_0"]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 2
-    assert "ggml-model-Q4_0.gguf: the disk is full after " in done.stderr.splitlines()[-1]
+    assert "large-Q4_0.gguf: a limit on the size of files is reached after " in done.stderr.splitlines()[-1]
     assert list(large_model.parent.iterdir()) == [large_model]
 
 
-def test_killed_half_way_it_leaves_nothing(large_model: Path) -> None:
-    command = [sys.executable, "-m", "lltool", "quantize", "--max-buffer-size", "4", large_model, "Q4_K_M", "1"]
+def test_a_buffer_of_a_bare_number_is_bytes_and_too_small(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where MiB were meant until sizes got one meaning, a command of then ends with the reason."""
+    assert main(["quantize", "--max-buffer-size", "80", "in.gguf", "Q4_0"]) == 2
+    assert (
+        "'80' is 80 bytes, wanted at least 1MiB; a number without a unit is bytes, not MiB" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("again", [None, 0.0, 0.002, 0.01])  # seconds until the signal comes a second time
+def test_stopped_half_way_it_leaves_nothing(large_model: Path, name: str, code: int, again: float | None) -> None:
+    command = [sys.executable, "-m", "lltool", "quantize", "--max-buffer-size", "4MiB", large_model, "Q4_K_M", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    while process.poll() is None and not any(path.stat().st_size > 1 << 20 for path in large_model.parent.glob(".*")):
+    while process.poll() is None and not any(
+        path.stat().st_size > 1 << 20 for path in large_model.parent.glob(".*/*.gguf")
+    ):
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.Signals[name])
+    if again is not None:
+        time.sleep(again)
+        process.send_signal(signal.Signals[name])
     _, errors = process.communicate()
-    assert (process.returncode, errors.splitlines()[-1]) == (2, "lltool: interrupted")
+    assert (process.returncode, errors.splitlines()[-1]) == (code, "lltool: interrupted")
+    assert list(large_model.parent.iterdir()) == [large_model]
+
+
+@pytest.mark.parametrize("change", ["cut", "overwritten"])
+def test_a_source_that_changes_half_way_is_one_line(large_model: Path, change: str) -> None:
+    command = [sys.executable, "-m", "lltool", "quantize", "--max-buffer-size", "4MiB", large_model, "Q4_K_M", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not any(
+        path.stat().st_size > 1 << 20 for path in large_model.parent.glob(".*/*.gguf")
+    ):
+        time.sleep(0.01)
+    if change == "cut":
+        os.truncate(large_model, 1 << 16)
+    else:
+        with large_model.open("r+b") as file:
+            file.seek(1 << 20)
+            file.write(bytes(1 << 20))
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.splitlines()[-1].startswith(f"lltool: error: {large_model}: changed while it was read")
     assert list(large_model.parent.iterdir()) == [large_model]

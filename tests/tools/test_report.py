@@ -1,4 +1,4 @@
-"""`lltool report` on what the other commands print, and what it refuses."""
+"""`lltool report` on the output of the other commands, and the requests that it refuses."""
 
 import json
 from pathlib import Path
@@ -38,8 +38,10 @@ def test_it_reads_what_the_commands_print(tmp_path: Path, capsys: CaptureFixture
         f"{printed['base']['perplexity']:.1f}",
         f"{kl['perplexity']:.1f}",
     ]
-    assert by_title["KL divergence, nats"][0] == "0"
-    assert float(by_title["KL divergence, nats"][1].split(" ")[0]) == pytest.approx(kl["divergence"]["mean"], rel=0.05)
+    assert by_title["KL divergence, nats a token"][0] == "0"
+    assert float(by_title["KL divergence, nats a token"][1].split(" ")[0]) == pytest.approx(
+        kl["divergence"]["mean"], rel=0.05
+    )
     assert by_title["bits a weight"][1] == f"{printed['quantize']['bits_per_weight']:.2f}"
     speeds = [float(cell) for cell in by_title["tg4 ms a token, 1 thread"]]
     medians = [row["median_ts"] for row in printed["speed"] if row["n_gen"]]
@@ -53,7 +55,7 @@ def test_it_reads_what_the_commands_print(tmp_path: Path, capsys: CaptureFixture
         (["{folder}/none"], "not a folder"),
         (["{folder}"], "no results"),
         (["{folder}", "-o", "{folder}/report.pdf"], "report.pdf"),
-        (["{folder}", "-o", "{folder}/none/report.html"], "report.html"),
+        (["{folder}", "-o", "{folder}/none/report.html"], "none: no such folder; make it first"),
         ([], "required: DIR"),
     ],
 )

@@ -1,14 +1,17 @@
-"""`lltool run` on a real model: answers, chats, and one line for what is wrong."""
+"""`lltool run` on a real model: answers, chats, and one line for each error."""
 
 import io
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lltool.engine import generate
+from lltool.engine.generate import generate
+from lltool.engine.model import load_model
+from lltool.engine.sampling import Sampler
 from lltool.tools import cli
 
 
@@ -20,7 +23,7 @@ def model(real_model: Callable[[str], Path]) -> str:
 @pytest.fixture
 def say(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Puts text on standard input."""
-    return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    return lambda text: monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
 ITEMS = ("evaluate", "sample", "text", "output")
@@ -41,7 +44,7 @@ def test_a_prompt_is_answered_with_the_chat_template(model: str, capsys: pytest.
     assert items
     named = dict(re.findall(r"(\w+) ([\d.]+)", items[1]))
     assert list(named) == ["model", "sampling", "text", "output"]
-    # Together they are the time of a token. They are rounded to 0.01 ms, and the speed of a busy machine, 1.0, to 0.1.
+    # They add up to the time of a token. They are rounded to 0.01 ms, and the speed, 1.0 on a busy machine, to 0.1.
     assert sum(map(float, named.values())) == pytest.approx(1e3 / float(total[1]), rel=0.06, abs=0.03)
     assert float(re.findall(r"\(([\d.]+) t/s\)", items[1])[0]) >= float(total[1])
 
@@ -103,50 +106,22 @@ def test_the_same_seed_gives_the_same_text(model: str, capsys: pytest.CaptureFix
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_a_chat_keeps_what_was_said_in_the_cache(
+def test_a_chat_keeps_the_conversation_in_the_cache(
     model: str, capsys: pytest.CaptureFixture[str], say: Callable[[str], None]
 ) -> None:
-    say(f"/help\n\n{QUESTION}\nAnd of Italy?\n/clear\n{QUESTION}\n/exit\nnever read\n")
-    assert cli.main(["run", "-m", model, "-i", "-n", "20", *EXACT]) == 0
+    say(f"{QUESTION}\nAnd of Italy?\n/regen\n/clear\n{QUESTION}\n/exit\nnever read\n")
+    assert cli.main(["run", "-m", model, "-i", "-n", "20", "--stats", *EXACT]) == 0
     out, err = capsys.readouterr()
-    assert out.count(ANSWER) == 2
-    assert "Rome" in out
-    assert err.count("/clear forgets") == 2
-    times = [line for line in err.splitlines() if line.startswith("[load")]
-    assert len(times) == 3
+    answers = out.splitlines()
+    assert (answers[0], answers[3]) == (ANSWER, ANSWER)
+    assert "Rome" in answers[1]
+    assert answers[2] == answers[1]
+    times = [line for line in err.splitlines() if line.startswith("[prompt")]
+    assert len(times) == 4
     assert "prompt 37 tokens" in times[0]
     assert "prompt 15 and 44 cached tokens" in times[1]
-    assert "prompt 1 and 36 cached tokens" in times[2]
-
-
-def test_a_chat_survives_a_conversation_that_is_too_long(
-    model: str, capsys: pytest.CaptureFixture[str], say: Callable[[str], None]
-) -> None:
-    say(f"{'long ' * 99}\n{QUESTION}\n")
-    assert cli.main(["run", "-m", model, "-i", "-c", "64", "-n", "20", *EXACT]) == 0
-    out, err = capsys.readouterr()
-    assert ANSWER in out
-    assert "the context 64; shorten the prompt" in err
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_chat(
-    model: str, capsys: pytest.CaptureFixture[str], say: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    append = generate.Dialogue.append
-    calls = iter(range(100))
-
-    def interrupt_once(self: generate.Dialogue, id: int) -> object:
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-        return append(self, id)
-
-    monkeypatch.setattr(generate.Dialogue, "append", interrupt_once)
-    say(f"{QUESTION}\n{QUESTION}\n")
-    assert cli.main(["run", "-m", model, "-i", "-n", "20", *EXACT]) == 0
-    out, err = capsys.readouterr()
-    assert "> The capital of\n" in out
-    assert "Paris" in out
-    assert "interrupted]" in err
+    assert "prompt 1 and 58 cached tokens" in times[2]
+    assert "prompt 37 tokens" in times[3]
 
 
 def test_a_template_from_a_file_replaces_the_models(
@@ -163,24 +138,99 @@ def test_a_template_from_a_file_replaces_the_models(
     assert templated["timings"]["prompt_tokens"] == raw["timings"]["prompt_tokens"] == 17
     path.write_text("{{ raise_exception('no system role') }}")
     assert cli.main(["run", "-m", model, "-p", "x", *template]) == 2
-    assert capsys.readouterr().err.endswith("chat template, line 1: no system role\n")
+    assert capsys.readouterr().err.endswith("template.jinja, line 1: no system role\n")
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert cli.main(["run", *arguments, "--json", "-n", "2", *EXACT]) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+def test_a_prompt_is_the_same_text_wherever_it_comes_from(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], say: Callable[[str], None]
+) -> None:
+    path = tmp_path / "prompt.txt"
+    text = "\ufeffOne\r\ntwo"
+    path.write_bytes(f"{text}\r\n".encode())
+    say(f"{text}\n")
+    raw = ["-m", model, "--raw"]
+    found = [run_json(capsys, *raw, *source) for source in (["-p", text], ["-f", str(path)], [])]
+    assert [report["prompt"] for report in found] == ["One\ntwo"] * 3
+    assert len({tuple(report["tokens"]) for report in found}) == 1
+
+
+def test_escapes_are_replaced_in_prompts_but_not_in_files(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    escaped, raw = r"a\nb\\\x41\d", ["-m", model, "--raw"]
+    assert run_json(capsys, *raw, "-p", escaped)["prompt"] == "a\nb\\A\\d"
+    assert run_json(capsys, *raw, "-p", escaped, "--no-escape")["prompt"] == escaped
+    path = tmp_path / "prompt.txt"
+    path.write_text(escaped)
+    assert run_json(capsys, *raw, "-f", str(path))["prompt"] == escaped
+    report = run_json(capsys, *raw, "-p", "One, two, three, four,", "-r", r"\x20five")
+    assert (report["text"], report["detail"]) == ("", "the stop string ' five'")
+
+
+def test_an_empty_text_is_continued_from_the_begin_token(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_text("")
+    with load_model(Path(model), context=64, precision="f32") as loaded:
+        tokens = [token.id for token in generate(loaded, [], sampler=Sampler(temperature=0), max_tokens=2)]
+    for source in (["-p", ""], ["-f", str(path)]):
+        report = run_json(capsys, "-m", model, "--raw", *source)
+        assert (report["tokens"], report["timings"]["prompt_tokens"]) == (tokens, 1)
+
+
+def test_the_seed_that_was_drawn_gives_the_same_text_again(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", "-m", model, "-p", "Tell me a story", "-n", "12", "--temp", "1.5"]
+    assert cli.main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert cli.main([*arguments, "-s", str(report["seed"])]) == 0
+    out, err = capsys.readouterr()
+    assert out == report["text"] + "\n"
+    assert f"| seed {report['seed']}]" in err
+
+
+def test_control_tokens_in_a_prompt_are_text_unless_special(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def count(prompt: str, *more: str) -> int:
+        tokens: int = run_json(capsys, "-m", model, "-p", prompt, *more)["timings"]["prompt_tokens"]
+        return tokens
+
+    plain = count("x")
+    assert count("x<|im_end|>") == plain + len(["<", "|", "im", "_", "end", "|", ">"])
+    assert count("x<|im_end|>", "--special") == plain + 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-p", ""], "the prompt is empty"),
+        (["-p", ""], "the prompt is empty; only --raw can continue an empty text"),
+        (["-p", "caf\udce9"], "-p: byte 3 is not UTF-8 (0xe9)"),
+        (["-p", r"caf\xe9"], "-p with its escapes replaced: byte 3 is not UTF-8 (0xe9)"),
+        (["-p", "x", "-sys", "\udcff"], "--system: byte 0 is not UTF-8 (0xff)"),
+        (["-f", "/dev/zero"], "/dev/zero: a device, wanted a regular file"),
         (["-p", "x", "-c", "8"], "the prompt has 31 tokens and the context 8; shorten the prompt or load"),
         (["-p", "x", "-c", "0"], "'0' is not a whole number of at least 1"),
         (["-p", "x", "-n", "-2"], "-n -2, wanted a number of tokens, or -1"),
         (["-p", "x", "--temp", "-1"], "temperature -1.0, wanted a number from 0"),
         (["-p", "x", "--top-p", "1.5"], "top_p 1.5, wanted a number from 0 to 1"),
         (["-p", "x", "--top-k", "-1"], "top_k -1"),
-        (["-p", "x", "--temp", "warm"], "argument --temp: invalid float value: 'warm'"),
-        (["-p", "x", "-f", "y"], "-p and -f are both prompts"),
-        (["--raw", "-i"], "--interactive is for a chat and --raw is none"),
+        (["-p", "x", "--samplers", "top_k;best"], "argument --samplers: no sampling step 'best'; wanted some of"),
+        (["-p", "x", "--sampling-seq", "kz"], "no sampling step 'z' in 'kz'; wanted letters of edskypmxta"),
+        (["-p", "x", "-l", "5"], "logit_bias '5', wanted a token id and a signed number, as 15043+1"),
+        (["-p", "x", "-l", "49152+1"], "logit_bias: token 49152, wanted one from 0 to 49151"),
+        (["-p", "x", "--mirostat", "3"], "mirostat 3, wanted a number from 0 to 2"),
+        (["-p", "x", "--dry-sequence-breaker", ""], "dry_sequence_breakers has an empty text"),
+        (["-p", "x", "--temp", "warm"], "argument --temp/--temperature: temperature 'warm', wanted a number"),
+        (["-p", "x", "-f", "y"], "-p and -f both give a prompt"),
+        (["--raw", "-i"], "--interactive is for a chat, but --raw only continues a prompt"),
+        (["-p", "x", "more"], "'more': -p or -f gives the prompt already; leave one of them out"),
         (["--json", "-i"], "--json reports one answer, not a chat"),
-        (["-f", "no-such-file"], "no-such-file: No such file or directory"),
+        (["-f", "no-such-file"], "no-such-file: no such file"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -1,4 +1,4 @@
-"""`lltool quantize --target` on a tiny model, and what it refuses."""
+"""`lltool quantize --target` on a tiny model, and the requests that it refuses."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from lltool.engine.model import Model
-from lltool.eval import best_mix
+from lltool.eval.search import best_mix
 from lltool.tools.cli import main
 from tests.engine import tiny_gguf
-from tests.eval.test_best_mix import TEXT, Letters
+from tests.eval.search.test_best_mix import TEXT, Letters
 
 
 @pytest.fixture
@@ -42,7 +42,11 @@ def test_a_file_its_probes_and_what_is_said(tiny: Path, capsys: pytest.CaptureFi
         (["--target", "60000"], "needs --calibration"),
         (["--target", "60000", "--pure", "--calibration", "{text}"], "chooses the types itself"),
         (["--target", "60000", "--dry-run", "--calibration", "{text}"], "chooses the types itself"),
-        (["--target", "900", "--calibration", "{text}", "--probe-tokens", "64"], "ask for more"),
+        (
+            ["--target", "900", "--calibration", "{text}"],
+            "a file of 900 bytes is impossible: its smallest",
+        ),
+        (["--target", "0.5bpw", "--calibration", "{text}"], "0.5 bits a weight are impossible"),
         (["--target", "60000", "--calibration", "{text}", "a", "b", "c"], "wanted IN"),
         (["--target", "60000", "--calibration", "{text}", "--prune-layers", "1"], "pruned layers"),
     ],

@@ -1,4 +1,4 @@
-"""`lltool tasks`: its lines, its record, and one line for each thing that is wrong."""
+"""`lltool tasks`: its lines, its record, and one line for each error."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lltool.eval.intervals import wilson
+from lltool.eval.common.intervals import wilson
 from lltool.tools.cli import main
 from lltool.tools.tasks import from_perplexity
 from tests.eval.tiny_text_model import write_text_model
@@ -45,7 +45,7 @@ def test_record_and_lines_agree(model: str, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_final_line_of_winogrande(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With llama-perplexity's own arguments."""
+    """The command takes llama-perplexity's own arguments."""
     assert main(["perplexity", "-m", model, "-bf", write(tmp_path, WINOGRANDE), "--winogrande"]) == 0
     first, second, _, final, interval = capsys.readouterr().out.splitlines()
     right = [line.split()[4] == line.split()[5] for line in (first, second)]
@@ -87,7 +87,7 @@ def test_a_library_that_is_not_installed(
 ) -> None:
     for name in {missing, *(name for name in sys.modules if name.startswith(f"{missing}."))}:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "lltool.eval.lm_eval", raising=False)
+    monkeypatch.delitem(sys.modules, "lltool.eval.scoring.lm_eval", raising=False)
     path = write(tmp_path, '{"prompt": "ab"}')
     assert main(["tasks", *(argument.format(tasks=path) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err
@@ -107,21 +107,23 @@ def test_wilson_interval() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["hellaswag"], "the following arguments are required: -m/--model"),
+        (["hellaswag"], "the following arguments are required: -f/--file"),
+        (["hellaswag", "-f", "{tasks}"], "tasks.txt: 2 lines, wanted six for each task"),
+        (["winogrande", "-f", "{tasks}"], "no model is named; wanted a GGUF file"),
         (["arc"], "invalid choice: 'arc'"),
         ([], "the following arguments are required: TASK"),
-        (["hellaswag", "-m", "{model}", "-f", "none.txt"], "none.txt: No such file or directory"),
+        (["hellaswag", "-m", "{model}", "-f", "none.txt"], "none.txt: no such file"),
         (["hellaswag", "-m", "{model}", "-f", "{tasks}"], "tasks.txt: 2 lines, wanted six for each task"),
-        (["winogrande", "-m", "none.gguf", "-f", "{tasks}"], "none.gguf: No such file or directory"),
+        (["winogrande", "-m", "none.gguf", "-f", "{tasks}"], "none.gguf: no such file"),
         (
             ["winogrande", "-m", "{model}", "-f", "{tasks}", "-c", "8"],
-            "task 0 has 43 tokens, the model was loaded for 8",
+            "task 0 has 43 tokens, but the model was loaded for 8",
         ),
         (["winogrande", "-m", "{model}", "-f", "{tasks}", "--tasks", "-1"], "'-1' is not a whole number"),
         (["multiple-choice", "-m", "{model}", "-f", "{tasks}"], "tasks.txt: 1750346800 tasks announced"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_bad_input_gives_one_line(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     path = write(tmp_path, WINOGRANDE)

@@ -43,12 +43,33 @@ def test_json_of_a_file_and_of_standard_input(
 ) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
-    monkeypatch.setattr("sys.stdin", io.StringIO(TEXT))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
     for source in (["-f", str(path)], ["--stdin"]):
         assert cli.main(["tokenize", "-m", models["smollm2-q4_1"], *source, "--json", "--no-parse-special"]) == 0
         report = json.loads(capsys.readouterr().out)
         assert report["count"] == len(report["tokens"]) > 5
         assert 2 not in [token["id"] for token in report["tokens"]]
+
+
+def test_texts_are_read_by_one_rule(
+    models: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\ufeffa\r\nb"
+    path = tmp_path / "text.txt"
+    path.write_bytes(text.encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    for source in (["-f", str(path)], ["--stdin"], ["-p", text], ["-p", r"a\nb"]):
+        assert cli.main(["tokenize", "-m", models["smollm2-q4_1"], *source]) == 0
+        pieces = [line.split(" -> ")[1] for line in capsys.readouterr().out.splitlines()]
+        assert pieces == ["'a'", r"'\n'", "'b'"]
+
+
+def test_a_begin_token_that_is_written_is_not_added(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    gemma = ["tokenize", "-m", models["gemma3-270m-q4_k_m"], "--ids", "-p", "<bos>Hello"]
+    assert cli.main(gemma) == 0
+    assert capsys.readouterr().out == "[2, 9259]\n"
+    assert cli.main([*gemma, "--no-parse-special"]) == 0
+    assert capsys.readouterr().out.startswith("[2, 236820, ")
 
 
 def test_bad_input_is_one_line(models: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

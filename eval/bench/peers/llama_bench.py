@@ -1,4 +1,4 @@
-"""The peer that llama.cpp's users know: an installed llama-bench, of llama.cpp or of ik_llama.cpp."""
+"""Runs an installed llama-bench, of llama.cpp or of ik_llama.cpp, as a peer."""
 
 import json
 import re
@@ -11,21 +11,21 @@ from tempfile import gettempdir
 from typing import Any
 
 from lltool.eval.bench.peers.peer import Engine, runs_in_one
-from lltool.eval.bench.plan import Settings, Workload
-from lltool.eval.bench.record import LLAMA_BENCH_COLUMNS
+from lltool.eval.bench.results.rows import LLAMA_BENCH_COLUMNS
+from lltool.eval.bench.settings import SETTINGS, Settings, Workload
 from lltool.gguf.errors import InputError
 
 
 @dataclass(frozen=True)
 class Mode:
-    """With or without weights laid out anew: the arguments for llama-bench and for llama-batched-bench."""
+    """A mode with or without repacked weights: the arguments for llama-bench and for llama-batched-bench."""
 
     name: str = ""
     single: tuple[str, ...] = ()
     batched: tuple[str, ...] = ()
 
 
-# By what the help of llama-bench offers.
+# The modes by an option that llama-bench's help lists.
 MODES: dict[str, tuple[Mode, ...]] = {
     "--repack": (Mode("repack", ("--repack", "1")), Mode("no repack", ("--repack", "0"), ("--no-repack",))),
     "-rtr": (Mode("repack", ("-rtr", "1"), ("-rtr",)), Mode("no repack", ("-rtr", "0"))),
@@ -33,14 +33,14 @@ MODES: dict[str, tuple[Mode, ...]] = {
 }
 # A line of llama-batched-bench's table: PP, TG, B, N_KV, then seconds and speeds of the prompt and of the generation.
 _BATCHED = re.compile(r"\|" + r" *(\d+) \|" * 4 + r" *([\d.]+) \| *[\d.]+ \| *([\d.]+) \|")
-# Columns that say how the peer ran; what was measured, and names that ours gives, are not taken from it.
+# The peer's row gives the columns that say how it ran; _KEPT are those of them that our row gives.
 _TAKEN = tuple(LLAMA_BENCH_COLUMNS)[: tuple(LLAMA_BENCH_COLUMNS).index("n_prompt")]
 _KEPT = ("cpu_info", "model_filename", "model_type", "model_size", "model_n_params", "n_gpu_layers")
 
 
 @dataclass(frozen=True)
 class LlamaBench:
-    """The program at `path`."""
+    """The llama-bench at `path`."""
 
     path: Path
 
@@ -56,7 +56,7 @@ class LlamaBench:
             if run.sequences > 1:
                 if not self.batched.exists():
                     raise InputError(
-                        f"{self.batched}: wanted for -npl, beside llama-bench; build it, or leave out -npl"
+                        f"{self.batched}: not found, but -npl needs it beside llama-bench; build it, or leave out -npl"
                     )
             elif run.depth and "-d" not in words and ("-gp" not in words or run.prompt):
                 raise InputError(f"{self.path}: this llama-bench cannot do {run}; leave out -d, or the peer")
@@ -76,7 +76,7 @@ class LlamaBench:
 
 @dataclass
 class LoadedBench:
-    """One mode of it. The program loads the model and warms up for each run; neither is timed."""
+    """One mode of llama-bench, which loads the model and warms up for each run; neither is timed."""
 
     programs: LlamaBench
     settings: Settings
@@ -87,15 +87,15 @@ class LoadedBench:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     def time(self, workload: Workload, tokens: Sequence[int]) -> int:
-        """Nanoseconds of one run; the program draws its own tokens."""
+        """Nanoseconds of one run; the program ignores `tokens` and draws its own."""
         if workload.sequences > 1:
             if not self.name:
-                self._time(Workload(1, 0))  # llama-batched-bench does not tell which build it is of
+                self._time(Workload(1, 0))  # llama-batched-bench does not name its build
             return self._time_batched(workload)
         return self._time(workload)
 
     def close(self) -> None:
-        """Nothing runs between the runs."""
+        """Does nothing, because no process lives between the runs."""
 
     def _time(self, workload: Workload) -> int:
         count = runs_in_one(workload)
@@ -108,18 +108,18 @@ class LoadedBench:
         return int(median(samples))
 
     def _time_batched(self, workload: Workload) -> int:
-        """Generation alone comes behind `depth` tokens of each sequence, or one: the program wants a prompt."""
+        """Nanoseconds of one run; generation alone follows `depth` tokens or one, as the program needs a prompt."""
         w, is_generation = workload, not workload.prompt
         if w.depth and not is_generation:
             raise InputError(f"{self.programs.batched}: cannot do {w}; leave out -d, or the peer")
         prompt = max(w.depth, 1) if is_generation else w.prompt
-        room = w.sequences * -(-(prompt + w.generation) // 256) * 256  # llama.cpp gives a sequence multiples of 256
+        room = w.sequences * -(-(prompt + w.generation) // 256) * 256  # llama.cpp rounds sequences up to 256
         lengths = ["-npp", f"{prompt}", "-ntg", f"{w.generation}", "-npl", f"{w.sequences}", "-c", f"{room}"]
         times = []
         for _ in range(runs_in_one(workload)):
             found = self._call(self.programs.batched, [*lengths, *self.mode.batched])
-            told = (found.stdout + found.stderr).splitlines()  # ik_llama.cpp's table is on stderr
-            lines = [match for line in told if (match := _BATCHED.match(line))]
+            printed = (found.stdout + found.stderr).splitlines()  # ik_llama.cpp's table is on stderr
+            lines = [match for line in printed if (match := _BATCHED.match(line))]
             if len(lines) != 1:
                 raise self._failure(self.programs.batched, w, found)
             first, rest = float(lines[0][5]), float(lines[0][6])
@@ -145,15 +145,17 @@ class LoadedBench:
 
     def _call(self, program: Path, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
         s = self.settings
-        sizes = ["-t", f"{s.threads}", "-b", f"{s.batch}", "-ub", f"{s.ubatch}", "-ngl", f"{s.n_gpu_layers}"]
-        types = ["-ctk", s.type_k, "-ctv", s.type_v] if (s.type_k, s.type_v) != ("f16", "f16") else []
-        command = [program.absolute(), "-m", s.model.absolute(), *sizes, *types, *arguments]
-        # Some builds leave a log where they run.
+        names = ["threads", "batch", "ubatch", "n_gpu_layers"]
+        names += ["type_k", "type_v"] if (s.type_k, s.type_v) != ("f16", "f16") else []
+        options = {setting.name: setting.options[0] for setting in SETTINGS}
+        settings = [word for name in names for word in (options[name], getattr(s, name))]
+        command = [program.absolute(), "-m", s.model.absolute(), *settings, *arguments]
+        # Some builds write a log into the folder in which they run.
         return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=gettempdir())
 
     def _failure(self, program: Path, workload: Workload, found: "subprocess.CompletedProcess[str]") -> InputError:
         words = (found.stderr or found.stdout).strip().splitlines()
         return InputError(
             f"{program}: gave no result for {workload} of {self.settings.model.name}, exit code {found.returncode}: "
-            f"{words[-1] if words else 'it said nothing'}"
+            f"{words[-1] if words else 'it printed nothing'}"
         )

@@ -1,10 +1,10 @@
-"""Ours and other engines under one clock: A B A B, and B A B A the next time, judged by the ratios of neighbours.
+"""Times our engine and peers in turns, A B and then B A, and compares them by the ratios of neighbouring runs.
 
-On a shared machine absolute speeds wander by a third within minutes; the ratio of neighbouring runs does not. Of a peer
-with several modes the one that a short trial shows to be fastest runs, for each test its own.
+On a shared machine absolute speeds vary by a third within minutes; the ratio of neighbouring runs does not. A peer with
+several modes runs each test in the mode that is fastest in a short trial of that test.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,49 +15,42 @@ from uuid import uuid4
 
 import numpy as np
 
-from lltool.eval.bench.limits import Limits, better_of, measure_limits
+from lltool.eval.bench.machine.limits import Limits, better_of, measure_limits
+from lltool.eval.bench.machine.watch import Conditions, Watch, describe_conditions
 from lltool.eval.bench.peers.peer import Engine, Peer, runs_in_one
-from lltool.eval.bench.plan import Point, Run, Settings, Workload, resolve
-from lltool.eval.bench.record import Interrupted, Measurement, Row, to_row
-from lltool.eval.bench.runner import Runner
-from lltool.eval.bench.schedule import Effort
-from lltool.eval.bench.statistics import summarize
-from lltool.eval.bench.watch import Conditions, Watch, describe_conditions
-from lltool.eval.bench.work import Work, limits_for, work_of_all
-from lltool.gguf.describe import describe
+from lltool.eval.bench.results.record import Interrupted, make_row
+from lltool.eval.bench.results.rows import ResultRow, Results, complete_row
+from lltool.eval.bench.results.statistics import summarize_samples
+from lltool.eval.bench.run.plan import GridPoint, TimedRun, resolve
+from lltool.eval.bench.run.runner import Runner
+from lltool.eval.bench.run.schedule import Effort
+from lltool.eval.bench.run.work import Work, limits_for, work_of_all
+from lltool.eval.bench.settings import Settings, Workload
+from lltool.eval.common.steps import TitledProgress
+from lltool.gguf.describe import describe_file
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 
-Progress = Callable[[int, int, str], None]
-# What only our own clock, which is inside, can tell.
-_UNKNOWN = (
-    "ttft_ms",
-    "token_ms_p50",
-    "token_ms_p95",
-    "token_ms_p99",
-    "load_ms",
-    "first_token_ms",
-    "peak_rss_bytes",
-    "energy_j",
-)
+# The columns that only a clock inside the engine can fill.
+_INSIDE = ("ttft_ms", "token_ms_p50", "token_ms_p95", "token_ms_p99")
 
 
 @dataclass
-class _Test:
-    """One workload in all engines: a run of each a round."""
+class _PairedTest:
+    """One workload in all engines; each round has a run of each engine."""
 
     workload: Workload
     started: str = ""
-    ours: list[Run] = field(default_factory=list)
+    ours: list[TimedRun] = field(default_factory=list)
     work: Work | None = None
     conditions: list[Conditions] = field(default_factory=list)
-    trials: list[int] = field(default_factory=list)  # nanoseconds of each engine
-    engines: list[int] = field(default_factory=list)  # one of each peer: the fastest of its modes
-    theirs: list[list[int]] = field(default_factory=list)  # a round, in the order of `engines`
+    trials: list[int] = field(default_factory=list)  # nanoseconds of each engine in the trial
+    engines: list[int] = field(default_factory=list)  # the number of each peer's fastest mode
+    theirs: list[list[int]] = field(default_factory=list)  # nanoseconds: a list a round, in the order of `engines`
 
 
 def measure_beside(
-    points: Sequence[Point],
+    points: Sequence[GridPoint],
     peers: Sequence[Peer],
     effort: Effort | None = None,
     *,
@@ -65,18 +58,18 @@ def measure_beside(
     machine: Mapping[str, Any] | None = None,
     drift: float = 0.0,
     seed: int = 0,
-    progress: Progress | None = None,
-) -> list[Row]:
-    """Rows of ours and behind each one the rows of the peers in the same test, which have a `ratio` to it.
+    progress: TitledProgress | None = None,
+) -> Results:
+    """Rows of our engine, each followed by the peers' rows of the same test, whose `ratio` refers to it.
 
-    Raises InputError for what one of them cannot do, and Interrupted.
+    Raises InputError for a test that a peer cannot run, and Interrupted.
     """
     if any(point.settings.cpu_mask != "0x0" for point in points):
         raise InputError("--peer cannot be bound to processors with -C; run all of `lltool bench` under taskset")
-    groups: dict[Settings, list[Point]] = {}
+    groups: dict[Settings, list[GridPoint]] = {}
     for point in dict.fromkeys(points):
         groups.setdefault(resolve(point.settings), []).append(point)
-    rows: list[Row] = []
+    rows = Results()
     for number, (ran, group) in enumerate(groups.items()):
 
         def tell(done: int, total: int, note: str, number: int = number) -> None:
@@ -87,28 +80,28 @@ def measure_beside(
         try:
             bench.run(peers, warm, tell)
         except KeyboardInterrupt:
-            raise Interrupted(rows + bench.rows()) from None
+            raise Interrupted(Results(rows + bench.rows())) from None
         rows += bench.rows()
     return rows
 
 
 @dataclass
 class _Bench:
-    """All engines on one model with one setting."""
+    """All engines on one model with the same settings."""
 
     ran: Settings
-    points: Sequence[Point]
+    points: Sequence[GridPoint]
     effort: Effort
     machine: Mapping[str, Any]
     drift: float
     seed: int
-    tests: list[_Test] = field(default_factory=list)
+    tests: list[_PairedTest] = field(default_factory=list)
     engines: list[tuple[int, Engine]] = field(default_factory=list)  # each with the number of its peer
     vocabulary: int = 0
     facts: tuple[Any, str] | None = None
     limits: Limits | None = None
 
-    def run(self, peers: Sequence[Peer], warm: bool, tell: Progress) -> None:
+    def run(self, peers: Sequence[Peer], warm: bool, tell: TitledProgress) -> None:
         runs = [point.workload for point in self.points]
         random = np.random.default_rng(self.seed)
         with ExitStack() as stack:
@@ -119,8 +112,8 @@ class _Bench:
                     stack.callback(engine.close)
                     self.engines.append((number, engine))
             file = runner.model.file
-            self.facts, self.vocabulary = (describe(file), sha256_of(file.paths)), runner.model.config.vocab
-            self.tests = [_Test(workload) for workload in runs]
+            self.facts, self.vocabulary = (describe_file(file), sha256_of(file.paths)), runner.model.config.vocab
+            self.tests = [_PairedTest(workload) for workload in runs]
             for test in self.tests:
                 test.work = work_of_all(runner.model.program, test.workload, self.ran)
             self.limits = measure_limits(self.ran.threads)
@@ -146,8 +139,8 @@ class _Bench:
         tokens: list[int] = random.integers(0, self.vocabulary, workload.context).tolist()
         return tokens
 
-    def _try_modes(self, test: _Test, random: np.random.Generator) -> None:
-        """Each engine there and back on a short form of the test; that also warms them up."""
+    def _try_modes(self, test: _PairedTest, random: np.random.Generator) -> None:
+        """Times each engine twice, in order and back, on a short form of the test; this also warms them up."""
         w = test.workload
         short = replace(w, prompt=min(w.prompt, 128), generation=min(w.generation, 16), depth=min(w.depth, 512))
         numbers = list(range(len(self.engines)))
@@ -160,9 +153,9 @@ class _Bench:
             modes = [number for number in numbers if self.engines[number][0] == peer]
             test.engines.append(min(modes, key=lambda number: test.trials[number]))
 
-    def _round(self, test: _Test, runner: Runner, watch: Watch, tokens: list[int], *, is_back: bool) -> None:
+    def _round(self, test: _PairedTest, runner: Runner, watch: Watch, tokens: list[int], *, is_back: bool) -> None:
         test.started = test.started or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        theirs, ours, conditions = [0] * len(test.engines), Run(0, 0), Conditions()
+        theirs, ours, conditions = [0] * len(test.engines), TimedRun(0, 0), Conditions()
         order = range(-1, len(test.engines))
         for index in reversed(order) if is_back else order:
             if self.effort.delay:
@@ -179,59 +172,64 @@ class _Bench:
         test.theirs.append(theirs)
 
     def _wants_more(self, rounds: int, has_time: bool) -> bool:
-        """Whether some ratio is not yet known as closely as `until` wants."""
+        """Whether the scatter of some ratio is still wider than `until`."""
         if self.effort.until is None or rounds >= self.effort.cap or not has_time:
             return False
-        scatters = [summarize(_ratios(test, i)).scatter for test in self.tests for i in range(len(test.engines))]
+        scatters = [
+            summarize_samples(_ratios(test, i)).scatter for test in self.tests for i in range(len(test.engines))
+        ]
         return any(scatter is None or scatter > self.effort.until for scatter in scatters)
 
-    def rows(self) -> list[Row]:
-        """Of the tests that have a whole round."""
+    def rows(self) -> list[ResultRow]:
+        """The rows of the tests that have at least one whole round."""
         session, rows = uuid4().hex, []
         for point, test in zip(self.points, self.tests, strict=True) if self.tests else ():
             if test.ours:
                 rows += self._rows(point, test, session)
         return rows
 
-    def _rows(self, point: Point, test: _Test, session: str) -> list[Row]:
+    def _rows(self, point: GridPoint, test: _PairedTest, session: str) -> list[ResultRow]:
         assert self.facts
         description, digest = self.facts
         notes = describe_conditions(test.conditions, [run.nanoseconds for run in test.ours])
 
-        def row(runs: Sequence[Run], notes: Sequence[str]) -> Row:
-            found = to_row(
-                Measurement(
-                    point=point,
-                    ran=self.ran,
-                    model=description,
-                    model_sha256=digest,
-                    started=test.started,
-                    runs=tuple(runs),
-                    notes=tuple(notes),
-                    machine=self.machine,
-                    work=test.work,
-                    limits=self.limits,
-                    drift=self.drift,
-                    disturbance=median(conditions.disturbance for conditions in test.conditions),
-                )
+        def row(runs: Sequence[TimedRun], notes: list[str]) -> ResultRow:
+            found = make_row(
+                point,
+                self.ran,
+                description,
+                runs,
+                work=test.work,
+                limits=self.limits,
+                drift=self.drift,
+                disturbance=median(conditions.disturbance for conditions in test.conditions),
+                model_sha256=digest,
+                test_time=test.started,
+                notes=notes,
+                machine=dict(self.machine),
             )
-            found["settings"] |= {"session": session}
-            return found
+            return replace(found, settings=found.settings | {"session": session})
 
         rows = [row(test.ours, notes)]
         for index, number in enumerate(test.engines):
             peer, engine = self.engines[number]
-            found = row([Run(theirs[index], 0) for theirs in test.theirs], ())
-            found |= dict.fromkeys(_UNKNOWN) | dict(engine.columns)
-            ratio = summarize(_ratios(test, index))
-            found |= {"engine": engine.name, "samples_prompt_ns": None}
-            found |= {"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
+            found = row([TimedRun(theirs[index], 0) for theirs in test.theirs], [])
             modes = {e.name: ns for (p, e), ns in zip(self.engines, test.trials, strict=True) if p == peer}
-            found["settings"] = {"session": session} | ({"modes_ns": modes} if len(modes) > 1 else {})
+            ratio = summarize_samples(_ratios(test, index))
+            found = complete_row(found.columns() | dict.fromkeys(_INSIDE) | dict(engine.columns), engine.name)
+            found = replace(
+                found,
+                engine=engine.name,
+                samples_prompt_ns=None,
+                ratio=ratio.median,
+                ratio_low=ratio.low,
+                ratio_high=ratio.high,
+                settings={"session": session} | ({"modes_ns": modes} if len(modes) > 1 else {}),
+            )
             rows.append(found)
         return rows
 
 
-def _ratios(test: _Test, index: int) -> list[float]:
-    """How many times as fast as the engine we were, a round."""
+def _ratios(test: _PairedTest, index: int) -> list[float]:
+    """Our speed divided by the engine's, round by round."""
     return [theirs[index] / ours.nanoseconds for ours, theirs in zip(test.ours, test.theirs, strict=True)]

@@ -1,4 +1,4 @@
-"""Peers that are Python packages, here or in another environment: llama-cpp-python and transformers."""
+"""Peers that are Python packages, in this environment or another: llama-cpp-python and transformers."""
 
 import sys
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from lltool.eval.bench.peers.peer import Engine
 from lltool.eval.bench.peers.worker import Worker, ask_version
-from lltool.eval.bench.plan import Settings, Workload
-from lltool.eval.provenance import tool_digest
-from lltool.eval.store import Store
+from lltool.eval.bench.settings import Settings, Workload
+from lltool.eval.common.provenance import tool_digest
+from lltool.eval.common.store import Store
 from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
-from lltool.quant.export import export
+from lltool.quant.convert.export import export
 
 _HERE = Path(__file__).resolve().parent
 DTYPES = ("float32", "bfloat16", "float16")
@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class LlamaCppPython:
-    """llama-cpp-python of the Python `python`."""
+    """The llama-cpp-python that is installed for the interpreter `python`."""
 
     python: str = sys.executable
 
@@ -52,7 +52,7 @@ class LlamaCppPython:
 
 @dataclass(frozen=True)
 class Transformers:
-    """transformers of the Python `python`, on `folder`, or else on a checkpoint that is made of the GGUF file."""
+    """transformers of the interpreter `python`, on the checkpoint in `folder` or one exported from the GGUF file."""
 
     python: str = sys.executable
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
@@ -82,7 +82,7 @@ class Transformers:
 
 
 def export_once(model: Path, cache: Path) -> Path:
-    """A checkpoint of the GGUF file, kept in `cache` under the file's digest."""
+    """Exports the GGUF file as a checkpoint, which `cache` keeps under the file's digest."""
     digest = sha256_of([model])
     store = Store(cache, {"source": digest, "tool": tool_digest()})
     return store.make(f"{model.stem}-{digest[:12]}", {}, lambda target: export(model, target))

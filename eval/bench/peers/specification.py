@@ -1,4 +1,4 @@
-"""Peers as they are named on a command line."""
+"""Parses the names of peers on a command line."""
 
 import shutil
 from pathlib import Path
@@ -13,10 +13,13 @@ WANTED = "transformers[:float32|bfloat16|FOLDER|PYTHON], llama-cpp-python[:PYTHO
 
 
 def parse_peer(text: str) -> Peer:
-    """A peer of its name, with what is given behind colons; a Python alone stands for its llama-cpp-python."""
+    """The peer of a name with options after colons; a Python alone stands for its llama-cpp-python.
+
+    Raises InputError for other texts.
+    """
     name, *given = text.split(":")
     if "" in given:
-        raise InputError(f"--peer {text}: nothing behind the colon; wanted {WANTED}")
+        raise InputError(f"--peer {text}: nothing follows the colon; wanted {WANTED}")
     match name, given:
         case "transformers", _:
             return _transformers(text, given)
@@ -27,14 +30,14 @@ def parse_peer(text: str) -> Peer:
         case "llama-bench", []:
             found = shutil.which("llama-bench")
             if found is None:
-                raise InputError("--peer llama-bench: there is none in PATH; name it: llama-bench:PATH")
+                raise InputError("--peer llama-bench: there is none in PATH; give its path: llama-bench:PATH")
             return LlamaBench(Path(found))
         case "llama-bench", [path]:
             return LlamaBench(Path(path))
         case _, []:
             if shutil.which(text):
                 return LlamaCppPython(text)
-    raise InputError(f"--peer {text}: not a peer, and not a Python that can be run; wanted {WANTED}")
+    raise InputError(f"--peer {text}: neither a peer nor a Python that can be run; wanted {WANTED}")
 
 
 def _transformers(text: str, given: list[str]) -> Transformers:
@@ -48,6 +51,7 @@ def _transformers(text: str, given: list[str]) -> Transformers:
             options["python"] = part
         else:
             raise InputError(
-                f"--peer {text}: {part} is no type ({', '.join(DTYPES)}), no folder with a config.json and no Python"
+                f"--peer {text}: {part} is neither a type ({', '.join(DTYPES)}), nor a folder with a config.json, "
+                "nor a Python"
             )
     return Transformers(**options)

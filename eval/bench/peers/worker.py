@@ -1,4 +1,4 @@
-"""A peer in a Python of its own, which may have other packages: it reads a line and answers with a line of JSON."""
+"""Runs a peer in a Python process of its own, which may have other packages and answers each line with JSON."""
 
 import json
 import subprocess
@@ -9,12 +9,12 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from lltool.eval.bench.peers.peer import runs_in_one
-from lltool.eval.bench.plan import Workload
+from lltool.eval.bench.settings import Workload
 from lltool.gguf.errors import InputError
 
 
 class Worker:
-    """A process that has loaded a model; `script` and `arguments` are those of one of the files worker_*.py."""
+    """A process that has loaded a model; it runs `script`, one of the files worker_*.py, with `arguments`."""
 
     columns: Mapping[str, Any]
 
@@ -42,7 +42,7 @@ class Worker:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # the answer tells why
+            pass  # `_answer` reports why the process ended
         return int(self._answer()["nanoseconds"])
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class Worker:
 
 
 def ask_version(python: str, code: str) -> str | None:
-    """What `code` prints in this Python, or None where it fails. Raises InputError where that is no Python."""
+    """What `code` prints in this Python, or None if it fails. Raises InputError if `python` cannot be run."""
     try:
         found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     except OSError as error:

@@ -1,10 +1,10 @@
-"""llama-cpp-python's side of a benchmark in turns: runs in a Python that has it, and imports nothing of ours.
+"""Runs llama-cpp-python in a benchmark in turns, in a Python that has it; this file imports nothing of ours.
 
     python worker_llama_cpp.py MODEL THREADS CONTEXT BATCH UBATCH REPACK
 
-A line on stdin, {"depth": [ids], "prompt": [ids], "generation": [ids]}, is a run from an empty cache, timed behind the
-first of the three: the prompt in batches, the rest one token at a time. The answer on stdout is {"nanoseconds": n}. The
-first line out, {"version": ...}, says that the model is loaded.
+Each line on stdin, {"depth": [ids], "prompt": [ids], "generation": [ids]}, asks for a run from an empty cache. The
+clock starts after `depth`; `prompt` is computed in batches, `generation` one token at a time. The answer on stdout is
+{"nanoseconds": n}. The first line on stdout, {"version": ...}, says that the model is loaded.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ def main(path: str, threads: int, context: int, batch: int, ubatch: int, repack:
     lib.llama_backend_init()
     model_options = lib.llama_model_default_params()
     model_options.n_gpu_layers = 0
-    if hasattr(model_options, "use_extra_bufts"):  # older versions always lay weights out anew
+    if hasattr(model_options, "use_extra_bufts"):  # older versions always repack weights
         model_options.use_extra_bufts = bool(repack)
     model = lib.llama_model_load_from_file(path.encode(), model_options)
     options = lib.llama_context_default_params()
@@ -52,10 +52,10 @@ def main(path: str, threads: int, context: int, batch: int, ubatch: int, repack:
 
 
 def _feed(lib: Any, state: Any, tokens: list[int], step: int) -> None:
-    """Computes the tokens, so many at once, and waits for the logits of each last one."""
+    """Computes the tokens, `step` at once, and waits for the logits of the last token of each batch."""
     for i in range(0, len(tokens), step):
         ids = tokens[i : i + step]
-        piece = (lib.llama_token * len(ids))(*ids)  # the batch only points to it
+        piece = (lib.llama_token * len(ids))(*ids)  # the batch only holds a pointer to it
         code = lib.llama_decode(state, lib.llama_batch_get_one(piece, len(ids)))
         if code:
             raise RuntimeError(f"llama_decode gave {code}")

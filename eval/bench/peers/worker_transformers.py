@@ -1,4 +1,4 @@
-"""transformers' side of a benchmark in turns: runs in a Python that has it, and imports nothing of ours.
+"""Runs transformers in a benchmark in turns, in a Python that has it; this file imports nothing of ours.
 
     python worker_transformers.py FOLDER THREADS DTYPE
 
@@ -36,7 +36,7 @@ def main(folder: str, threads: int, dtype: str) -> int:
 
 
 def _feed(torch: Any, model: Any, pieces: list[list[int]], past: Any) -> Any:
-    """Computes the pieces one after the other, with the logits of each last token; returns the cache."""
+    """Computes the pieces one after the other, with logits for the last token of each; returns the cache."""
     for piece in pieces:
         if piece:
             found = model(torch.tensor([piece]), past_key_values=past, use_cache=True, logits_to_keep=1)

@@ -1,8 +1,8 @@
-// The best entry of a codebook for a group of weights, ggml's choice where two are as good.
+// The search for the best codebook entry of a group of weights; ties are resolved as in ggml.
 // Source: iq2xs_init_impl, iq3xs_init_impl and iq2_find_best_neighbour of ggml-quants.c.
 //
-// A group rounded to levels is a point of a lattice. A point that is no entry has a list of candidates: the entries at
-// the least distances from it. Among these the squared error decides, where weights count by their importance.
+// A group rounded to levels is a point of a lattice. A point that is not an entry has a list of candidates, which are the
+// entries at the least distances from it. The candidate with the least squared error, weighted by importance, wins.
 #pragma once
 #include <algorithm>
 #include <cassert>
@@ -12,67 +12,25 @@
 
 namespace {
 
-// Candidates are weighed eight at a time, whatever the width of the target: most lists are short.
-typedef float Eight __attribute__((vector_size(32)));
-typedef int32_t EightInts __attribute__((vector_size(32)));
-constexpr EightInts zero_to_seven = {0, 1, 2, 3, 4, 5, 6, 7};
+// Candidates are compared eight at a time on every target, because most lists are short.
+constexpr Ints8 zero_to_seven = {0, 1, 2, 3, 4, 5, 6, 7};
 
-inline Eight load_eight(const float* from) {
-  Eight v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
-
-// table[index & 7] in each place.
-inline Eight pick(Eight table, EightInts index) {
-#if defined(__AVX2__)
-  return (Eight)_mm256_permutevar8x32_ps((__m256)table, (__m256i)index);
-#else
-  Eight v;
-  for (int k = 0; k < 8; ++k) v[k] = table[index[k] & 7];
-  return v;
-#endif
-}
-
-inline float least_of(Eight v) {
-#if defined(__AVX2__)
-  __m128 four = _mm_min_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
-  four = _mm_min_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_min_ss(four, _mm_movehdup_ps(four)));
-#else
-  float least = v[0];
-  for (int k = 1; k < 8; ++k) least = v[k] < least ? v[k] : least;
-  return least;
-#endif
-}
-
-// The first place that holds x, or 8.
-inline int find(Eight v, float x) {
-#if defined(__AVX2__)
-  return __builtin_ctz(uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_set1_ps(x), _CMP_EQ_OQ))) | 256);
-#else
-  int k = 0;
-  while (k < 8 && v[k] != x) ++k;
-  return k;
-#endif
-}
-
-// What each level of each weight adds to the squared error: `slots` places a weight, one for a level.
+// The term that each level of each weight adds to the squared error: `slots` positions per weight, one for each level.
 struct Terms {
-  Eight place[4];
+  Floats8 place[4];
 };
 
-// An entry is a word of a nibble a weight, the first in the low bits. A nibble names the weight's level, and the place
-// of its term among the eight of one vector.
+// An entry is a word with one nibble per weight, the first in the low bits. A nibble holds the weight's level, which is also
+// the position of its term among the eight of one vector.
 template <int weights> class Neighbours {
 public:
   static constexpr int levels = weights == 8 ? 3 : 8, slots = 32 / weights, points = weights == 8 ? 6561 : 4096;
-  static constexpr int32_t is_off_grid = 8; // in what `choose` gives; no entry has this bit
+  static constexpr int32_t is_off_grid = 8; // a flag in results of `choose`; no entry number has this bit
 
   // The level of weight i in a word or a vector of words.
   template <class Word> static Word level_in(Word word, int i) { return word >> (4 * i) & (slots - 1); }
 
-  // `distances`: how many different distances the candidates of a point are at.
+  // `distances` is the number of distinct distances from a point that its candidates may have.
   template <int entries> Neighbours(const uint16_t (&packed)[entries], int distances) {
     constexpr int bits = 16 / weights;
     uint8_t level[weights][entries], distance[entries];
@@ -93,26 +51,26 @@ public:
         }
       list_candidates(point, distance, entries, distances);
     }
-    for (int k = 0; k < 8; ++k) add(0); // reads go by eight
+    for (int k = 0; k < 8; ++k) add(0); // eight words are read at a time
   }
 
-  // The number of the entry at a point that is one.
+  // The number of the entry at a point that is an entry.
   int entry_at(int point) const { return int(first_[point]); }
 
-  // The entry at the point; else the candidate whose terms have the least sum, the first of those, with is_off_grid.
-  // `make_terms` is called when they are needed.
+  // The entry at the point, or else the first candidate whose terms have the least sum, with is_off_grid set.
+  // `make_terms` is called only if the terms are needed.
   template <class MakeTerms> int32_t choose(int point, MakeTerms make_terms) const {
     const int32_t* candidate = &words_[first_[point]];
     const int count = count_[point];
     if (!count) return *candidate;
     const Terms term = make_terms();
-    Eight sums[most / 8], least = 3.40282347e38f - Eight{};
+    Floats8 sums[most / 8], least = 3.40282347e38f - Floats8{};
     for (int n = 0; n < count; n += 8) {
-      EightInts word;
+      Ints8 word;
       std::memcpy(&word, candidate + n, sizeof word);
-      Eight sum = pick(term.place[0], word);
+      Floats8 sum = pick(term.place[0], word);
       for (int i = 1; i < weights; ++i) sum += pick(term.place[slots * i / 8], word >> (4 * i));
-      sum = zero_to_seven < count - n ? sum : __builtin_inff() - Eight{};
+      sum = zero_to_seven < count - n ? sum : __builtin_inff() - Floats8{};
       sums[n / 8] = sum;
       least = sum < least ? sum : least;
     }
@@ -121,11 +79,11 @@ public:
       const int k = find(sums[n / 8], wanted);
       if (k < 8) return candidate[n + k] | is_off_grid;
     }
-    return *candidate | is_off_grid; // no sum is finite: ggml gives up here
+    return *candidate | is_off_grid; // no sum is finite; ggml gives up in this case
   }
 
 private:
-  static constexpr int most = 512; // candidates of a point
+  static constexpr int most = 512; // the limit of candidates per point
 
   void add(int32_t word) {
     assert(used_ < room);
@@ -152,13 +110,13 @@ private:
     count_[point] = uint16_t(used_ - first_[point]);
   }
 
-  // The most that a format has is 329,777. Of static objects, what is not used costs nothing; a std::vector's functions
-  // would be shared between the instruction sets.
+  // The largest format needs 329,777 words. Unused parts of static objects cost no memory; a std::vector would share
+  // functions between the instruction sets.
   static constexpr int room = weights == 8 ? 330000 : 26000;
   int used_ = 0;
   int32_t words_[room];        // the entries, then the points' candidates
-  uint32_t first_[points];     // in `words_`; of an entry it is its number
-  uint16_t count_[points]{};   // 0 of an entry
+  uint32_t first_[points];     // the index in `words_`; for an entry, its number
+  uint16_t count_[points]{};   // 0 for an entry
 };
 
 } // namespace

@@ -1,8 +1,8 @@
-// Encoders of IQ1: levels -1, 0 and 1, all of them an eighth higher or lower.
+// Encoders of IQ1, whose levels -1, 0 and 1 are all shifted up or down by an eighth.
 // Source: quantize_row_iq1_s_impl, quantize_row_iq1_m_impl and iq1_find_best_neighbour2 of ggml-quants.c.
 //
-// In ascending order the weights of a group fall into a low, a middle and a high part. All ways to split them are tried
-// with all shifts; the best gives the scale. Then each eight levels become an entry of the codebook.
+// In ascending order, the weights of a group are split into a low, a middle and a high part. All splits are tried with all
+// shifts; the best one gives the scale. Then the levels of each eight weights become an entry of the codebook.
 #pragma once
 #include "../formats/iq.h"
 #include "codebook.h"
@@ -17,42 +17,42 @@ inline const Neighbours<8>& neighbours_iq1() {
   return once;
 }
 
-// The best split of those considered, a group in each lane: of equally good ones the first.
+// The best split so far, with one group per lane; of equally good ones, the first.
 struct Split {
-  Floats score = all_lanes(-3.40282347e38f), scale{};
-  Ints middle{}, high{}, down{}; // where the parts begin; the eights that are shifted down, as bits
-  Ints is_found{};
+  vf score = splat(-3.40282347e38f), scale{};
+  vi middle{}, high{}, down{}; // where the parts begin; one bit for each eight weights that are shifted down
+  vi is_found{};
 
-  // The ways to shift one split, in ggml's order. Most are better in no lane, so all are looked at together first.
+  // Tries the shifts of one split, in ggml's order. Most improve no lane, so all are first checked together.
   template <int n>
-  void consider(const Floats (&sum_xq)[n], const Floats (&sum_qq)[n], const int (&downs)[n], int middle_, int high_) {
-    Ints is_any{};
+  void consider(const vf (&sum_xq)[n], const vf (&sum_qq)[n], const int (&downs)[n], int middle_, int high_) {
+    vi is_any{};
     for (int k = 0; k < n; ++k) is_any |= sum_xq[k] * sum_xq[k] > score * sum_qq[k];
     if (!any(is_any)) return;
     for (int k = 0; k < n; ++k) {
-      const Ints is_better = (sum_qq[k] > 0) & (sum_xq[k] * sum_xq[k] > score * sum_qq[k]);
+      const vi is_better = (sum_qq[k] > 0) & (sum_xq[k] * sum_xq[k] > score * sum_qq[k]);
       scale = is_better ? sum_xq[k] / sum_qq[k] : scale;
       score = is_better ? scale * sum_xq[k] : score;
-      middle = is_better ? Ints{} + middle_ : middle;
-      high = is_better ? Ints{} + high_ : high;
-      down = is_better ? Ints{} + downs[k] : down;
+      middle = is_better ? vi{} + middle_ : middle;
+      high = is_better ? vi{} + high_ : high;
+      down = is_better ? vi{} + downs[k] : down;
       is_found |= is_better;
     }
   }
 };
 
-// 32 sorted weights, all shifted alike. The sums over a split's parts are differences of running sums.
-inline Split split_group(const Floats (&x)[32], const Floats (&weight)[32], const Ints (&)[32]) {
+// Splits 32 sorted weights, which have the same shift. The sums over a split's parts are differences of running sums.
+inline Split split_group(const vf (&x)[32], const vf (&weight)[32], const vi (&)[32]) {
   constexpr int n = 32;
-  const auto square = [](Floats w, float level) { return w * level * level; };
-  Floats sum_x[n + 1]{}, sum_w[n + 1]{};
+  const auto square = [](vf w, float level) { return w * level * level; };
+  vf sum_x[n + 1]{}, sum_w[n + 1]{};
   for (int i = 0; i < n; ++i) {
     sum_x[i + 1] = sum_x[i] + weight[i] * x[i];
     sum_w[i + 1] = sum_w[i] + weight[i];
   }
-  struct Part { Floats up_x, up_w, down_x, down_w; } tops[n + 1];
+  struct Part { vf up_x, up_w, down_x, down_w; } tops[n + 1];
   for (int i = 0; i <= n; ++i) {
-    const Floats high_x = sum_x[n] - sum_x[i], high_w = sum_w[n] - sum_w[i];
+    const vf high_x = sum_x[n] - sum_x[i], high_w = sum_w[n] - sum_w[i];
     tops[i] = {high_x * shifted_up[2], square(high_w, shifted_up[2]), high_x * shifted_down[2],
                square(high_w, shifted_down[2])};
   }
@@ -62,8 +62,8 @@ inline Split split_group(const Floats (&x)[32], const Floats (&weight)[32], cons
                    sum_x[middle] * shifted_down[0], square(sum_w[middle], shifted_down[0])};
     for (int high = middle; high <= n; ++high) {
       const Part& top = tops[high];
-      const Floats x_here = (sum_x[high] - sum_x[middle]) * shifted_up[1];
-      const Floats w_here = square(sum_w[high] - sum_w[middle], shifted_up[1]);
+      const vf x_here = (sum_x[high] - sum_x[middle]) * shifted_up[1];
+      const vf w_here = square(sum_w[high] - sum_w[middle], shifted_up[1]);
       best.consider({low.up_x + x_here + top.up_x, low.down_x - x_here + top.down_x},
                     {low.up_w + w_here + top.up_w, low.down_w + w_here + top.down_w}, {0, 15}, middle, high);
     }
@@ -71,15 +71,15 @@ inline Split split_group(const Floats (&x)[32], const Floats (&weight)[32], cons
   return best;
 }
 
-// 16 sorted weights; the first and the second eight, `is_second`, are shifted and summed each by itself. Levels are one
-// apart, so the parts' sums times their levels add up to the sum of all times the highest level, less the running sums
-// where the middle and the high part begin. With squares of levels these two get factors.
-inline Split split_group(const Floats (&x)[16], const Floats (&weight)[16], const Ints (&is_second)[16]) {
+// Splits 16 sorted weights; the first and the second eight (`is_second`) have separate shifts and sums. Levels are one apart,
+// so the parts' sums times their levels add up to the total times the highest level, minus the running sums at the
+// beginnings of the middle and the high part. For squares of levels, these two sums get factors.
+inline Split split_group(const vf (&x)[16], const vf (&weight)[16], const vi (&is_second)[16]) {
   constexpr int n = 16;
-  Floats sum_x[2][n + 1]{}, sum_w[2][n + 1]{};
+  vf sum_x[2][n + 1]{}, sum_w[2][n + 1]{};
   for (int i = 0; i < n; ++i)
     for (int half = 0; half < 2; ++half) {
-      const Ints is_here = half ? is_second[i] : ~is_second[i];
+      const vi is_here = half ? is_second[i] : ~is_second[i];
       sum_x[half][i + 1] = is_here ? sum_x[half][i] + weight[i] * x[i] : sum_x[half][i];
       sum_w[half][i + 1] = is_here ? sum_w[half][i] + weight[i] : sum_w[half][i];
     }
@@ -91,9 +91,9 @@ inline Split split_group(const Floats (&x)[16], const Floats (&weight)[16], cons
   Split best;
   for (int middle = 0; middle <= n; ++middle)
     for (int high = middle; high <= n; ++high) {
-      Floats xq[2][2], qq[2][2]; // of each half, with each shift
+      vf xq[2][2], qq[2][2]; // for each half and each shift
       for (int half = 0; half < 2; ++half) {
-        const Floats *x_to = sum_x[half], *w_to = sum_w[half], below = x_to[middle] + x_to[high];
+        const vf *x_to = sum_x[half], *w_to = sum_w[half], below = x_to[middle] + x_to[high];
         for (int k = 0; k < 2; ++k) {
           const Shift& shift = shifts[k];
           xq[half][k] = x_to[n] * shift.level[2] - below;
@@ -108,18 +108,18 @@ inline Split split_group(const Floats (&x)[16], const Floats (&weight)[16], cons
   return best;
 }
 
-// The groups of one scale, one in each lane. Groups of zeros have scale 0, entry 0 and are not shifted down.
+// The search for one scale, with one group per lane. Groups of zeros get scale 0 and entry 0 and are not shifted down.
 template <int size> struct Group1 {
   static constexpr int parts = size / 8;
-  static constexpr float least = size == 32 ? 1e-12f : 1e-7f; // a group with no larger weight is zero
+  static constexpr float least = size == 32 ? 1e-12f : 1e-7f; // a group without larger weights is zero
 
-  Floats weight[size], scale;
-  Ints entry[parts], down; // entries as words of levels; the parts that are shifted down, as bits
+  vf weight[size], scale;
+  vi entry[parts], down; // entries as words of levels; one bit for each part that is shifted down
 
-  void search(const Floats* x) {
-    Ints rank[size];
-    Floats sorted_x[size], sorted_weight[size];
-    Ints is_second[size];
+  void search(const vf* x) {
+    vi rank[size];
+    vf sorted_x[size], sorted_weight[size];
+    vi is_second[size];
     find_ranks(x, rank);
     for (int i = 0; i < size; ++i)
       for (int l = 0; l < lanes; ++l) {
@@ -129,63 +129,63 @@ template <int size> struct Group1 {
         if (size == 16) is_second[to][l] = i < 8 ? 0 : -1;
       }
     const Split best = split_group(sorted_x, sorted_weight, is_second);
-    const Ints is_some = best.is_found & (largest_size(x, size) >= least), is_negative = best.scale < 0;
-    scale = is_some ? magnitude(best.scale) : Floats{};
+    const vi is_some = best.is_found & (largest_size(x, size) >= least), is_negative = best.scale < 0;
+    scale = is_some ? abs(best.scale) : vf{};
     down = is_some & (is_negative ? ~best.down & ((1 << parts) - 1) : best.down);
-    Ints any_off_grid{};
+    vi any_off_grid{};
     for (int k = 0; k < parts; ++k) {
-      Ints point{};
+      vi point{};
       for (int i = 8 * k + 7; i >= 8 * k; --i) {
-        const Ints level = 2 + (rank[i] < best.middle) + (rank[i] < best.high);
+        const vi level = 2 + (rank[i] < best.middle) + (rank[i] < best.high);
         point = point * 3 + (is_negative ? 2 - level : level);
       }
       entry[k] = choose(x, k, point, is_some);
       any_off_grid |= entry[k] & Neighbours<8>::is_off_grid;
     }
     if (!any(any_off_grid != 0)) return;
-    Floats sum_xq{}, sum_qq{};
+    vf sum_xq{}, sum_qq{};
     for (int i = 0; i < size; ++i) add(i, x[i], level(i), sum_xq, sum_qq);
     scale = (any_off_grid != 0) & (sum_xq > 0) & (sum_qq > 0) ? sum_xq / sum_qq : scale;
   }
 
-  // What weight i is decoded to, in units of the scale.
-  Floats level(int i) const { return to_floats(Neighbours<8>::level_in(entry[i / 8], i % 8)) - 1.0f + shift(i / 8); }
+  // The decoded value of weight i, in units of the scale.
+  vf level(int i) const { return to_float(Neighbours<8>::level_in(entry[i / 8], i % 8)) - 1.0f + shift(i / 8); }
 
-  void add(int i, Floats x, Floats q, Floats& sum_xq, Floats& sum_qq) const {
+  void add(int i, vf x, vf q, vf& sum_xq, vf& sum_qq) const {
     sum_xq += weight[i] * q * x;
     sum_qq += weight[i] * q * q;
   }
 
   // The number of the k-th entry.
-  Ints number(int k) const {
-    Ints point{}, out;
+  vi number(int k) const {
+    vi point{}, out;
     for (int i = 7; i >= 0; --i) point = point * 3 + Neighbours<8>::level_in(entry[k], i);
     for (int l = 0; l < lanes; ++l) out[l] = neighbours_iq1().entry_at(point[l]);
     return out;
   }
 
 private:
-  Floats shift(int k) const { return (down >> k & 1) != 0 ? all_lanes(-0.125f) : all_lanes(0.125f); }
+  vf shift(int k) const { return (down >> k & 1) != 0 ? splat(-0.125f) : splat(0.125f); }
 
-  // How many weights come before each in ascending order, equal ones in their own.
-  static void find_ranks(const Floats* x, Ints* rank) {
-    for (int i = 0; i < size; ++i) rank[i] = Ints{} + i;
+  // The rank of each weight in ascending order; equal weights keep their order.
+  static void find_ranks(const vf* x, vi* rank) {
+    for (int i = 0; i < size; ++i) rank[i] = vi{} + i;
     for (int i = 0; i < size; ++i)
       for (int j = i + 1; j < size; ++j) {
-        const Ints is_less = x[j] < x[i];
+        const vi is_less = x[j] < x[i];
         rank[i] -= is_less;
         rank[j] += is_less;
       }
   }
 
-  Ints choose(const Floats* x, int k, Ints point, Ints wanted) const {
-    Floats terms[32]{};
+  vi choose(const vf* x, int k, vi point, vi wanted) const {
+    vf terms[32]{};
     for (int i = 0; i < 8; ++i)
       for (int level = 0; level < 3; ++level) {
-        const Floats difference = scale * (float(level - 1) + shift(k)) - x[8 * k + i];
+        const vf difference = scale * (float(level - 1) + shift(k)) - x[8 * k + i];
         terms[4 * i + level] = weight[8 * k + i] * difference * difference;
       }
-    Ints words{};
+    vi words{};
     for (int l = 0; l < lanes; ++l) {
       if (!wanted[l]) continue;
       words[l] = neighbours_iq1().choose(point[l], [&] {
@@ -200,17 +200,17 @@ private:
   }
 };
 
-inline Ints scales_of_3_bits(Floats scale, Floats inverse) {
+inline vi scales_of_3_bits(vf scale, vf inverse) {
   return clamp(nearest(0.5f * (inverse * scale - 1.0f)), 0, 7);
 }
 
 template <> struct Encoder<IQ1_S> {
   static constexpr int halves[] = {0};
   static constexpr auto importance = Importance::needed;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
-    const Floats mean_square = 2.0f * sum_of_squares(x, 256) / 256.0f;
-    Floats scale[8], largest{};
-    Ints low[32], words[8], down[8];
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
+    const vf mean_square = 2.0f * sum_of_squares(x, 256) / 256.0f;
+    vf scale[8], largest{};
+    vi low[32], words[8], down[8];
     Group1<32> group;
     for (int g = 0; g < 8; ++g) {
       damp(x + 32 * g, weight + 32 * g, 32, mean_square, group.weight);
@@ -218,19 +218,19 @@ template <> struct Encoder<IQ1_S> {
       scale[g] = group.scale;
       largest = larger(largest, scale[g]);
       down[g] = group.down & 1;
-      words[g] = Ints{};
+      words[g] = vi{};
       for (int k = 0; k < 4; ++k) {
-        const Ints number = group.number(k);
+        const vi number = group.number(k);
         low[4 * g + k] = number & 255;
         words[g] |= number >> 8 << 3 * k;
       }
     }
-    const Floats d = largest / 15.0f, inverse = 1.0f / d;
-    out.store_halves(0, d * 1.125f); // ggml's: found to be better than d
+    const vf d = largest / 15.0f, inverse = 1.0f / d;
+    out.store_halves(0, d * 1.125f); // ggml's factor, which was found to be better than 1
     out.store_bytes(2, low, 32);
     for (int g = 0; g < 8; ++g) {
-      const Ints high = scales_of_3_bits(scale[g], inverse) << 12 | down[g] << 15;
-      out.store_halfwords(34 + 2 * g, words[g] | (largest != 0 ? high : Ints{}));
+      const vi high = scales_of_3_bits(scale[g], inverse) << 12 | down[g] << 15;
+      out.store_halfwords(34 + 2 * g, words[g] | (largest != 0 ? high : vi{}));
     }
   }
 };
@@ -238,30 +238,30 @@ template <> struct Encoder<IQ1_S> {
 template <> struct Encoder<IQ1_M> {
   static constexpr auto halves = no_halves; // the bits of its f16 are scattered; see has_finite_scales
   static constexpr auto importance = Importance::plain;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
-    const Floats mean_square = 2.0f * sum_of_squares(x, 256) / 256.0f;
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
+    const vf mean_square = 2.0f * sum_of_squares(x, 256) / 256.0f;
     Group1<16> groups[16];
-    Floats largest{};
-    Ints low[32], high[16], words[4]{};
+    vf largest{};
+    vi low[32], high[16], words[4]{};
     for (int g = 0; g < 16; ++g) {
-      const Floats* from = x + 16 * g;
+      const vf* from = x + 16 * g;
       if (weight)
         damp(from, weight + 16 * g, 16, mean_square, groups[g].weight);
       else
         for (int i = 0; i < 16; ++i) groups[g].weight[i] = from[i] * from[i];
       groups[g].search(from);
       largest = larger(largest, groups[g].scale);
-      const Ints first = groups[g].number(0), second = groups[g].number(1);
+      const vi first = groups[g].number(0), second = groups[g].number(1);
       low[2 * g] = first & 255;
       low[2 * g + 1] = second & 255;
       high[g] = first >> 8 | second >> 8 << 4;
     }
-    Floats d = largest / 15.0f, sum_xq{}, sum_qq{};
-    const Floats inverse = 1.0f / d;
-    const Ints is_some = largest != 0;
+    vf d = largest / 15.0f, sum_xq{}, sum_qq{};
+    const vf inverse = 1.0f / d;
+    const vi is_some = largest != 0;
     for (int g = 0; g < 16; ++g) {
-      const Ints scale = scales_of_3_bits(groups[g].scale, inverse);
-      const Floats odd = to_floats(2 * scale + 1);
+      const vi scale = scales_of_3_bits(groups[g].scale, inverse);
+      const vf odd = to_float(2 * scale + 1);
       for (int i = 0; i < 16; ++i) groups[g].add(i, x[16 * g + i], groups[g].level(i) * odd, sum_xq, sum_qq);
       words[g / 4] |= is_some & scale << 3 * (g % 4);
       high[g] |= is_some & ((groups[g].down & 1) << 3 | (groups[g].down & 2) << 6);

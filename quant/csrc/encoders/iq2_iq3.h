@@ -1,7 +1,7 @@
-// Encoders of IQ2 and IQ3. Source: quantize_row_iq2_xxs_impl and its like of ggml-quants.c.
+// Encoders of IQ2 and IQ3. Source: quantize_row_iq2_xxs_impl and similar functions of ggml-quants.c.
 //
-// As everywhere a lane has a group of its own while scales are searched; the choice of an entry for one group has the
-// candidates side by side.
+// While scales are searched, each lane works on its own group, as in all encoders; while an entry is chosen for one group,
+// the lanes hold its candidates.
 #pragma once
 #include "../formats/iq.h"
 #include "codebook.h"
@@ -10,22 +10,22 @@
 
 namespace {
 
-// Which entries of a group are chosen once more, with the best scale instead of the try that found them.
+// The entries of a group that are chosen again with the best scale, instead of the scale that found them.
 enum class Again { those_off_grid, all_if_one_is_off_grid, all };
 
-// What the formats differ in.
+// The parameters in which the formats differ.
 template <class F> struct Plan;
 template <> struct Plan<IQ2_XXS> {
   static constexpr auto& book = packed_iq2_xxs;
-  static constexpr int distances = 2;            // of candidates in the codebook
-  static constexpr int size = 32, weights = 8;   // of a group with a scale, of an entry
-  static constexpr bool has_even_signs = true;   // of eight weights: seven are stored
+  static constexpr int distances = 2;            // distinct distances of candidates in the codebook
+  static constexpr int size = 32, weights = 8;   // weights of a group with one scale; weights of an entry
+  static constexpr bool has_even_signs = true;   // of each eight sign bits, seven are stored
   static constexpr auto again = Again::all;
-  static constexpr int last = 6;                 // tries: the largest weight is its level's value, or up to so many
-  static constexpr float step = 0.1f;            // steps less or more
-  static constexpr float least = 1e-15f;         // a group with no larger weight is stored as zeros
-  static constexpr float mean = 1;               // how much the mean square counts in what damps importance
-  static constexpr float stretch = 1;            // of the stored scale
+  static constexpr int last = 6;                 // each try maps the largest weight to its level, plus or minus up to `last`
+  static constexpr float step = 0.1f;            // of these steps
+  static constexpr float least = 1e-15f;         // a group without larger weights is stored as zeros
+  static constexpr float mean = 1;               // the factor of the mean square in the damping of importance
+  static constexpr float stretch = 1;            // the factor of the stored scale
 };
 template <> struct Plan<IQ2_XS> {
   static constexpr auto& book = packed_iq2_xs;
@@ -56,26 +56,26 @@ template <> struct Plan<IQ3_S> {
   static constexpr float step = 0.2f, least = __FLT_DENORM_MIN__, mean = 2, stretch = 1.033f;
 };
 
-// Made when a format is first encoded, in some milliseconds.
+// The codebook is built when a format is first encoded, which takes some milliseconds.
 template <class F> const Neighbours<Plan<F>::weights>& neighbours_of() {
   static const Neighbours<Plan<F>::weights> neighbours(Plan<F>::book, Plan<F>::distances);
   return neighbours;
 }
 
-// Signs of eight weights as bits, and the magnitudes. Where only an even number of minus signs can be stored, an odd
-// one gives the weight that counts least the wrong sign, and a magnitude below zero.
-template <bool even> Ints split_signs(const Floats* x, const Floats* weight, Floats* size) {
-  Ints signs{}, odd{}, at{};
-  Floats least{};
+// The signs of eight weights as bits, and the magnitudes. If only an even number of minus signs can be stored and it is odd,
+// the least important weight gets the wrong sign and a negative magnitude.
+template <bool even> vi split_signs(const vf* x, const vf* weight, vf* size) {
+  vi signs{}, odd{}, at{};
+  vf least{};
   for (int i = 0; i < 8; ++i) {
-    const auto is_negative = ~(Ints)(x[i] >= 0);
+    const auto is_negative = ~(vi)(x[i] >= 0);
     size[i] = is_negative ? -x[i] : x[i];
     signs |= is_negative & (1 << i);
     odd ^= is_negative;
-    const Floats counts = weight[i] * x[i] * x[i];
-    const Ints is_less = i == 0 ? Ints{} - 1 : counts < least;
+    const vf counts = weight[i] * x[i] * x[i];
+    const vi is_less = i == 0 ? vi{} - 1 : counts < least;
     least = is_less ? counts : least;
-    at = is_less ? Ints{} + i : at;
+    at = is_less ? vi{} + i : at;
   }
   if (!even) return signs;
   for (int i = 0; i < 8; ++i) {
@@ -86,48 +86,48 @@ template <bool even> Ints split_signs(const Floats* x, const Floats* weight, Flo
   return signs;
 }
 
-// The groups of one scale, one in each lane.
+// The search for one scale, with one group per lane.
 template <class F> struct Group {
   using P = Plan<F>;
   using Table = Neighbours<P::weights>;
   static constexpr int size = P::size, weights = P::weights, entries = size / weights, tries = 2 * P::last + 1;
 
-  Floats x[size], weight[size];
-  Ints entry[entries], signs[size / 8]; // entries as words of levels
-  Floats scale;
-  Ints is_zero;
+  vf x[size], weight[size];
+  vi entry[entries], signs[size / 8]; // entries as words of levels
+  vf scale;
+  vi is_zero;
 
-  // `raw` are the weights with signs; `weight` says how much each counts.
-  void search(const Floats* raw) {
+  // `raw` are the weights with signs; `weight` are their weights in the squared error.
+  void search(const vf* raw) {
     for (int k = 0; k < size / 8; ++k)
       signs[k] = split_signs<P::has_even_signs>(raw + 8 * k, weight + 8 * k, x + 8 * k);
-    Floats largest = x[0];
+    vf largest = x[0];
     for (int i = 1; i < size; ++i) largest = larger(largest, x[i]);
     constexpr float top = 2 * Table::levels - 1;
     is_zero = largest < P::least;
-    if constexpr (P::again == Again::all) { // ggml starts IQ2_XXS from the best scale without a codebook
-      Ints codes[size];
+    if constexpr (P::again == Again::all) { // for IQ2_XXS, ggml starts from the best scale without a codebook
+      vi codes[size];
       scale = search_positive<size>(x, weight, Table::levels + 1, codes);
       largest = scale * float(Table::levels);
       is_zero |= largest <= 0;
     } else {
       scale = largest / top;
     }
-    // ggml takes the first guess for an entry, but not for one with IQ3_S.
-    for (Ints& e : entry) e = Ints{} + (P::again == Again::all_if_one_is_off_grid ? Table::is_off_grid : 0);
+    // ggml treats the first guess as an entry, except for IQ3_S.
+    for (vi& e : entry) e = vi{} + (P::again == Again::all_if_one_is_off_grid ? Table::is_off_grid : 0);
 
-    Floats inverse[tries], tried[tries];
+    vf inverse[tries], tried[tries];
     for (int t = 0; t < tries; ++t) {
       inverse[t] = (top + float(t - P::last) * P::step) / largest;
       tried[t] = 1.0f / inverse[t];
     }
-    Ints found[entries][tries];
-    Floats sum_xq[tries]{}, sum_qq[tries]{};
+    vi found[entries][tries];
+    vf sum_xq[tries]{}, sum_qq[tries]{};
     for (int k = 0; k < entries; ++k) {
       choose(k, tries, inverse, tried, ~is_zero, found[k]);
       for (int t = 0; t < tries; ++t) add(k, found[k][t], sum_xq[t], sum_qq[t]);
     }
-    Floats best{};
+    vf best{};
     for (int t = 0; t < tries; ++t) {
       const auto is_better = (sum_qq[t] > 0) & (sum_xq[t] * sum_xq[t] > best * sum_qq[t]);
       scale = is_better ? sum_xq[t] / sum_qq[t] : scale;
@@ -136,23 +136,23 @@ template <class F> struct Group {
     }
     choose_again();
     const auto is_negative = scale < 0;
-    scale = is_zero ? Floats{} : is_negative ? -scale : scale;
-    for (Ints& s : signs) s = is_zero ? Ints{} : is_negative ? ~s & 255 : s;
+    scale = is_zero ? vf{} : is_negative ? -scale : scale;
+    for (vi& s : signs) s = is_zero ? vi{} : is_negative ? ~s & 255 : s;
   }
 
 private:
   void choose_again() {
-    Ints wanted[entries], any_wanted{};
+    vi wanted[entries], any_wanted{};
     for (int k = 0; k < entries; ++k) {
-      wanted[k] = P::again == Again::all ? Ints{} - 1 : (entry[k] & Table::is_off_grid) != 0;
+      wanted[k] = P::again == Again::all ? vi{} - 1 : (entry[k] & Table::is_off_grid) != 0;
       any_wanted |= wanted[k];
     }
     any_wanted &= (scale > 0) & ~is_zero;
-    const Floats inverse = 1.0f / scale;
-    Floats sum_xq{}, sum_qq{};
+    const vf inverse = 1.0f / scale;
+    vf sum_xq{}, sum_qq{};
     for (int k = 0; k < entries; ++k) {
-      const Ints here = P::again == Again::all_if_one_is_off_grid ? any_wanted : wanted[k] & any_wanted;
-      Ints found;
+      const vi here = P::again == Again::all_if_one_is_off_grid ? any_wanted : wanted[k] & any_wanted;
+      vi found;
       choose(k, 1, &inverse, &scale, here, &found);
       entry[k] = here ? found : entry[k];
       add(k, entry[k], sum_xq, sum_qq);
@@ -160,18 +160,18 @@ private:
     scale = (any_wanted != 0) & (sum_qq > 0) ? sum_xq / sum_qq : scale;
   }
 
-  // The k-th entry for each of the scales, in the lanes where it is wanted.
-  void choose(int k, int scales, const Floats* inverse, const Floats* scale, Ints wanted, Ints* found) const {
+  // Chooses the k-th entry for each of the scales, in the selected lanes.
+  void choose(int k, int scales, const vf* inverse, const vf* scale, vi wanted, vi* found) const {
     const Table& table = neighbours_of<F>();
-    const Floats* part = x + weights * k;
-    Ints point[tries];
+    const vf* part = x + weights * k;
+    vi point[tries];
     for (int t = 0; t < scales; ++t) {
-      found[t] = point[t] = Ints{};
+      found[t] = point[t] = vi{};
       for (int i = weights - 1; i >= 0; --i)
         point[t] = point[t] * Table::levels +
                    clamp(nearest(0.5f * (inverse[t] * part[i] - 1.0f)), 0, Table::levels - 1);
     }
-    Floats root[weights]; // ggml's distance counts a weight by the root of its importance
+    vf root[weights]; // ggml's distance weights by the square root of importance
     for (int i = 0; i < weights; ++i) root[i] = square_root(weight[weights * k + i]);
     for (int l = 0; l < lanes; ++l) {
       if (!wanted[l]) continue;
@@ -184,54 +184,54 @@ private:
         found[t][l] = table.choose(point[t][l], [&, this_scale = scale[t][l]] {
           Terms terms;
           for (int v = 0; v < 4; ++v) {
-            const Eight difference = this_scale * values - load_eight(x_at + 8 * v);
-            terms.place[v] = load_eight(root_at + 8 * v) * difference * difference;
+            const Floats8 difference = this_scale * values - load<Floats8>(x_at + 8 * v);
+            terms.place[v] = load<Floats8>(root_at + 8 * v) * difference * difference;
           }
           return terms;
         });
     }
   }
 
-  // The values of the levels in the slots of Terms; of two weights where these have four slots.
-  static constexpr Eight values = weights == 8 ? Eight{1, 3, 5, 7, 1, 3, 5, 7} : Eight{1, 3, 5, 7, 9, 11, 13, 15};
+  // The values of the levels in the slots of Terms; those of two weights if there are four slots per weight.
+  static constexpr Floats8 values = weights == 8 ? Floats8{1, 3, 5, 7, 1, 3, 5, 7} : Floats8{1, 3, 5, 7, 9, 11, 13, 15};
   static void fill_slots(float* slot, float v) {
     typedef float Slots __attribute__((vector_size(4 * Table::slots)));
     const Slots all = v - Slots{};
     std::memcpy(slot, &all, sizeof all);
   }
 
-  void add(int k, Ints word, Floats& sum_xq, Floats& sum_qq) const {
+  void add(int k, vi word, vf& sum_xq, vf& sum_qq) const {
     for (int i = 0; i < weights; ++i) {
-      const Floats q = to_floats(2 * Table::level_in(word, i) + 1), w = weight[weights * k + i];
+      const vf q = to_float(2 * Table::level_in(word, i) + 1), w = weight[weights * k + i];
       sum_xq += w * x[weights * k + i] * q;
       sum_qq += w * q * q;
     }
   }
 
 public:
-  // Numbers of the entries.
-  void number(Ints* out) const {
+  // The numbers of the entries.
+  void number(vi* out) const {
     for (int k = 0; k < entries; ++k) {
-      Ints point{};
+      vi point{};
       for (int i = weights - 1; i >= 0; --i) point = point * Table::levels + Table::level_in(entry[k], i);
       for (int l = 0; l < lanes; ++l) out[k][l] = is_zero[l] ? 0 : neighbours_of<F>().entry_at(point[l]);
     }
   }
 };
 
-// Searches all groups of a tile; gives the entries' numbers, the signs of eight weights each, and the scales to 4 bits.
+// Searches all groups of a tile; returns the entries' numbers, the signs of each eight weights, and scales of 4 bits.
 template <class F> struct Searched {
   using P = Plan<F>;
   static constexpr int groups = 256 / P::size;
-  Ints entries[256 / P::weights], signs[32], scales[groups], is_zero[groups];
-  Floats d;
+  vi entries[256 / P::weights], signs[32], scales[groups], is_zero[groups];
+  vf d;
 
-  Searched(const Floats* x, const Floats* importance) {
-    const Floats mean_square = P::mean * sum_of_squares(x, 256) / 256.0f;
-    Floats scale[groups], largest{};
+  Searched(const vf* x, const vf* importance) {
+    const vf mean_square = P::mean * sum_of_squares(x, 256) / 256.0f;
+    vf scale[groups], largest{};
     Group<F> group;
     for (int g = 0; g < groups; ++g) {
-      const Floats* from = x + P::size * g;
+      const vf* from = x + P::size * g;
       if (importance)
         damp(from, importance + P::size * g, P::size, mean_square, group.weight);
       else
@@ -243,26 +243,26 @@ template <class F> struct Searched {
       is_zero[g] = group.is_zero;
       largest = larger(largest, scale[g]);
     }
-    const Floats step = largest / 31.0f, inverse = 1.0f / step;
+    const vf step = largest / 31.0f, inverse = 1.0f / step;
     d = step * P::stretch;
     for (int g = 0; g < groups; ++g) scales[g] = clamp(nearest(0.5f * (inverse * scale[g] - 1.0f)), 0, 15);
     if (!P::has_even_signs) return;
-    for (Ints& v : entries) v = largest != 0 ? v : Ints{};
-    for (Ints& v : signs) v = largest != 0 ? v : Ints{};
+    for (vi& v : entries) v = largest != 0 ? v : vi{};
+    for (vi& v : signs) v = largest != 0 ? v : vi{};
   }
 
 private:
-  static Floats without_importance(Floats x, Floats mean_square) {
+  static vf without_importance(vf x, vf mean_square) {
     return P::weights == 8 ? 0.25f * mean_square + x * x : x * x;
   }
 };
 
-// Four times seven signs, and a scale of 4 bits.
-inline Ints pack_signs(const Ints* signs, Ints scale) {
+// Packs four times seven signs and a scale of 4 bits.
+inline vi pack_signs(const vi* signs, vi scale) {
   return (signs[0] & 127) | (signs[1] & 127) << 7 | (signs[2] & 127) << 14 | (signs[3] & 127) << 21 | scale << 28;
 }
-inline void store_scale_pairs(const Blocks& out, int offset, const Ints* scales, int pairs) {
-  Ints bytes[8];
+inline void store_scale_pairs(const Blocks& out, int offset, const vi* scales, int pairs) {
+  vi bytes[8];
   for (int i = 0; i < pairs; ++i) bytes[i] = scales[2 * i] | scales[2 * i + 1] << 4;
   out.store_bytes(offset, bytes, pairs);
 }
@@ -270,7 +270,7 @@ inline void store_scale_pairs(const Blocks& out, int offset, const Ints* scales,
 template <> struct Encoder<IQ2_XXS> {
   static constexpr int halves[] = {0};
   static constexpr auto importance = Importance::needed;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
     const Searched<IQ2_XXS> found(x, weight);
     out.store_halves(0, found.d);
     for (int g = 0; g < 8; ++g) {
@@ -283,7 +283,7 @@ template <> struct Encoder<IQ2_XXS> {
 template <> struct Encoder<IQ2_XS> {
   static constexpr int halves[] = {0};
   static constexpr auto importance = Importance::needed;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
     const Searched<IQ2_XS> found(x, weight);
     out.store_halves(0, found.d);
     for (int i = 0; i < 32; i += 2)
@@ -296,9 +296,9 @@ template <> struct Encoder<IQ2_XS> {
 template <> struct Encoder<IQ2_S> {
   static constexpr int halves[] = {0};
   static constexpr auto importance = Importance::plain;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
     const Searched<IQ2_S> found(x, weight);
-    Ints low[32], high[8]{};
+    vi low[32], high[8]{};
     for (int i = 0; i < 32; ++i) {
       low[i] = found.entries[i] & 255;
       high[i / 4] |= found.entries[i] >> 8 << 2 * (i % 4);
@@ -314,7 +314,7 @@ template <> struct Encoder<IQ2_S> {
 template <> struct Encoder<IQ3_XXS> {
   static constexpr int halves[] = {0};
   static constexpr auto importance = Importance::plain;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
     const Searched<IQ3_XXS> found(x, weight);
     out.store_halves(0, found.d);
     out.store_bytes(2, found.entries, 64);
@@ -325,19 +325,19 @@ template <> struct Encoder<IQ3_XXS> {
 template <> struct Encoder<IQ3_S> {
   static constexpr int halves[] = {0};
   static constexpr auto importance = Importance::plain;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
     const Searched<IQ3_S> found(x, weight);
-    Ints low[64], high[8]{}, signs[32];
+    vi low[64], high[8]{}, signs[32];
     for (int i = 0; i < 64; ++i) {
       low[i] = found.entries[i] & 255;
       high[i / 8] |= found.entries[i] >> 8 << i % 8;
     }
     for (int i = 0; i < 32; ++i) signs[i] = found.signs[i];
-    // ggml takes no step forward in these two fields after a group of zeros, so later groups move up.
+    // ggml does not advance in these two fields after a group of zeros, so later groups move up.
     for (int g = 7; g >= 0; --g) {
-      const Ints moves = found.is_zero[g];
-      for (int i = 8 * g; i < 64; ++i) low[i] = !moves ? low[i] : i < 56 ? low[i + 8] : Ints{};
-      for (int i = 4 * g; i < 32; ++i) signs[i] = !moves ? signs[i] : i < 28 ? signs[i + 4] : Ints{};
+      const vi moves = found.is_zero[g];
+      for (int i = 8 * g; i < 64; ++i) low[i] = !moves ? low[i] : i < 56 ? low[i + 8] : vi{};
+      for (int i = 4 * g; i < 32; ++i) signs[i] = !moves ? signs[i] : i < 28 ? signs[i + 4] : vi{};
     }
     out.store_halves(0, found.d);
     out.store_bytes(2, low, 64);

@@ -6,16 +6,16 @@
 
 namespace {
 
-// A scale for each 16 weights, those scales to 6 bits, and the codes again with the scales as stored.
+// Finds a scale for each 16 weights, quantizes the scales to 6 bits, and computes the codes again with the stored scales.
 template <> struct Encoder<Q3_K> {
   static constexpr int halves[] = {108};
   static constexpr auto importance = Importance::plain;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
-    Ints codes[256], scales[16];
-    Floats scale[16], d;
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
+    vi codes[256], scales[16];
+    vf scale[16], d;
     if (weight) {
-      const Floats mean_square = 2.0f * sum_of_squares(x, 256) / 256.0f;
-      Floats damped[16], counts[16]{};
+      const vf mean_square = 2.0f * sum_of_squares(x, 256) / 256.0f;
+      vf damped[16], counts[16]{};
       for (int g = 0; g < 16; ++g) {
         damp(x + 16 * g, weight + 16 * g, 16, mean_square, damped);
         for (int i = 0; i < 16; ++i) counts[g] += damped[i];
@@ -24,23 +24,23 @@ template <> struct Encoder<Q3_K> {
       d = search_scale<16>(scale, counts, 32, scales);
     } else {
       for (int g = 0; g < 16; ++g) scale[g] = search_signed<16>(x + 16 * g, 4, codes + 16 * g);
-      Floats largest;
-      const Floats extreme = find_extreme(scale, 16, largest), inverse = -32.0f / extreme;
+      vf largest;
+      const vf extreme = find_extreme(scale, 16, largest), inverse = -32.0f / extreme;
       const auto is_zero = extreme == 0;
       for (int g = 0; g < 16; ++g)
-        scales[g] = is_zero ? Ints{} : clamp(as_int8(nearest(inverse * scale[g])), -32, 31) + 32;
-      d = is_zero ? Floats{} : 1.0f / inverse;
+        scales[g] = is_zero ? vi{} : clamp(as_int8(nearest(inverse * scale[g])), -32, 31) + 32;
+      d = is_zero ? vf{} : 1.0f / inverse;
     }
     out.store_halves(108, d);
-    const Floats stored = round_to_half(d);
+    const vf stored = round_to_half(d);
     for (int g = 0; g < 16; ++g) {
-      const Floats step = stored * to_floats(scales[g] - 32);
+      const vf step = stored * to_float(scales[g] - 32);
       for (int i = 16 * g; i < 16 * g + 16; ++i) {
-        const Ints code = clamp(nearest(x[i] / step), -4, 3) + 4;
+        const vi code = clamp(nearest(x[i] / step), -4, 3) + 4;
         codes[i] = step != 0 ? code : codes[i];
       }
     }
-    Ints bytes[32]{};
+    vi bytes[32]{};
     for (int i = 0; i < 256; ++i) bytes[i % 32] |= codes[i] >> 2 << i / 32;
     out.store_bytes(0, bytes, 32);
     store_pairs(out, 32, codes);
@@ -51,36 +51,36 @@ template <> struct Encoder<Q3_K> {
   }
 };
 
-// A scale for each 16 weights, then those scales to 8 bits, then the codes again with the scales as stored.
+// Finds a scale for each 16 weights, quantizes the scales to 8 bits, and computes the codes again with the stored scales.
 template <> struct Encoder<Q6_K> {
   static constexpr int halves[] = {208};
   static constexpr auto importance = Importance::plain;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
-    Ints codes[256], scales[16];
-    Floats scale[16], squares[16];
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
+    vi codes[256], scales[16];
+    vf scale[16], squares[16];
     for (int g = 0; g < 16; ++g) {
       for (int i = 0; i < 16; ++i) squares[i] = x[16 * g + i] * x[16 * g + i];
       scale[g] = search_scale<16>(x + 16 * g, weight ? weight + 16 * g : squares, 32, codes + 16 * g);
     }
-    Floats largest;
-    const Floats inverse = -128.0f / find_extreme(scale, 16, largest);
+    vf largest;
+    const vf inverse = -128.0f / find_extreme(scale, 16, largest);
     const auto is_zero = largest < all_zero; // stored as all zero bytes
-    const Floats d = is_zero ? Floats{} : 1.0f / inverse;
+    const vf d = is_zero ? vf{} : 1.0f / inverse;
     out.store_halves(208, d);
-    const Floats stored = round_to_half(d);
+    const vf stored = round_to_half(d);
     for (int g = 0; g < 16; ++g) {
-      const Ints whole = nearest(inverse * scale[g]);
-      scales[g] = is_zero ? Ints{} : as_int8(whole > 127 ? Ints{} + 127 : whole);
-      const Floats step = stored * to_floats(scales[g]);
+      const vi whole = nearest(inverse * scale[g]);
+      scales[g] = is_zero ? vi{} : as_int8(whole > 127 ? vi{} + 127 : whole);
+      const vf step = stored * to_float(scales[g]);
       for (int i = 16 * g; i < 16 * g + 16; ++i) {
-        const Ints code = clamp(nearest(x[i] / step), -32, 31) + 32;
-        codes[i] = is_zero ? Ints{} : step != 0 ? code : codes[i];
+        const vi code = clamp(nearest(x[i] / step), -32, 31) + 32;
+        codes[i] = is_zero ? vi{} : step != 0 ? code : codes[i];
       }
       scales[g] &= 255;
     }
-    Ints bytes[64];
+    vi bytes[64];
     for (int j = 0; j < 2; ++j) {
-      const Ints* c = codes + 128 * j;
+      const vi* c = codes + 128 * j;
       for (int i = 0; i < 64; ++i) bytes[i] = (c[i] & 15) | (c[i + 64] & 15) << 4;
       out.store_bytes(64 * j, bytes, 64);
       for (int i = 0; i < 32; ++i)

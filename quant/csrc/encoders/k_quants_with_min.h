@@ -1,4 +1,4 @@
-// Encoders of the k-quants with a scale and a min a group: Q2_K, Q4_K, Q5_K. Source: quantize_row_*_ref and *_impl of
+// Encoders of the k-quants with a scale and a min per group: Q2_K, Q4_K, Q5_K. Source: quantize_row_*_ref and *_impl of
 // ggml-quants.c.
 #pragma once
 #include "../formats/k_quants.h"
@@ -7,16 +7,16 @@
 
 namespace {
 
-// A super-block on its way: codes of the weights, of the groups' scales and mins, and what these count in. `top` is the
-// highest code of a scale or min.
+// A super-block during encoding: the codes of the weights and of the groups' scales and mins, and the units of the latter.
+// `top` is the highest code of a scale or min.
 template <class F, int top> struct SuperBlock {
   static constexpr int n = F::group, groups = F::block / F::group;
-  Ints codes[F::block], scales[groups], mins[groups];
-  Floats d, dmin;
+  vi codes[F::block], scales[groups], mins[groups];
+  vf d, dmin;
 
-  // Each group by itself, `weigh` says how much its weights count; then scales and mins in parts of the largest.
-  template <Error error_is, class Weigh> void fit(const Floats* x, Tries tries, Weigh weigh) {
-    Floats scale[groups], min[groups], weight[n], largest_scale{}, largest_min{};
+  // Encodes each group separately, weighted by `weigh`; then codes scales and mins as fractions of the largest.
+  template <Error error_is, class Weigh> void fit(const vf* x, Tries tries, Weigh weigh) {
+    vf scale[groups], min[groups], weight[n], largest_scale{}, largest_min{};
     for (int g = 0; g < groups; ++g) {
       weigh(x + n * g, weight);
       scale[g] = search_scale_min<n, error_is>(x + n * g, weight, F::max_code, tries, codes + n * g, min[g]);
@@ -27,8 +27,8 @@ template <class F, int top> struct SuperBlock {
     d = to_parts(scale, largest_scale, scales);
     dmin = to_parts(min, largest_min, mins);
   }
-  static Floats to_parts(const Floats* v, Floats largest, Ints* parts) {
-    const Floats inverse = largest > 0 ? float(top) / largest : Floats{};
+  static vf to_parts(const vf* v, vf largest, vi* parts) {
+    const vf inverse = largest > 0 ? float(top) / largest : vf{};
     for (int g = 0; g < groups; ++g) {
       parts[g] = nearest(inverse * v[g]) & 255;
       if (top == 63) parts[g] = clamp(parts[g], 0, top);
@@ -36,12 +36,12 @@ template <class F, int top> struct SuperBlock {
     return largest / float(top);
   }
 
-  // The same with importance, damped by the mean square of the super-block; scales and mins are searched for, too.
-  void fit_important(const Floats* x, const Floats* importance, Floats mean_square) {
-    Floats scale[groups], min[groups], weight[n], counts[groups];
+  // The same with importance, damped by the mean square of the super-block; the codes of scales and mins are searched too.
+  void fit_important(const vf* x, const vf* importance, vf mean_square) {
+    vf scale[groups], min[groups], weight[n], counts[groups];
     for (int g = 0; g < groups; ++g) {
       damp(x + n * g, importance + n * g, n, mean_square, weight);
-      counts[g] = Floats{};
+      counts[g] = vf{};
       for (int i = 0; i < n; ++i) counts[g] += weight[i];
       scale[g] = search_scale_min<n>(x + n * g, weight, F::max_code, important_tries, codes + n * g, min[g]);
       min[g] = -min[g];
@@ -50,13 +50,13 @@ template <class F, int top> struct SuperBlock {
     dmin = search_positive<groups>(min, counts, top, mins);
   }
 
-  // The codes again with scales and mins as stored, but for groups of scale zero.
-  void recode(const Floats* x) {
-    const Floats stored = round_to_half(d), stored_min = round_to_half(dmin);
+  // Computes the codes again with the stored scales and mins, except in groups of scale zero.
+  void recode(const vf* x) {
+    const vf stored = round_to_half(d), stored_min = round_to_half(dmin);
     for (int g = 0; g < groups; ++g) {
-      const Floats scale = stored * to_floats(scales[g]), min = stored_min * to_floats(mins[g]);
+      const vf scale = stored * to_float(scales[g]), min = stored_min * to_float(mins[g]);
       for (int i = n * g; i < n * g + n; ++i) {
-        const Ints code = clamp(nearest((x[i] + min) / scale), 0, F::max_code);
+        const vi code = clamp(nearest((x[i] + min) / scale), 0, F::max_code);
         codes[i] = scale != 0 ? code : codes[i];
       }
     }
@@ -66,15 +66,15 @@ template <class F, int top> struct SuperBlock {
 template <> struct Encoder<Q2_K> {
   static constexpr int halves[] = {80, 82};
   static constexpr auto importance = Importance::plain;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
     SuperBlock<Q2_K, 15> block;
     if (weight)
       block.fit_important(x, weight, sum_of_squares(x, 256) / 256.0f);
     else
-      block.fit<Error::absolute>(x, {-0.5f, 0.1f, 15}, [](const Floats* group, Floats* counts) {
-        for (int i = 0; i < 16; ++i) counts[i] = magnitude(group[i]);
+      block.fit<Error::absolute>(x, {-0.5f, 0.1f, 15}, [](const vf* group, vf* counts) {
+        for (int i = 0; i < 16; ++i) counts[i] = abs(group[i]);
       });
-    Ints bytes[64];
+    vi bytes[64];
     for (int g = 0; g < 16; ++g) {
       bytes[g] = (block.scales[g] | block.mins[g] << 4) & 255;
       block.scales[g] = bytes[g] & 15;
@@ -88,9 +88,9 @@ template <> struct Encoder<Q2_K> {
   }
 };
 
-// Eight scales and eight mins of 6 bits to 12 bytes; they become what a reader will find there.
-inline void store_scales_mins(const Blocks& out, int offset, Ints* scales, Ints* mins) {
-  Ints bytes[12];
+// Packs eight scales and eight mins of 6 bits into 12 bytes, and sets them to the values that a reader will decode.
+inline void store_scales_mins(const Blocks& out, int offset, vi* scales, vi* mins) {
+  vi bytes[12];
   for (int g = 0; g < 4; ++g) {
     bytes[g] = (scales[g] | scales[g + 4] >> 4 << 6) & 255;
     bytes[g + 4] = (mins[g] | mins[g + 4] >> 4 << 6) & 255;
@@ -103,16 +103,16 @@ inline void store_scales_mins(const Blocks& out, int offset, Ints* scales, Ints*
   out.store_bytes(offset, bytes, 12);
 }
 
-// What Q4_K and Q5_K have in common: all but the codes' place.
+// The common part of Q4_K and Q5_K, which is everything but the layout of the codes.
 template <class F>
-SuperBlock<F, 63> encode_scales_mins(const Floats* x, const Floats* weight, Tries tries, const Blocks& out) {
+SuperBlock<F, 63> encode_scales_mins(const vf* x, const vf* weight, Tries tries, const Blocks& out) {
   SuperBlock<F, 63> block;
   if (weight)
     block.fit_important(x, weight, 2.0f * sum_of_squares(x, 256) / 256.0f);
   else
-    block.template fit<Error::squared>(x, tries, [](const Floats* group, Floats* counts) {
-      const Floats typical = square_root(sum_of_squares(group, 32) / 32.0f);
-      for (int i = 0; i < 32; ++i) counts[i] = typical + magnitude(group[i]);
+    block.template fit<Error::squared>(x, tries, [](const vf* group, vf* counts) {
+      const vf typical = square_root(sum_of_squares(group, 32) / 32.0f);
+      for (int i = 0; i < 32; ++i) counts[i] = typical + abs(group[i]);
     });
   if (F::type == Q5_K::type)
     for (int g = 0; g < 8; ++g) {
@@ -129,7 +129,7 @@ SuperBlock<F, 63> encode_scales_mins(const Floats* x, const Floats* weight, Trie
 template <> struct Encoder<Q4_K> {
   static constexpr int halves[] = {0, 2};
   static constexpr auto importance = Importance::plain;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
     const auto block = encode_scales_mins<Q4_K>(x, weight, {-1.0f, 0.1f, 20}, out);
     store_nibbles_by_32(out, 16, block.codes);
   }
@@ -138,9 +138,9 @@ template <> struct Encoder<Q4_K> {
 template <> struct Encoder<Q5_K> {
   static constexpr int halves[] = {0, 2};
   static constexpr auto importance = Importance::plain;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
     const auto block = encode_scales_mins<Q5_K>(x, weight, {-0.5f, 0.1f, 15}, out);
-    Ints bytes[32]{};
+    vi bytes[32]{};
     for (int i = 0; i < 256; ++i) bytes[i % 32] |= block.codes[i] >> 4 << i / 32;
     out.store_bytes(16, bytes, 32);
     store_nibbles_by_32(out, 48, block.codes);

@@ -7,36 +7,36 @@
 namespace {
 
 // Codes around `half`: the weight of the largest magnitude gets code 0. Returns the scale.
-inline Floats encode_around(const Floats* x, const Floats* weight, int half, Ints* codes) {
+inline vf encode_around(const vf* x, const vf* weight, int half, vi* codes) {
   if (weight) return search_scale<32>(x, weight, half, codes);
-  Floats largest;
-  const Floats scale = find_extreme(x, 32, largest) / -float(half), inverse = inverse_or_zero(scale);
+  vf largest;
+  const vf scale = find_extreme(x, 32, largest) / -float(half), inverse = inverse_or_zero(scale);
   for (int i = 0; i < 32; ++i) {
-    const Ints code = as_int8(to_ints(x[i] * inverse + (float(half) + 0.5f)));
-    codes[i] = code > 2 * half - 1 ? Ints{} + (2 * half - 1) : code;
+    const vi code = as_int8(to_ints(x[i] * inverse + (float(half) + 0.5f)));
+    codes[i] = code > 2 * half - 1 ? vi{} + (2 * half - 1) : code;
   }
   return scale;
 }
 
-// Codes from the least weight up. Returns the scale.
-inline Floats encode_above(const Floats* x, const Floats* weight, int top, Ints* codes, Floats& min) {
+// Codes counted from the least weight. Returns the scale.
+inline vf encode_above(const vf* x, const vf* weight, int top, vi* codes, vf& min) {
   if (weight) return search_scale_min<32>(x, weight, top, important_tries, codes, min);
-  Floats low = x[0], high = x[0];
+  vf low = x[0], high = x[0];
   for (int i = 1; i < 32; ++i) {
     low = smaller(x[i], low);
     high = larger(x[i], high);
   }
-  const Floats scale = (high - low) / float(top), inverse = inverse_or_zero(scale);
+  const vf scale = (high - low) / float(top), inverse = inverse_or_zero(scale);
   for (int i = 0; i < 32; ++i) {
-    const Ints code = as_int8(to_ints((x[i] - low) * inverse + 0.5f));
-    codes[i] = code > top ? Ints{} + top : code;
+    const vi code = as_int8(to_ints((x[i] - low) * inverse + 0.5f));
+    codes[i] = code > top ? vi{} + top : code;
   }
   min = low;
   return scale;
 }
 
-inline void store_fifth_bits(const Blocks& out, int offset, const Ints* codes) {
-  Ints word{};
+inline void store_fifth_bits(const Blocks& out, int offset, const vi* codes) {
+  vi word{};
   for (int i = 0; i < 32; ++i) word |= (codes[i] >> 4 & 1) << i;
   out.store_words(offset, word);
 }
@@ -44,8 +44,8 @@ inline void store_fifth_bits(const Blocks& out, int offset, const Ints* codes) {
 template <> struct Encoder<Q4_0> {
   static constexpr int halves[] = {0};
   static constexpr auto importance = Importance::damped;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
-    Ints codes[32];
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
+    vi codes[32];
     out.store_halves(0, encode_around(x, weight, 8, codes));
     store_nibbles(out, 2, codes);
   }
@@ -54,9 +54,9 @@ template <> struct Encoder<Q4_0> {
 template <> struct Encoder<Q4_1> {
   static constexpr int halves[] = {0, 2};
   static constexpr auto importance = Importance::damped;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
-    Ints codes[32];
-    Floats min;
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
+    vi codes[32];
+    vf min;
     out.store_halves(0, encode_above(x, weight, 15, codes, min));
     out.store_halves(2, min);
     store_nibbles(out, 4, codes);
@@ -66,8 +66,8 @@ template <> struct Encoder<Q4_1> {
 template <> struct Encoder<Q5_0> {
   static constexpr int halves[] = {0};
   static constexpr auto importance = Importance::damped;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
-    Ints codes[32];
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
+    vi codes[32];
     out.store_halves(0, encode_around(x, weight, 16, codes));
     store_fifth_bits(out, 2, codes);
     store_nibbles(out, 6, codes);
@@ -77,9 +77,9 @@ template <> struct Encoder<Q5_0> {
 template <> struct Encoder<Q5_1> {
   static constexpr int halves[] = {0, 2};
   static constexpr auto importance = Importance::damped;
-  static void encode(const Floats* x, const Floats* weight, const Blocks& out) {
-    Ints codes[32];
-    Floats min;
+  static void encode(const vf* x, const vf* weight, const Blocks& out) {
+    vi codes[32];
+    vf min;
     out.store_halves(0, encode_above(x, weight, 31, codes, min));
     out.store_halves(2, min);
     store_fifth_bits(out, 4, codes);
@@ -87,15 +87,15 @@ template <> struct Encoder<Q5_1> {
   }
 };
 
-// Importance changes nothing: the largest weight decides the scale.
+// Importance has no effect, because the largest weight decides the scale.
 template <> struct Encoder<Q8_0> {
   static constexpr int halves[] = {0};
   static constexpr auto importance = Importance::ignored;
-  static void encode(const Floats* x, const Floats*, const Blocks& out) {
-    Floats largest{};
-    for (int i = 0; i < 32; ++i) largest = larger(magnitude(x[i]), largest);
-    const Floats scale = largest / 127.0f, inverse = inverse_or_zero(scale);
-    Ints bytes[32];
+  static void encode(const vf* x, const vf*, const Blocks& out) {
+    vf largest{};
+    for (int i = 0; i < 32; ++i) largest = larger(abs(x[i]), largest);
+    const vf scale = largest / 127.0f, inverse = inverse_or_zero(scale);
+    vi bytes[32];
     for (int i = 0; i < 32; ++i) bytes[i] = round_away(x[i] * inverse) & 255;
     out.store_halves(0, scale);
     out.store_bytes(2, bytes, 32);

@@ -1,7 +1,7 @@
-// The codebooks of the IQ formats, as data: which points of the lattice each has. Source: the grids of ggml-common.h.
+// The codebooks of the IQ formats as data: each lists points of a lattice. Source: the grids of ggml-common.h.
 //
-// An entry packs the level number of each of its weights, first weight in the low bits: 2 bits each for books of 8 weights,
-// 4 bits each for books of 4. `Book` expands it at compile time to one byte a weight.
+// An entry packs the levels of its weights, the first weight in the low bits: 2 bits each in books of 8 weights, 4 bits each
+// in books of 4. `Book` expands it at compile time to one byte per weight.
 #pragma once
 #include <cstdint>
 
@@ -343,7 +343,7 @@ constexpr uint16_t packed_iq1[2048] = {
     0xaa08, 0xaa0a, 0xaa20, 0xaa22, 0xaa28, 0xaa2a, 0xaa51, 0xaa54, 0xaa56, 0xaa80, 0xaa82, 0xaa88, 0xaa8a, 0xaa95,
     0xaaa0, 0xaaa2, 0xaaa8, 0xaaaa};
 
-// The entries of a packed codebook, a word each with one byte a weight.
+// The entries of a packed codebook, each as a word with one byte per weight.
 template <class Word, int N> struct Book {
   Word entry[N];
   constexpr Word operator[](int i) const { return entry[i]; }
@@ -360,7 +360,7 @@ constexpr Book<Word, N> expand(const uint16_t (&packed)[N], const uint8_t (&leve
 }
 
 constexpr uint8_t levels_iq2[] = {8, 25, 43}, levels_iq3_xxs[] = {4, 12, 20, 28, 36, 44, 52, 62},
-                  levels_iq3_s[] = {1, 3, 5, 7, 9, 11, 13, 15}, levels_iq1[] = {0, 8, 16}; // IQ1: eighths above -1
+                  levels_iq3_s[] = {1, 3, 5, 7, 9, 11, 13, 15}, levels_iq1[] = {0, 8, 16}; // IQ1: in eighths above -1
 
 constexpr auto book_iq2_xxs = expand<uint64_t>(packed_iq2_xxs, levels_iq2);
 constexpr auto book_iq2_xs = expand<uint64_t>(packed_iq2_xs, levels_iq2);

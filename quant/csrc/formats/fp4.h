@@ -1,4 +1,4 @@
-// Four-bit formats whose codes are looked up in a table of 16 values. Source of layouts and tables: ggml-common.h.
+// Four-bit formats whose codes index a table of 16 values. Source of layouts and tables: ggml-common.h.
 #pragma once
 #include "bits.h"
 
@@ -9,9 +9,9 @@ constexpr uint8_t iq4_codes[16] = {0, 23, 44, 62, 78, 92, 105, 117, 128, 140, 15
 // E2M1 doubled (0 1 2 3 4 6 8 12 and their negatives), 12 added.
 constexpr uint8_t e2m1_codes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
-// The codes that nibbles stand for.
+// The codes for nibbles.
 template <class V> inline V look_up(const uint8_t (&table)[16], V nibbles) {
-  return {V::look_up(table, nibbles.low), V::look_up(table, nibbles.high)};
+  return {look_up_bytes(table, nibbles.low), look_up_bytes(table, nibbles.high)};
 }
 
 // f16 d; nibbles as in Q4_0.
@@ -29,7 +29,7 @@ struct IQ4_XS : InRegisters<IQ4_XS> {
   static constexpr int type = 23, block = 256, bytes = 136, group = 32, zero = 127, max_code = 240;
   static constexpr bool has_min = false;
   static void scales(const uint8_t* b, float* __restrict scale, float*) {
-    uint64_t low = load_u32(b + 4), high = load_u16(b + 2); // nibbles and pairs, each to a byte
+    uint64_t low = load_u32(b + 4), high = load_u16(b + 2); // nibbles and pairs, each expanded to a byte
     low = (low | low << 16) & 0x0000ffff0000ffff;
     low = (low | low << 8) & 0x00ff00ff00ff00ff;
     low = (low | low << 4) & 0x0f * every_byte;
@@ -51,7 +51,7 @@ struct IQ4_XS : InRegisters<IQ4_XS> {
   }
 };
 
-// One E8M0 exponent (bias 127; halved, as the values are doubled); nibbles as in Q4_0.
+// One E8M0 exponent (bias 127; halved, because the values are doubled); nibbles as in Q4_0.
 struct MXFP4 {
   static constexpr int type = 39, block = 32, bytes = 17, group = 32, zero = 12, max_code = 24;
   static constexpr bool has_min = false;
@@ -75,7 +75,7 @@ struct NVFP4 {
     for (int g = 0; g < 4; ++g) {
       scale[g] = e4m3_half(b[g]);
       const uint64_t both = load_u64(b + 4 + 8 * g);
-      const Words2 found = Rows<1>::look_up(e2m1_codes, Words2{both & 0x0f * every_byte, both >> 4 & 0x0f * every_byte});
+      const Words2 found = look_up_bytes(e2m1_codes, Words2{both & 0x0f * every_byte, both >> 4 & 0x0f * every_byte});
       std::memcpy(codes + 16 * g, &found, 16);
     }
   }

@@ -1,12 +1,12 @@
-// The codebook formats: groups of 8 (or 4) weights name an entry of a codebook, and signs. Source of the layouts:
-// ggml-common.h. Codes are zero plus or minus the entry's values; IQ1 counts in eighths, so its shifts are in the code.
+// The codebook formats: each 8 (or 4) weights are stored as the number of a codebook entry and signs. Source of the layouts:
+// ggml-common.h. Codes are zero plus or minus the entry's values; IQ1's are in eighths, so they include the shift.
 #pragma once
 #include "bits.h"
 #include "codebooks.h"
 
 namespace {
 
-// Seven stored sign bits; the eighth makes their number even.
+// Seven stored sign bits, and an eighth that makes the number of set bits even.
 inline uint8_t even_signs(uint32_t stored) {
   uint32_t parity = stored ^ stored >> 4;
   parity ^= parity >> 2;

@@ -4,7 +4,8 @@
 
 namespace {
 
-// 16 bytes of scale and min nibbles, 64 bytes of bit pairs (of each 32 bytes pair k holds weights 32k on), f16 d, f16 dmin.
+// 16 bytes of scale and min nibbles, 64 bytes of bit pairs (in each 32 bytes, pair k holds the weights from 32k on), f16 d,
+// f16 dmin.
 struct Q2_K : InRegisters<Q2_K> {
   static constexpr int type = 10, block = 256, bytes = 84, group = 16, zero = 0, max_code = 3;
   static constexpr bool has_min = true;
@@ -30,8 +31,8 @@ struct Q2_K : InRegisters<Q2_K> {
   }
 };
 
-// 32 bytes of third bits (bit g for weights 32g on), bit pairs as in Q2_K, sixteen 6-bit scales (low nibbles in 8 bytes, high
-// pairs in 4), f16 d.
+// 32 bytes of third bits (bit g for the weights from 32g on), bit pairs as in Q2_K, sixteen 6-bit scales (low nibbles in 8
+// bytes, high pairs in 4), f16 d.
 struct Q3_K : InRegisters<Q3_K> {
   static constexpr int type = 11, block = 256, bytes = 110, group = 16, zero = 4, max_code = 7;
   static constexpr bool has_min = false;
@@ -61,14 +62,14 @@ struct Q3_K : InRegisters<Q3_K> {
   }
 };
 
-// Eight 6-bit scales and eight 6-bit mins in three words, as Q4_K and Q5_K keep them, one to a byte.
+// Expands the eight 6-bit scales and eight 6-bit mins of Q4_K and Q5_K, in three words, to one per byte.
 template <class Word> struct ScalesMins {
   Word scales[2], mins[2];
   ScalesMins(Word a, Word b, Word c)
       : scales{a & 0x3f3f3f3f, (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030)},
         mins{b & 0x3f3f3f3f, (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)} {}
 };
-// They stand behind f16 d and f16 dmin.
+// They follow f16 d and f16 dmin.
 inline void unpack_scales_mins(const uint8_t* b, float* __restrict scale, float* __restrict min) {
   const ScalesMins<uint32_t> all(load_u32(b + 4), load_u32(b + 8), load_u32(b + 12));
   store_floats(scale, widen<uint8_t>(all.scales[0] | uint64_t(all.scales[1]) << 32) * load_f16(b));
@@ -84,7 +85,7 @@ template <class V> inline void unpack_scales_mins_of_rows(RowPlace b, float* sca
   }
 }
 
-// f16 d, f16 dmin, 12 bytes of scales and mins, 128 bytes: of each 32 bytes the low nibbles come first.
+// f16 d, f16 dmin, 12 bytes of scales and mins, 128 bytes of nibbles: for each 32 bytes, the low nibbles come first.
 struct Q4_K : InRegisters<Q4_K> {
   static constexpr int type = 12, block = 256, bytes = 144, group = 32, zero = 0, max_code = 15;
   static constexpr bool has_min = true;
@@ -133,7 +134,7 @@ struct Q6_K : InRegisters<Q6_K> {
   }
 };
 
-// f32 d, 256 int8, 16 sums. ggml's own activations: not met in files, decoded all the same.
+// f32 d, 256 int8, 16 sums. This is ggml's own format for activations; files do not contain it, but it is decoded too.
 struct Q8_K {
   static constexpr int type = 15, block = 256, bytes = 292, group = 32, zero = 128, max_code = 255;
   static constexpr bool has_min = false;

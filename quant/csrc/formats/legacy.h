@@ -60,7 +60,7 @@ struct Q8_0 : InRegisters<Q8_0> {
   }
 };
 
-// f16 d, f16 sum, 32 int8. ggml's own activations: not met in files, decoded all the same.
+// f16 d, f16 sum, 32 int8. This is ggml's own format for activations; files do not contain it, but it is decoded too.
 struct Q8_1 {
   static constexpr int type = 9, block = 32, bytes = 36, group = 32, zero = 128, max_code = 255;
   static constexpr bool has_min = false;

@@ -1,10 +1,10 @@
-// Formats of one or two bits a weight and one scale a block. Source of the layouts: ggml-common.h.
+// Formats with one or two bits per weight and one scale per block. Source of the layouts: ggml-common.h.
 #pragma once
 #include "bits.h"
 
 namespace {
 
-// 48 bytes of five base-3 digits and 4 bytes of four, as a fraction of 256 (highest digit first); f16 d.
+// 48 bytes of five base-3 digits each and 4 bytes of four, as fractions of 256 (highest digit first); f16 d.
 struct TQ1_0 {
   static constexpr int type = 34, block = 256, bytes = 54, group = 32, zero = 1, max_code = 2;
   static constexpr bool has_min = false;
@@ -22,7 +22,7 @@ struct TQ1_0 {
   }
 };
 
-// Of each 32 bytes bit pair k holds weights 32k to 32k + 31; f16 d.
+// In each 32 bytes, bit pair k holds weights 32k to 32k + 31; f16 d.
 struct TQ2_0 {
   static constexpr int type = 35, block = 256, bytes = 66, group = 32, zero = 1, max_code = 3;
   static constexpr bool has_min = false;
@@ -35,7 +35,7 @@ struct TQ2_0 {
   }
 };
 
-// f16 d; bit i set: weight i is d, else -d.
+// f16 d; weight i is d if bit i is set, else -d.
 struct Q1_0 {
   static constexpr int type = 41, block = 128, bytes = 18, group = 32, zero = 1, max_code = 2;
   static constexpr bool has_min = false;
@@ -46,7 +46,7 @@ struct Q1_0 {
   }
 };
 
-// f16 d; four weights a byte, first in the low bits.
+// f16 d; four weights per byte, the first in the low bits.
 struct Q2_0 {
   static constexpr int type = 42, block = 64, bytes = 18, group = 32, zero = 1, max_code = 3;
   static constexpr bool has_min = false;

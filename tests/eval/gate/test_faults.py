@@ -1,4 +1,4 @@
-"""The gate on a real model: a planted fault of each kind is caught, and honest runs pass whatever they differ in."""
+"""The gate on a real model: it catches a planted fault of each kind, and honest runs pass in all their variants."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from lltool.engine.batch import Batch
-from lltool.engine.model import EXECUTORS, Setup
+from lltool.engine.executors import EXECUTORS, Setup
 from lltool.engine.program import Program
-from lltool.eval.gate.check import Verdict, check, format_verdict
+from lltool.eval.common.text import SAMPLE_TEXT
+from lltool.eval.gate.check import GateVerdict, check, format_verdict
 from lltool.eval.gate.record import record
-from lltool.eval.text import SAMPLE_TEXT
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import Value, f32, string
 from lltool.gguf.reader import open_gguf
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 FAST = [name for name in _native.available_isas() if name != "scalar"] or ["scalar"]
 TEXT = {"mean KL", "99.9 % KL", "perplexity", "top-1 agreement, %"}
-SCALES = "blk.10.ffn_down.weight"  # Q4_1: of 20 bytes a block the first two are its scale
+SCALES = "blk.10.ffn_down.weight"  # Q4_1: the first two of a block's 20 bytes are its scale
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def bend(source: Path, path: Path, keys: Mapping[str, Value] = {}, tensors: Mapp
 
 
 def shift_scales(data: Bytes) -> Bytes:
-    """Each block of Q4_1 with the scale of the one before it."""
+    """Gives each block of Q4_1 the scale of the block before it."""
     blocks = data.reshape(len(data), -1, 20).copy()
     blocks[..., :2] = np.roll(blocks[..., :2], 1, axis=1)
     return blocks.reshape(data.shape)
@@ -63,7 +63,7 @@ def replaced(source: Path, name: str, type: GGMLType, change: Callable[[Bytes, G
     return {name: Tensor(name, type, tensor.shape, lambda start, stop: data[start:stop])}
 
 
-def failures(verdict: Verdict) -> set[str]:
+def failures(verdict: GateVerdict) -> set[str]:
     return {row.measure for row in verdict.rows if row.failed}
 
 
@@ -74,7 +74,7 @@ def spoil(program: Program) -> Program:
 
 
 class TokenFault:
-    """An executor whose answer for a token alone is another one's."""
+    """An executor that hands batches of a single token to a spoiled one."""
 
     def __init__(self, honest: Any, spoiled: Any) -> None:
         self.head_rows = honest.head_rows
@@ -95,7 +95,7 @@ def test_a_tensor_whose_scales_are_off_by_one_is_caught(model: Path, baseline: P
     assert failures(verdict) >= {"mean KL", "mean KL, float32"}, format_verdict(verdict)
 
 
-def test_a_kernel_that_takes_the_wrong_scale_is_caught_and_told_from_wrong_weights(
+def test_a_kernel_that_takes_the_wrong_scale_is_caught_and_distinguished_from_wrong_weights(
     baseline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def make(program: Program, setup: Setup) -> Any:
@@ -110,7 +110,7 @@ def test_a_kernel_that_takes_the_wrong_scale_is_caught_and_told_from_wrong_weigh
 
 
 def test_a_requantized_tensor_is_caught(model: Path, baseline: Path, tmp_path: Path) -> None:
-    """Of 30 layers' 210 matrices one, or a small one: what perplexity does not show."""
+    """One of the 210 matrices of 30 layers, or a small one: perplexity does not show it."""
     for name, type in (("blk.15.ffn_down.weight", GGMLType.Q3_K), ("blk.20.attn_v.weight", GGMLType.Q4_0)):
         other = replaced(model, name, type, lambda data, old, new=type: encode(decode(data, old), new))  # type: ignore[misc]
         verdict = check(baseline, model_path=bend(model, tmp_path / f"{type.name}.gguf", tensors=other))
@@ -122,7 +122,7 @@ def test_a_wrong_rope_base_is_caught(model: Path, baseline: Path, tmp_path: Path
     assert failures(verdict) >= {"perplexity", "mean KL", "mean KL, float32"}, format_verdict(verdict)
 
 
-def test_a_swapped_template_is_caught_though_the_text_is_as_it_was(model: Path, baseline: Path, tmp_path: Path) -> None:
+def test_a_swapped_template_is_caught_though_the_text_is_unchanged(model: Path, baseline: Path, tmp_path: Path) -> None:
     template = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
     verdict = check(
         baseline, model_path=bend(model, tmp_path / "m.gguf", {"tokenizer.chat_template": string(template)})

@@ -1,4 +1,4 @@
-"""Answers against llama-perplexity's on SmolLM2 (the same weights as F32, its printed lines), subsets included."""
+"""Answers and subsets equal the lines that llama-perplexity printed for SmolLM2 with the same weights in F32."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -39,7 +39,7 @@ def rows(task: str, answers: list[Answer]) -> list[str]:
 def test_lines_are_those_of_llama_perplexity(
     real_model: Callable[[str], Path], tmp_path: Path, task: str, tasks: int
 ) -> None:
-    """The best two scores are at least 0.1 apart, which the rounding of activations to 8 bits does not bridge."""
+    """The best two scores are at least 0.1 apart, which is more than rounding activations to 8 bits changes."""
     path = DATA / "hellaswag.txt"
     if task == "multiple-choice":
         path = write_multiple_choice(tmp_path / "tasks", QUESTIONS)
@@ -49,12 +49,12 @@ def test_lines_are_those_of_llama_perplexity(
     if (task, tasks) == ("multiple-choice", 0):
         final, chance, _ = format_summary(task, answers).splitlines()
         assert final == "Final result: 75.0000 +/- 9.0289"
-        assert chance.startswith("Random chance: 26.9663 +/- 9.253")  # the last digit is float32's there
+        assert chance.startswith("Random chance: 26.9663 +/- 9.253")  # the rest is float32's rounding
 
 
 @pytest.mark.slow
 def test_winogrande_scores_are_those_of_llama_perplexity(real_model: Callable[[str], Path]) -> None:
-    """With texts too short to skip the choice, one text that begins the other, and a choice at the end."""
+    """Includes texts too short to skip the choice, a text that begins another one, and a choice at the end."""
     task = TASKS["winogrande"]
     with load_model(real_model("smollm2-q4_1"), context=256, sequences=8, precision="f32") as model:
         answers = answer_task(model, task, task.read(DATA / "winogrande.csv"))
@@ -62,12 +62,12 @@ def test_winogrande_scores_are_those_of_llama_perplexity(real_model: Callable[[s
         number, share, first, second, chosen, right = theirs.split()
         found = mine.split()
         assert [*found[:2], *found[4:]] == [number, share, chosen, right]
-        # Their keys and values are float16, ours float32.
+        # llama-perplexity's keys and values are float16, ours float32.
         assert [float(found[2]), float(found[3])] == pytest.approx([float(first), float(second)], abs=5e-3, nan_ok=True)
 
 
-def test_means_are_of_the_tokens_not_in_common(tiny: Model) -> None:
-    """By one forward pass a text; a character is a token."""
+def test_means_are_over_the_tokens_not_in_common(tiny: Model) -> None:
+    """Compared with one forward pass for each text; a character is a token."""
     texts = ("Water is wet", "Water is warm", "Water is")
     (answer,) = answer_task(tiny, TASKS["hellaswag"], [Question(5, texts, frozenset([1]))])
     expected = []
@@ -80,7 +80,7 @@ def test_means_are_of_the_tokens_not_in_common(tiny: Model) -> None:
     assert (answer.number, answer.chosen, answer.right) == (5, int(np.argmax(expected)), {1})
 
 
-def test_texts_without_a_common_token_begin_behind_eos(tiny: Model) -> None:
+def test_texts_without_a_common_token_begin_after_eos(tiny: Model) -> None:
     texts = ("one", "two")
     (answer,) = answer_task(tiny, TASKS["multiple-choice"], [Question(0, texts, frozenset([0]))])
     assert tiny.tokenizer.eos is not None
@@ -98,6 +98,6 @@ def test_a_winogrande_score_that_is_not_a_number_loses() -> None:
 def test_a_task_longer_than_the_context_is_named_before_any_is_answered(tiny: Model) -> None:
     short = Question(0, ("ab", "ac"), frozenset([0]))
     questions = [short, replace(short, number=1, texts=("a" * 200 + "b", "a" * 200 + "c"))]
-    with pytest.raises(InputError, match=r"tasks\.txt: task 1 has 201 tokens, the model was loaded for 128"):
+    with pytest.raises(InputError, match=r"tasks\.txt: task 1 has 201 tokens, but the model was loaded for 128"):
         answer_task(tiny, TASKS["winogrande"], [replace(q, bases=q.texts) for q in questions], name="tasks.txt")
     assert tiny.calls == 0

@@ -1,4 +1,4 @@
-"""Draws against a C++ program that makes llama-perplexity's calls, compiled with GCC 12 on x86-64."""
+"""Draws equal those of a C++ program with llama-perplexity's calls, compiled with GCC 12 on x86-64."""
 
 from itertools import islice
 
@@ -9,7 +9,7 @@ from lltool.eval.tasks.draw import draw_scaled, draw_uniform, mt19937
 
 def test_words_are_those_of_the_standard_library() -> None:
     assert list(islice(mt19937(1), 3)) == [1791095845, 4282876139, 3093770124]
-    # The standard's own check: the 10000th word of the default seed.
+    # The check in the C++ standard: the 10000th word of the default seed.
     assert next(islice(mt19937(5489), 9999, None)) == 4123659995
 
 
@@ -22,7 +22,7 @@ def test_words_are_those_of_the_standard_library() -> None:
     ],
 )
 def test_uniform_draws_take_from_those_left(count: int, expected: list[int]) -> None:
-    left = list(range(count))  # `expected` are places among those left, as the distribution gives them
+    left = list(range(count))  # `expected` holds places among those left, as the distribution returns them
     assert draw_uniform(count, 12) == [left.pop(place) for place in expected]
 
 

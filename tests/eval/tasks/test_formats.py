@@ -1,5 +1,6 @@
-"""Task files: what is read of them, and one line for each thing that is wrong with one."""
+"""Task files: the questions read from them, and one line for each error in a file."""
 
+import re
 import struct
 from pathlib import Path
 
@@ -63,16 +64,43 @@ def test_malformed_hellaswag(tmp_path: Path, content: str | bytes, message: str)
     ("line", "message"),
     [
         ("0,A _ b,c,d", "line 2: '0,A _ b,c,d', wanted index,sentence,choice,choice,1 or 2"),
-        ("", "line 2: '', wanted index"),
         ('0,"A _ b,c,d,1', "wanted index"),
         ("0,A b,c,d,1", "line 2: no _ in 'A b'"),
         ("0,A _ b,c,d,3", "line 2: '3', wanted the right choice, 1 or 2"),
         ("0,A _ b,c,d,", "line 2: '', wanted the right choice"),
     ],
 )
-def test_malformed_winogrande(tmp_path: Path, line: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        read_winogrande(write(tmp_path, f"0,A _ b,c,d,1\n{line}\n"))
+def test_malformed_winogrande(tmp_path: Path, line: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A bad line is skipped as by llama-perplexity, with a warning; a file without a good line is refused."""
+    path = write(tmp_path, f"0,A _ b,c,d,1\n{line}\n1,A _ b,c,d,2\n")
+    assert [(question.number, question.right) for question in read_winogrande(path)] == [(0, {0}), (1, {1})]
+    (text,) = caplog.messages
+    assert text.startswith(f"{path}, line 2: ")
+    assert text.endswith("; the line is skipped")
+    assert re.search(message, text)
+    with pytest.raises(InputError, match="no tasks; line 2: "):
+        read_winogrande(write(tmp_path, f"\n{line}\n"))
+
+
+def test_task_files_that_llama_perplexity_reads(tmp_path: Path) -> None:
+    """An empty last line, \\r\\n, a byte order mark, text after a number, and a last line without a line end."""
+    texts = ("Tea: She a", "Tea: She b", "Tea: She c", "Tea: She d")
+    expected = [Question(0, texts, frozenset([2]))]
+    windows = HELLASWAG.replace("\n", "\r\n")
+    forms = (HELLASWAG[:-1], HELLASWAG + "\n", windows, windows + "\r\n", "\ufeff" + HELLASWAG)
+    for form in (*forms, HELLASWAG.replace("2", " 2.0 "), HELLASWAG.replace("2", "+2x")):
+        assert read_hellaswag(write(tmp_path, form)) == expected
+    line = "7,A _ b,c,d,2"
+    expected = read_winogrande(write(tmp_path, line))
+    assert [question.texts for question in expected] == [("A c b", "A d b")]
+    for form in (line + "\r\n", "\ufeff" + line, f"{line}\n\n", f"\n{line}", f"{line} \n", f"{line},more\n"):
+        assert read_winogrande(write(tmp_path, form)) == expected
+
+
+def test_a_device_is_no_task_file() -> None:
+    for read in (read_hellaswag, read_winogrande, read_multiple_choice):
+        with pytest.raises(InputError, match=r"^/dev/zero: a device, wanted a regular file"):
+            read(Path("/dev/zero"))
 
 
 def _broken(change: str) -> bytes:
@@ -105,7 +133,7 @@ def _broken(change: str) -> bytes:
     [
         ("empty", "ends at byte 0 in the number of tasks"),
         ("none", "no tasks"),
-        ("count", "2147483648 tasks announced, the file has 4 bytes"),
+        ("count", "2147483648 tasks announced, but the file has 4 bytes"),
         ("label", r"task 0 at byte 8: no right answer among labels \[0\]"),
         ("answers", "task 0 has 101 answers, wanted at most 100"),
         ("cut", "ends at byte 26 in task 0's labels, which takes 4 from byte 24; is the file cut off"),

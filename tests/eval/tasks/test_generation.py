@@ -1,4 +1,4 @@
-"""Diversity and relevance of texts by hand and by the libraries' own calls; prompts that are not ones."""
+"""Diversity and relevance of texts, compared with hand counts and the libraries' own calls; malformed prompts."""
 
 import json
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def test_distinct() -> None:
     assert isnan(distinct(texts, 5))
 
 
-def test_a_prompt_without_a_value_has_no_say() -> None:
+def test_a_prompt_without_a_value_is_left_out() -> None:
     found = Measure.of([1.0, nan, 3.0])
     assert (found.mean, found.error) == (2.0, pytest.approx(1.0))
     assert isnan(Measure.of([nan]).mean)
@@ -59,6 +59,7 @@ def test_measures_are_those_of_sacrebleu() -> None:
     assert list(alone) == ["distinct-1", "distinct-2", "distinct-3"]
 
 
+@pytest.mark.extra
 def test_bert_score_with_a_model_on_disk(tmp_path: Path) -> None:
     bert_score = pytest.importorskip("bert_score")
     folder = write_bert(tmp_path / "bert")

@@ -1,0 +1,173 @@
+"""A conversation with a model: its messages, and their tokens in the cache. Each turn computes only the new tokens."""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lltool.engine.generate import Dialogue, Generation, Token
+from lltool.engine.sampling import Sampler
+from lltool.gguf.errors import InputError
+
+if TYPE_CHECKING:
+    from lltool.engine.model import Model
+    from lltool.engine.text.chat import ChatTemplate, Message
+
+
+class Conversation:
+    """Messages of a user and a model. One thread at a time may use it.
+
+    The cache keeps the tokens of the last turn. The next turn encodes all messages with the template, keeps the longest
+    prefix that both have in common, and computes only the rest. The settings can be changed between two answers:
+    `sampler`; `system`, the text of the system message ("" for none); `max_tokens` of an answer (None for no limit);
+    and the texts of `stop`, at which an answer ends. With `parse_special`, text in messages that looks like a control
+    token is one.
+
+    `messages` has everything that was said, as {"role": ..., "content": ...}. When the context is too full for another
+    answer, the model no longer sees the oldest messages: `forgotten` is their number.
+    """
+
+    def __init__(
+        self,
+        model: "Model",
+        template: "ChatTemplate",
+        *,
+        sampler: Sampler,
+        system: str = "",
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        parse_special: bool = False,
+    ) -> None:
+        self.model = model
+        self.template = template
+        self.sampler = sampler
+        self.system = system
+        self.max_tokens = max_tokens
+        self.stop = stop
+        self.parse_special = parse_special
+        self.messages: list[Message] = []
+        self.forgotten = 0
+        self._dialogue = Dialogue(model)
+        self._answer: Answer | None = None
+
+    @property
+    def cached(self) -> int:
+        """The number of tokens in the cache."""
+        return len(self._dialogue.ids)
+
+    def ask(self, text: str) -> "Answer":
+        """Adds a message of the user, and returns the answer to it.
+
+        Raises InputError, and adds nothing, if the template refuses the message, or if the context has no room for it
+        even without the messages before it.
+        """
+        self._close_answer()
+        return self._begin([*self.messages, {"role": "user", "content": text}])
+
+    def regenerate(self) -> "Answer":
+        """Answers the last message of the user again. The new answer replaces the old one when it ends."""
+        self._close_answer()
+        if not (asked := self._asked()):
+            raise InputError("there is no message to answer again; send one first")
+        return self._begin(asked)
+
+    def clear(self) -> None:
+        """Forgets all messages, and returns their pages to the cache. The settings stay as they are."""
+        self.replace([])
+        self._dialogue.free()
+
+    def replace(self, messages: "Sequence[Message]") -> None:
+        """Replaces all messages."""
+        self._close_answer()
+        self.messages, self.forgotten = list(messages), 0
+
+    def _asked(self) -> "list[Message]":
+        """The messages without the answer to the last one of the user; empty if there is no such message."""
+        messages = list(self.messages)
+        while messages and messages[-1]["role"] != "user":
+            messages.pop()
+        return messages
+
+    def _close_answer(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+
+    def _begin(self, messages: "list[Message]") -> "Answer":
+        ids, forgotten = self._encode_to_fit(messages)
+        newly_forgotten = forgotten - self.forgotten
+        self.forgotten = forgotten
+        generation = Generation(self._dialogue, ids, self.sampler, self.max_tokens, self.stop)
+        self._answer = Answer(self, messages, generation, newly_forgotten)
+        return self._answer
+
+    def _encode(self, messages: "Sequence[Message]") -> list[int]:
+        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        return self.template.encode([*system, *messages], parse_special=self.parse_special)
+
+    def _encode_to_fit(self, messages: "list[Message]") -> tuple[list[int], int]:
+        """The tokens of the messages that the model is to see, and the number of older ones, which it is not to see.
+
+        An eighth of the context is kept for the answer. Where that is not left, so many messages go that half of the
+        context is free: all that stays must be computed anew, as it moves, and this should not happen in every turn.
+        """
+        context = self.model.context
+        ids = self._encode(messages[self.forgotten :])
+        room = max(1, min(context // 8, context if self.max_tokens is None else self.max_tokens))
+        if len(ids) <= context - room:
+            return ids, self.forgotten
+        asked = [index for index, message in enumerate(messages) if message["role"] == "user"]
+        starts = [index for index in asked if index > self.forgotten] or [self.forgotten]
+        found = bisect_left(starts, True, key=lambda start: len(self._encode(messages[start:])) <= context // 2)
+        start = starts[min(found, len(starts) - 1)]
+        ids = self._encode(messages[start:])
+        if len(ids) >= context:
+            what = "the message and the system message have" if self.system else "the message has"
+            raise InputError(
+                f"{what} {len(ids)} tokens and the context {context}; "
+                "shorten the message or load the model with a larger context (-c)"
+            )
+        return ids, start
+
+
+@dataclass
+class Answer(Iterator[Token]):
+    """An answer as it is generated. It enters the conversation when it ends, or is closed before its end.
+
+    If no token was generated, the conversation stays as it was. `newly_forgotten` is the number of messages that
+    the model no longer sees, to make room for this answer.
+    """
+
+    conversation: Conversation
+    messages: "list[Message]"
+    generation: Generation
+    newly_forgotten: int
+    text: str = ""
+    _is_closed: bool = field(default=False, repr=False)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it ended because the context is full."""
+        return self.generation.reason == "length" and self.generation.timings.tokens != self.generation.max_tokens
+
+    def __next__(self) -> Token:
+        if self._is_closed:
+            raise StopIteration
+        try:
+            token = next(self.generation)
+        except BaseException:
+            self.close()
+            raise
+        self.text += token.text
+        if self.generation.reason:
+            self.close()
+        return token
+
+    def close(self) -> None:
+        """Ends the answer, finished or not; what there is of it is kept."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.generation.close()
+        if self.generation.timings.tokens:
+            self.conversation.messages = [*self.messages, {"role": "assistant", "content": self.text}]

@@ -1,0 +1,411 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+#include "attention_op.h"
+#include "isa.h"
+#include "probe.h"
+#include "sample.h"
+#include "session.h"
+
+namespace nb = nanobind;
+using namespace lltool;
+
+using Floats = Array1<float>;
+
+// A matrix of a linear with its output.
+struct Product {
+  Place out;
+  int type;
+  Bytes2 data;
+  std::optional<Floats> bias;
+};
+
+// A function of the table of kernels, with the weights and the number of columns of a unit.
+struct Function {
+  std::string name;
+  std::optional<Floats> vector;
+  double factor;
+  int64_t unit;
+};
+
+static std::vector<float> floats_or_none(const std::optional<Floats>& a) { return a ? floats(*a) : std::vector<float>(); }
+
+static std::unique_ptr<FunctionOp> make_function(const Session& s, const Function& f, Place x, Place y, Place out) {
+  const NamedFunction& known = s.executor.kernels.function(f.name);
+  const int64_t weights = f.vector ? int64_t(f.vector->size()) : 0;
+  require(f.unit > 0 && x.second % f.unit == 0 && y.second == x.second && out.second == x.second &&
+              weights == checked_mul(known.vectors, f.unit) && (known.vectors > 0 ? y == x : f.unit == 1),
+          "function: shapes do not agree");
+  require_finite({f.factor});
+  require(float(f.factor) >= known.least_factor, "function: the factor is too small");
+  return std::make_unique<FunctionOp>(known, buffer(x), buffer(y), buffer(out), floats_or_none(f.vector), float(f.factor), f.unit);
+}
+
+static void add_function(Session& s, const Function& function, Place x, std::optional<Place> y, Place out, int group) {
+  const auto lock = s.build();
+  const Place second = y.value_or(x);
+  auto op = make_function(s, function, x, second, out);
+  s.check({x, second}, &out, group);
+  s.add(std::move(op), {x, second}, &out, group);
+}
+
+static void add_linear(Session& s, Place x, const std::vector<std::vector<Product>>& groups, std::optional<Place> residual,
+                       std::optional<Function> norm) {
+  const auto lock = s.build();
+  std::vector<LinearOp::Group> made(groups.size());
+  std::vector<Place> outs;
+  std::vector<int64_t> widths;
+  require(!groups.empty(), "linear: no weight");
+  for (size_t g = 0; g < groups.size(); ++g) {
+    require(!groups[g].empty(), "linear: a group without a weight");
+    widths.push_back(groups[g][0].out.second);
+    for (const Product& p : groups[g]) {
+      const int64_t rows = int64_t(p.data.shape(0));
+      require(rows == p.out.second && (!p.bias || int64_t(p.bias->size()) == rows) && rows == widths[g] &&
+                  (!residual || residual->second == rows),
+              "linear: shapes do not agree");
+      require(p.out != x && (!residual || p.out != *residual) && std::find(outs.begin(), outs.end(), p.out) == outs.end(),
+              "linear: an output in the place of an input or of another output");
+      outs.push_back(p.out);
+      if (p.bias) require_aligned(*p.bias);
+      made[g].parts.push_back({buffer(p.out), s.matrix("linear", p.type, x.second, p.data)});
+    }
+  }
+  std::unique_ptr<NormOp> before;
+  if (norm) before = make_function(s, *norm, x, x, x);
+  s.check({x}, nullptr, -1);
+  if (residual) s.check({*residual}, nullptr, -1);
+  for (const Place& out : outs) s.check({}, &out, -1);
+  s.executor.reserve_columns(x.second);
+  s.add_linear(std::make_unique<LinearOp>(buffer(x), std::move(made), std::move(before), s.executor), x, widths);
+  const NamedFunction& add = s.executor.kernels.function("add");
+  for (size_t g = 0; g < groups.size(); ++g)
+    for (const Product& p : groups[g]) {
+      const Buffer out = buffer(p.out);
+      s.keep(p.data);
+      s.made_by_linear(g, p.out, residual);
+      if (p.bias) s.add(std::make_unique<FunctionOp>(add, out, out, out, floats(*p.bias), 0.0f, 1), {}, &p.out, int(g));
+      if (residual)
+        s.add(std::make_unique<FunctionOp>(add, out, buffer(*residual), out, std::vector<float>(), 0.0f, 1), {*residual}, &p.out, int(g));
+    }
+}
+
+static void add_rope(Session& s, Place x, Place out, int head_dim, const std::vector<double>& frequencies, double magnitude,
+                     bool interleaved, int group) {
+  const auto lock = s.build();
+  require(head_dim > 0 && x.second % head_dim == 0 && out.second == x.second && 2 * frequencies.size() <= size_t(head_dim),
+          "rope: shapes do not agree");
+  require_finite({magnitude});
+  for (double frequency : frequencies) require_finite({frequency});
+  s.require_body("rope: the head has no positions");
+  s.check({x}, &out, group);
+  const int table = s.executor.add_rope_table({frequencies.begin(), frequencies.end()}, float(magnitude));
+  s.add(std::make_unique<RopeOp>(buffer(x), buffer(out), head_dim, table, interleaved), {x}, &out, group);
+}
+
+static void add_attention(Session& s, Place q, Place k, Place v, Place out, int layer, int heads, int kv_heads, int head_dim,
+                          double scale, int window, double softcap, std::optional<Floats> sinks, std::optional<Floats> slopes,
+                          std::optional<Floats> common_key, std::pair<int, int> groups) {
+  const auto lock = s.build();
+  require(layer >= 0 && window >= 0 && head_dim > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
+          "attention: wanted whole groups of heads");
+  require(layer < max_layers && head_dim <= max_head_dim && heads / kv_heads <= attention_rows,
+          "attention: a layer's number, a head or a group is too large");
+  const int64_t value_dim = v.second / kv_heads;
+  require(value_dim > 0 && value_dim <= max_head_dim, "attention: a head of values is too large, or there is none");
+  require(q.second == int64_t(heads) * head_dim && k.second == int64_t(kv_heads) * head_dim && v.second == kv_heads * value_dim &&
+              out.second == heads * value_dim,
+          "attention: shapes do not agree");
+  require(!sinks || int64_t(sinks->size()) == heads, "attention: wanted a sink for each head or none");
+  require(!slopes || int64_t(slopes->size()) == heads, "attention: wanted a slope for each head or none");
+  require(!common_key || int64_t(common_key->size()) == k.second, "attention: wanted a common key of all heads or none");
+  require_finite({scale, softcap});
+  require(softcap >= 0, "attention: softcap is negative");
+  s.require_body("attention: the head has no positions");
+  s.check({q}, &out, -1);
+  s.check({k}, nullptr, groups.first), s.check({v}, nullptr, groups.second);
+  require(out != q && out != k && out != v, "attention: the output in the place of an input");
+  auto op = std::make_unique<AttentionOp>();
+  op->q = buffer(q), op->out = buffer(out);
+  op->layer = layer, op->heads = heads, op->kv_heads = kv_heads, op->head_dim = head_dim, op->value_dim = int(value_dim);
+  op->scale = float(scale), op->window = window, op->softcap = float(softcap), op->sinks = floats_or_none(sinks), op->slopes = floats_or_none(slopes);
+  s.executor.add_cache_layer(layer, heads, kv_heads, head_dim, int(value_dim));
+  op->tiling = s.executor.add_tiling(heads / kv_heads, window);
+  s.add(std::make_unique<StoreOp>(buffer(k), head_dim, layer, true, floats_or_none(common_key)), {k}, nullptr, groups.first);
+  s.add(std::make_unique<StoreOp>(buffer(v), int(value_dim), layer, false, std::vector<float>()), {v}, nullptr, groups.second);
+  s.add_op(std::move(op));
+  s.places.make(buffer(out));
+}
+
+static void add_route(Session& s, Place logits, Place chosen, Place weights, bool sigmoid, bool normalized, double factor, int groups,
+                      int groups_used, std::optional<Floats> bias) {
+  const auto lock = s.build();
+  const int64_t experts = logits.second, used = chosen.second;
+  require(weights.second == used && used >= 1 && used <= experts && experts <= max_experts && (!bias || int64_t(bias->size()) == experts),
+          "route: shapes do not agree");
+  require(groups >= 1 && experts % groups == 0 && groups_used >= 1 && groups_used <= groups, "route: wanted whole groups of experts");
+  require(chosen != weights && chosen != logits && weights != logits, "route: an output in the place of an input or of another output");
+  require_finite({factor});
+  s.require_body("route: the head has no experts");
+  s.check({logits}, nullptr, -1), s.check({}, &chosen, -1), s.check({}, &weights, -1);
+  auto op = std::make_unique<RouteOp>(s.assign(chosen, experts), s.executor);
+  op->logits = buffer(logits), op->chosen = buffer(chosen), op->weights = buffer(weights);
+  op->sigmoid = sigmoid, op->normalized = normalized, op->factor = float(factor);
+  op->groups = groups, op->groups_used = groups_used, op->bias = floats_or_none(bias);
+  s.add_op(std::move(op));
+  s.places.make(buffer(chosen)), s.places.make(buffer(weights));
+}
+
+// Buffers of assignments have `used` rows for each token, and a place as wide as all of them.
+static void add_experts(Session& s, Place x, bool assigned, Place chosen, const std::vector<Product>& products,
+                        std::optional<Function> activation, std::optional<Place> out) {
+  const auto lock = s.build();
+  s.require_body("experts: the head has no experts");
+  const Assignments& a = s.assignments(chosen);
+  const int64_t rows = assigned ? a.used : 1;
+  require(x.second % rows == 0 && !products.empty(), "experts: shapes do not agree");
+  const Buffer from{x.first, x.second / rows};
+  std::vector<ExpertsOp::Part> parts;
+  std::vector<Place> outs;
+  for (const Product& p : products) {
+    const Matrix weight = s.stack("experts", p.type, from.width, p.data, a.experts);
+    require(p.out.second == weight.rows * a.used && p.out.second == products[0].out.second &&
+                (!p.bias || int64_t(p.bias->size()) == weight.rows * a.experts),
+            "experts: shapes do not agree");
+    require(p.out != x && p.out != chosen && std::find(outs.begin(), outs.end(), p.out) == outs.end(),
+            "experts: an output in the place of an input or of another output");
+    outs.push_back(p.out);
+    parts.push_back({{p.out.first, weight.rows}, weight, floats_or_none(p.bias)});
+  }
+  ExpertsOp::Activation after;
+  require(activation.has_value() == out.has_value(), "experts: an activation and its output belong together");
+  if (activation) {
+    const NamedFunction& known = s.executor.kernels.function(activation->name);
+    require(parts.size() == 2 && known.vectors == 0 && !activation->vector && out->second == outs[0].second && *out != x && *out != chosen,
+            "experts: shapes do not agree");
+    after = {known.run, {out->first, parts[0].weight.rows}};
+    outs.push_back(*out);
+  }
+  s.check({x}, nullptr, -1);
+  for (const Place& made : outs) s.check({}, &made, -1);
+  for (const Product& p : products) s.keep(p.data);
+  s.add_op(std::make_unique<ExpertsOp>(from, assigned, a, std::move(parts), after, s.executor));
+  for (const Place& made : outs) s.places.make(buffer(made));
+}
+
+static void add_combine(Session& s, Place x, Place chosen, Place weights, Place out, std::optional<Place> residual) {
+  const auto lock = s.build();
+  s.require_body("combine: the head has no experts");
+  const Assignments& a = s.assignments(chosen);
+  require(weights.second == a.used && x.second == out.second * a.used && (!residual || residual->second == out.second),
+          "combine: shapes do not agree");
+  require(out != weights && out != x, "combine: the output in the place of an input");
+  s.check({x, weights}, &out, -1);
+  if (residual) s.check({*residual}, nullptr, -1);
+  const auto rest = residual ? std::optional<Buffer>(buffer(*residual)) : std::nullopt;
+  s.add_row(std::make_unique<CombineOp>(a, buffer(x), buffer(weights), buffer(out), rest, s.executor.kernels.function("add_scaled").run));
+  s.places.make(buffer(out));
+}
+
+static void add_shared_gate(Session& s, Place x, Place h, Place out, Floats weight) {
+  const auto lock = s.build();
+  require(out.second == x.second && int64_t(weight.size()) == h.second, "shared_gate: shapes do not agree");
+  require(out != h, "shared_gate: the output in the place of an input");
+  s.check({x, h}, &out, -1);
+  s.add_row(std::make_unique<SharedGateOp>(buffer(x), buffer(h), buffer(out), floats(weight), s.executor.kernels.function("scale").run));
+  s.places.make(buffer(out));
+}
+
+static void add_observer(Session& s, Place x, std::optional<Place> chosen, bool assigned) {
+  const auto lock = s.build();
+  s.check({x}, nullptr, -1);
+  const Assignments* a = chosen ? &s.assignments(*chosen) : nullptr;
+  const int64_t rows = a && assigned ? a->used : 1;
+  require(x.second % rows == 0, "observe: shapes do not agree");
+  auto op = std::make_unique<ObserveOp>(Buffer{x.first, x.second / rows}, a, assigned);
+  s.observers.push_back(op.get());
+  s.add_op(std::move(op));
+}
+
+template <class T> using Each = nb::typed<nb::sequence, std::optional<T>>; // an item or None for each row
+
+static std::vector<int64_t> sample_rows(const std::string& isa, Rows logits, Each<SampleChain> chains, const std::vector<double>& draws,
+                                        Each<Array1<int32_t>> texts, Each<Array1<uint32_t>> masks, const std::optional<Team>& team, int poll) {
+  SampleRows rows{logits.data(), int64_t(logits.shape(1)), std::vector<SampleRow>(logits.shape(0)), {}};
+  require(rows.vocabulary > 0 && rows.vocabulary <= std::numeric_limits<int32_t>::max(), "sample: wanted rows of logits");
+  const size_t count = logits.shape(0);
+  const bool has_texts = nb::len(texts) > 0, has_masks = nb::len(masks) > 0;
+  require(nb::len(chains) == count && draws.size() == 2 * count && (!has_texts || nb::len(texts) == count) &&
+              (!has_masks || nb::len(masks) == count),
+          "sample: shapes do not agree");
+  require_aligned(logits);
+  if (team) require_team(*team);
+  require_poll(poll);
+  std::vector<Array1<int32_t>> held_texts; // for as long as their data is used
+  std::vector<Array1<uint32_t>> held_masks;
+  for (size_t i = 0; i < count; ++i) {
+    require(draws[2 * i] >= 0 && draws[2 * i] <= 1 && draws[2 * i + 1] >= 0 && draws[2 * i + 1] <= 1, "sample: draws are 0 to 1");
+    const nb::object chain = chains[i];
+    rows.rows[i] = {chain.is_none() ? nullptr : nb::cast<SampleChain*>(chain), {}, draws[2 * i], draws[2 * i + 1]};
+    if (const nb::object text = has_texts ? nb::object(texts[i]) : nb::none(); !text.is_none()) {
+      held_texts.push_back(nb::cast<Array1<int32_t>>(text, false));
+      require_aligned(held_texts.back());
+      rows.rows[i].text = {held_texts.back().data(), int64_t(held_texts.back().size())};
+    }
+    if (const nb::object mask = has_masks ? nb::object(masks[i]) : nb::none(); !mask.is_none()) {
+      held_masks.push_back(nb::cast<Array1<uint32_t>>(mask, false));
+      require_aligned(held_masks.back());
+      require(int64_t(held_masks.back().size()) == (rows.vocabulary + 31) / 32, "sample: wanted a bit of a mask for each token");
+      rows.masks.resize(count);
+      rows.masks[i] = held_masks.back().data();
+    }
+  }
+  nb::gil_scoped_release release;
+  return sample(isa, rows, team.value_or(Team{{}}), poll);
+}
+
+static void bind_sampling(nb::module_& m) {
+  nb::class_<SampleChain>(m, "SampleChain")
+      .def(
+          "__init__",
+          [](SampleChain* self, std::string order, double temperature, double dynatemp_range, double dynatemp_exponent, int64_t top_k,
+             double top_p, double min_p, double typical_p, double top_n_sigma, double xtc_probability, double xtc_threshold,
+             int64_t repeat_last_n, double repeat_penalty, double frequency_penalty, double presence_penalty, double dry_multiplier,
+             double dry_base, int64_t dry_allowed_length, int64_t dry_penalty_last_n, int mirostat, double mirostat_tau,
+             double mirostat_eta, double adaptive_target, double adaptive_decay, std::vector<std::pair<int32_t, float>> biases,
+             std::vector<std::pair<int32_t, std::vector<int32_t>>> breakers) {
+            new (self) SampleChain(ChainSettings{
+                std::move(order), temperature, dynatemp_range, dynatemp_exponent, top_k, top_p, min_p, typical_p, top_n_sigma,
+                xtc_probability, xtc_threshold, repeat_last_n, repeat_penalty, frequency_penalty, presence_penalty, dry_multiplier,
+                dry_base, dry_allowed_length, dry_penalty_last_n, mirostat, mirostat_tau, mirostat_eta, adaptive_target,
+                adaptive_decay, std::move(biases), std::move(breakers)});
+          },
+          nb::kw_only(), nb::arg("order"), nb::arg("temperature"), nb::arg("dynatemp_range"), nb::arg("dynatemp_exponent"),
+          nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("typical_p"), nb::arg("top_n_sigma"),
+          nb::arg("xtc_probability"), nb::arg("xtc_threshold"), nb::arg("repeat_last_n"), nb::arg("repeat_penalty"),
+          nb::arg("frequency_penalty"), nb::arg("presence_penalty"), nb::arg("dry_multiplier"), nb::arg("dry_base"),
+          nb::arg("dry_allowed_length"), nb::arg("dry_penalty_last_n"), nb::arg("mirostat"), nb::arg("mirostat_tau"),
+          nb::arg("mirostat_eta"), nb::arg("adaptive_target"), nb::arg("adaptive_decay"), nb::arg("biases"), nb::arg("breakers"))
+      .def("copy", [](const SampleChain& chain) { return SampleChain(chain); }, "A chain that remembers the same.")
+      .def_prop_ro("draws", &SampleChain::draws, "The random numbers that a token takes: 0 to 2.")
+      .def_prop_ro("wants_text", &SampleChain::wants_text, "Whether the choice depends on the text.");
+  m.def("sample", &sample_rows, nb::kw_only(), nb::arg("isa"), nb::arg("logits").noconvert(), nb::arg("chains"), nb::arg("draws"),
+        nb::arg("texts"), nb::arg("masks"), nb::arg("team").none(), nb::arg("poll"),
+        "Chooses a token for each row (engine/sampling.py); ~id stands for a largest logit that is not finite.");
+}
+
+NB_MODULE(_native, m) {
+  m.attr("PAGE_TOKENS") = page_tokens;
+  m.attr("MAX_HEAD_DIM") = max_head_dim;
+  m.attr("MAX_GROUP") = attention_rows; // query heads per key/value head
+  m.def("available_isas", &available_isas, "Instruction sets this processor can run, best first.");
+  m.def("built_isas", &built_isas, "Instruction sets that this module was compiled for, best first.");
+  m.def("probe_read", [](const std::string& isa, int threads, Array1<uint8_t> data, double seconds) {
+    nb::gil_scoped_release release;
+    return probe_read(isa, threads, data.data(), int64_t(data.size()), seconds);
+  }, nb::arg("isa"), nb::arg("threads"), nb::arg("data").noconvert(), nb::arg("seconds"), "Bytes a second.");
+  m.def("probe_multiply", [](const std::string& isa, int threads, const std::string& kind, double seconds) {
+    nb::gil_scoped_release release;
+    return probe_multiply(isa, threads, kind, seconds);
+  }, nb::arg("isa"), nb::arg("threads"), nb::arg("kind"), nb::arg("seconds"), "Multiply-adds a second of int8, int16 or float32.");
+  nb::class_<Product>(m, "Product")
+      .def(nb::init<Place, int, Bytes2, std::optional<Floats>>(), nb::kw_only(), nb::arg("out"), nb::arg("type"),
+           nb::arg("data").noconvert(), nb::arg("bias").noconvert() = nb::none());
+  nb::class_<Function>(m, "Function")
+      .def(nb::init<std::string, std::optional<Floats>, double, int64_t>(), nb::kw_only(), nb::arg("name"),
+           nb::arg("vector").noconvert() = nb::none(), nb::arg("factor") = 0.0, nb::arg("unit") = 1);
+  bind_sampling(m);
+  nb::class_<Session>(m, "Executor")
+      .def(
+          "__init__",
+          [](Session* self, const std::string& isa, Team decode, Team batch, int poll, int max_batch, int head_rows,
+             int64_t arena_width, int64_t vocabulary, int64_t pages, bool int8, int k_type, int v_type, bool deterministic) {
+            new (self) Session(checked(Settings{isa, 0, max_batch, head_rows, arena_width, vocabulary, pages, int8, {}, {},
+                                                deterministic, std::move(decode), std::move(batch), poll}, k_type, v_type));
+          },
+          nb::kw_only(), nb::arg("isa"), nb::arg("decode"), nb::arg("batch"), nb::arg("poll"), nb::arg("max_batch"),
+          nb::arg("head_rows"), nb::arg("arena_width"), nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"),
+          nb::arg("k_type"), nb::arg("v_type"), nb::arg("deterministic"))
+      // An operation is added by its name, with named arguments.
+      .def("embed", &Session::embed, nb::kw_only(), nb::arg("out"), nb::arg("type"), nb::arg("data").noconvert(), nb::arg("scale"),
+           nb::arg("by_position") = false)
+      .def("function", &add_function, nb::kw_only(), nb::arg("function").noconvert(), nb::arg("x"), nb::arg("y") = nb::none(),
+           nb::arg("out"), nb::arg("group") = -1)
+      .def("linear", &add_linear, nb::kw_only(), nb::arg("x"), nb::arg("groups").noconvert(), nb::arg("residual") = nb::none(),
+           nb::arg("norm").noconvert() = nb::none())
+      .def("rope", &add_rope, nb::kw_only(), nb::arg("x"), nb::arg("out"), nb::arg("head_dim"), nb::arg("frequencies"),
+           nb::arg("magnitude"), nb::arg("interleaved"), nb::arg("group") = -1)
+      .def("attention", &add_attention, nb::kw_only(), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("layer"),
+           nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("scale"), nb::arg("window") = 0,
+           nb::arg("softcap") = 0.0, nb::arg("sinks").noconvert() = nb::none(), nb::arg("slopes").noconvert() = nb::none(),
+           nb::arg("common_key").noconvert() = nb::none(),
+           nb::arg("groups") = std::pair<int, int>(-1, -1))
+      .def("select", &Session::select, nb::kw_only(), nb::arg("x"), nb::arg("out"))
+      .def("route", &add_route, nb::kw_only(), nb::arg("logits"), nb::arg("chosen"), nb::arg("weights"), nb::arg("sigmoid"),
+           nb::arg("normalized"), nb::arg("factor"), nb::arg("groups") = 1, nb::arg("groups_used") = 1,
+           nb::arg("bias").noconvert() = nb::none())
+      .def("experts", &add_experts, nb::kw_only(), nb::arg("x"), nb::arg("assigned"), nb::arg("chosen"), nb::arg("products").noconvert(),
+           nb::arg("activation").noconvert() = nb::none(), nb::arg("out") = nb::none())
+      .def("combine", &add_combine, nb::kw_only(), nb::arg("x"), nb::arg("chosen"), nb::arg("weights"), nb::arg("out"),
+           nb::arg("residual") = nb::none())
+      .def("shared_gate", &add_shared_gate, nb::kw_only(), nb::arg("x"), nb::arg("h"), nb::arg("out"), nb::arg("weight").noconvert())
+      .def("observe", &add_observer, nb::kw_only(), nb::arg("x"), nb::arg("chosen") = nb::none(), nb::arg("assigned") = false)
+      .def("take_sums", [](Session& s, size_t observer, Array<double, 2> sums, Array<int64_t> rows) {
+        const auto lock = s.claim();
+        require(observer < s.observers.size() && sums.shape(1) == s.observers[observer]->width() &&
+                    int64_t(sums.shape(0)) == s.observers[observer]->experts() && rows.size() == sums.shape(0),
+                "take_sums: shapes do not agree");
+        require_aligned(sums), require_aligned(rows);
+        s.observers[observer]->take(sums.data(), rows.data());
+      }, nb::arg("observer"), nb::arg("sums").noconvert(), nb::arg("rows").noconvert())
+      .def("operations", [](Session& s) {
+        const auto lock = s.claim();
+        return s.executor.operations();
+      })
+      .def("take_times", [](Session& s) {
+        const auto lock = s.ready();
+        return s.executor.take_times();
+      })
+      .def("finish", &Session::finish)
+      .def("run", &Session::run, nb::arg("ids").noconvert(), nb::arg("positions").noconvert(), nb::arg("sequences").noconvert(),
+           nb::arg("tables").noconvert(), nb::arg("outputs").noconvert())
+      .def("logits", [](Session& s, int64_t start, int64_t stop) {
+        const auto lock = s.ready();
+        const float* rows;
+        {
+          nb::gil_scoped_release release;
+          rows = s.executor.logits(start, stop);
+        }
+        return nb::ndarray<const float, nb::numpy, nb::ndim<2>>(
+            rows, {size_t(stop - start), size_t(s.executor.settings.vocabulary)}, nb::find(s));
+      }, nb::arg("start"), nb::arg("stop"))
+      .def("score", [](Session& s, int64_t start, Array1<int32_t> targets, Array<double> out) {
+        const auto lock = s.ready();
+        require(out.size() == targets.size(), "score: sizes do not agree");
+        require_aligned(targets), require_aligned(out);
+        nb::gil_scoped_release release;
+        s.executor.score(start, int64_t(targets.size()), targets.data(), out.data());
+      }, nb::arg("start"), nb::arg("targets").noconvert(), nb::arg("out").noconvert())
+      .def("compare", [](Session& s, int64_t start, Rows base, Array1<int32_t> targets, Array<double, 2> out) {
+        const auto lock = s.ready();
+        const size_t rows = targets.size();
+        require(base.shape(0) == rows && int64_t(base.shape(1)) == s.executor.settings.vocabulary && out.shape(0) == rows &&
+                    out.shape(1) == compared_columns,
+                "compare: shapes do not agree");
+        require_aligned(base), require_aligned(targets), require_aligned(out);
+        nb::gil_scoped_release release;
+        s.executor.compare(start, int64_t(rows), base.data(), targets.data(), out.data());
+      }, nb::arg("start"), nb::arg("base").noconvert(), nb::arg("targets").noconvert(), nb::arg("out").noconvert())
+      .def("copy_page", [](Session& s, int64_t source, int64_t target) {
+        const auto lock = s.ready();
+        s.executor.copy_page(source, target);
+      }, nb::arg("source"), nb::arg("target"));
+}

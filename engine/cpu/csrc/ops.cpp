@@ -1,0 +1,48 @@
+#include "ops.h"
+
+#include <algorithm>
+
+namespace lltool {
+
+void EmbedOp::row(const Run& run, int64_t t) const {
+  const EngineKernels& k = run.executor.kernels;
+  float* to = run.executor.at(out) + t * out.width;
+  const int64_t from = (by_position ? run.batch.positions : run.batch.ids)[t];
+  k.decode_row(weight.type, weight.data + from * weight.row_bytes, weight.columns, to);
+  if (factor != 1.0f) scale(to, to, factor, out.width, to);
+}
+
+void FunctionOp::columns(const Run& run, int64_t t, int64_t begin, int64_t end) const {
+  compute(run, t, begin, end, run.executor.at(out) + t * width + begin);
+}
+
+void FunctionOp::normalize(const Run& run, int64_t t, float* to) const { compute(run, t, 0, width, to); }
+
+void FunctionOp::compute(const Run& run, int64_t t, int64_t begin, int64_t end, float* to) const {
+  const float* from = run.executor.at(x) + t * width + begin;
+  if (function.vectors == 0) {
+    const float* second = vector.empty() ? run.executor.at(y) + t * width + begin : vector.data() + begin;
+    return function.run(from, second, factor, end - begin, to);
+  }
+  for (int64_t i = 0; i < end - begin; i += unit) function.run(from + i, vector.data(), factor, unit, to + i);
+}
+
+void RopeOp::columns(const Run& run, int64_t t, int64_t begin, int64_t end) const {
+  const Executor& e = run.executor;
+  const Executor::RopeTable& rope = e.ropes[size_t(table)];
+  const int64_t pairs = int64_t(rope.frequencies.size());
+  const float *cosine = rope.cosine.data() + t * pairs, *sine = rope.sine.data() + t * pairs;
+  for (int64_t head = t * width + begin; head < t * width + end; head += unit) {
+    const float* from = e.at(x) + head;
+    float* to = e.at(out) + head;
+    (interleaved ? e.kernels.rotate_pairs : e.kernels.rotate_halves)(from, cosine, sine, pairs, to);
+    if (from != to) std::copy(from + 2 * pairs, from + unit, to + 2 * pairs);
+  }
+}
+
+void SelectOp::row(const Run& run, int64_t r) const {
+  const int64_t from = run.batch.output_rows[run.first_output + r];
+  std::copy_n(run.executor.at(x) + from * x.width, x.width, run.executor.at(out) + r * x.width);
+}
+
+} // namespace lltool

@@ -1,0 +1,48 @@
+// The operations of a Program that work row by row; engine/operations/ defines them.
+#pragma once
+#include "executor.h"
+
+namespace lltool {
+
+// The rows of a matrix that the tokens' ids choose, or their positions.
+struct EmbedOp : RowOp {
+  Buffer out;
+  Matrix weight;
+  ColumnFunction* scale;
+  float factor;
+  bool by_position;
+  EmbedOp(Buffer o, Matrix w, ColumnFunction* s, float f, bool p) : out(o), weight(w), scale(s), factor(f), by_position(p) {}
+  void row(const Run& run, int64_t t) const override;
+};
+
+// out = f(x, y, factor). y is a buffer or, if not empty, `vector`: one value a column, or the weights of every unit.
+struct FunctionOp : ColumnOp {
+  const NamedFunction& function;
+  Buffer x, y, out;
+  std::vector<float> vector;
+  float factor;
+  FunctionOp(const NamedFunction& f, Buffer x_, Buffer y_, Buffer o, std::vector<float> v, float factor_, int64_t unit)
+      : ColumnOp(o.width, unit), function(f), x(x_), y(y_), out(o), vector(std::move(v)), factor(factor_) {}
+  void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
+  void normalize(const Run& run, int64_t t, float* to) const; // writes row t to `to` instead of `out`
+
+private:
+  void compute(const Run& run, int64_t t, int64_t begin, int64_t end, float* to) const;
+};
+using NormOp = FunctionOp; // of the input of a linear
+
+struct RopeOp : ColumnOp {
+  Buffer x, out;
+  int table;
+  bool interleaved;
+  RopeOp(Buffer x_, Buffer o, int head_dim, int t, bool i) : ColumnOp(o.width, head_dim), x(x_), out(o), table(t), interleaved(i) {}
+  void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
+};
+
+struct SelectOp : RowOp {
+  Buffer x, out;
+  SelectOp(Buffer x_, Buffer o) : x(x_), out(o) {}
+  void row(const Run& run, int64_t t) const override;
+};
+
+} // namespace lltool

@@ -1,0 +1,239 @@
+"""The table of operations that the native executor has a kernel for, and how each one is added to it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lltool.engine.batch import CacheType
+from lltool.engine.cpu import _native
+from lltool.engine.cpu.fuse import AnyNorm, FusedOps
+from lltool.engine.operations.attention import BLOCK_TYPES, Attention
+from lltool.engine.operations.elementwise import Activate, Add, Clamp, Gated, Multiply, Scale, Softcap, Xielu
+from lltool.engine.operations.embed import Embed, EmbedPositions
+from lltool.engine.operations.experts import Combine, ExpertLinear, Route, SharedGate
+from lltool.engine.operations.linear import Linear
+from lltool.engine.operations.norm import LayerNorm, Norm
+from lltool.engine.operations.observe import Observe
+from lltool.engine.operations.rope import Rope
+from lltool.engine.operations.select import Select
+from lltool.engine.program import Buffer, Operation, Program, Rows
+from lltool.gguf.errors import InputError
+from lltool.gguf.ggml_types import GGMLType
+from lltool.quant.codec import decode
+
+_XIELU_UNIT = 64  # columns of one call: a thread must compute them together
+
+
+@dataclass(frozen=True)
+class Target:
+    """The native executor that an operation is added to, and what the operation is fused with."""
+
+    native: _native.Executor
+    program: Program
+    bases: Mapping[Rows, int]  # where the arena of each kind of row begins in the native one
+    cache_types: tuple[CacheType, CacheType]  # of keys and values
+    observers: list[Observe]  # those added so far
+    fused: FusedOps
+    group: int = -1  # the column group of the preceding linear that the operation works on; -1: it works on whole rows
+
+    def place(self, buffer: Buffer) -> tuple[int, int]:
+        """Where the buffer's values of a token begin, and how many they are."""
+        assert buffer.type in (GGMLType.F32, GGMLType.I32), "the native arena holds values of 32 bits"
+        offset = self.program.offsets[buffer.id]
+        return (self.bases[buffer.rows] + offset if offset >= 0 else -1), buffer.width * buffer.each
+
+    def arguments(self, op: Operation) -> dict[str, Any]:
+        """The fields of an operation as named arguments: buffers as places, everything else as it is."""
+        values = {field.name: getattr(op, field.name) for field in fields(op)}
+        return {name: self.place(value) if isinstance(value, Buffer) else value for name, value in values.items()}
+
+    def matrix(self, name: str) -> tuple[int, NDArray[np.uint8]]:
+        weight = self.program.weights[name]
+        return int(weight.type), weight.data
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        weight = self.program.weights[name]
+        return np.ascontiguousarray(decode(weight.data, weight.type).reshape(-1))
+
+    def product(self, out: Buffer, weight: str, bias: str | None, rows: slice = slice(None)) -> _native.Product:
+        """The product with some rows of a matrix."""
+        type, data = self.matrix(weight)
+        vector = None if bias is None else self.vector(bias)[rows]
+        return _native.Product(out=self.place(out), type=type, data=data[rows], bias=vector)
+
+
+def _embed(to: Target, op: Embed) -> None:
+    type, data = to.matrix(op.weight)
+    to.native.embed(out=to.place(op.out), type=type, data=data, scale=op.scale)
+
+
+def _embed_positions(to: Target, op: EmbedPositions) -> None:
+    type, data = to.matrix(op.weight)
+    to.native.embed(out=to.place(op.out), type=type, data=data, scale=1.0, by_position=True)
+
+
+def _norm(to: Target, op: AnyNorm) -> None:
+    to.native.function(function=_norm_function(to, op), x=to.place(op.x), out=to.place(op.out), group=to.group)
+
+
+def _norm_function(to: Target, op: AnyNorm) -> _native.Function:
+    unit = op.x.width // op.groups
+    weight = np.ones(unit, np.float32) if op.weight is None else to.vector(op.weight)
+    if isinstance(op, Norm):
+        return _native.Function(name="rms_norm", vector=weight, factor=op.eps, unit=unit)
+    bias = np.zeros(unit, np.float32) if op.bias is None else to.vector(op.bias)
+    return _native.Function(name="layer_norm", vector=np.concatenate([weight, bias]), factor=op.eps, unit=unit)
+
+
+def _linear(to: Target, op: Linear) -> None:
+    parts = list(zip(op.outs, op.weights, op.biases, op.parts, strict=True))
+    norm = to.fused.norm
+    to.native.linear(
+        x=to.place(norm.x if norm else op.x),
+        groups=[[to.product(*parts[index]) for index in group] for group in to.fused.groups],
+        residual=to.place(op.residual) if op.residual else None,
+        norm=_norm_function(to, norm) if norm else None,
+    )
+
+
+def _route(to: Target, op: Route) -> None:
+    routing, (chosen, weights) = op.routing, op.outs
+    to.native.route(
+        logits=to.place(op.logits),
+        chosen=to.place(chosen),
+        weights=to.place(weights),
+        sigmoid=routing.scoring == "sigmoid",
+        normalized=routing.normalized,
+        factor=routing.factor,
+        groups=routing.groups,
+        groups_used=routing.groups_used,
+        bias=to.vector(op.bias) if op.bias else None,
+    )
+
+
+def _experts(to: Target, op: ExpertLinear) -> None:
+    activation = to.fused.activation
+    to.native.experts(
+        x=to.place(op.x),
+        assigned=op.x.rows is Rows.ASSIGNMENT,
+        chosen=to.place(op.chosen),
+        products=[to.product(*part) for part in zip(op.outs, op.weights, op.biases, strict=True)],
+        activation=_native.Function(name=activation.activation) if activation else None,
+        out=to.place(activation.out) if activation else None,
+    )
+
+
+def _combine(to: Target, op: Combine) -> None:
+    to.native.combine(**to.arguments(op))
+
+
+def _shared_gate(to: Target, op: SharedGate) -> None:
+    to.native.shared_gate(**to.arguments(op) | {"weight": to.vector(op.weight)})
+
+
+def _rope(to: Target, op: Rope) -> None:
+    to.native.rope(**to.arguments(op), group=to.group)
+
+
+def _attention(to: Target, op: Attention) -> None:
+    if op.v == op.k:
+        raise InputError(f"layer {op.layer}: values are views of keys, which the cpu executor cannot read")
+    widest = max(op.head_dim, op.value_dim)
+    if widest > _native.MAX_HEAD_DIM or op.heads // op.kv_heads > _native.MAX_GROUP:
+        raise InputError(
+            f"layer {op.layer}: {op.heads} heads of {widest} on {op.kv_heads} key/value heads; the kernels take "
+            f"heads of at most {_native.MAX_HEAD_DIM}, and at most {_native.MAX_GROUP} per key/value head"
+        )
+    for dim, type in zip((op.head_dim, op.value_dim), to.cache_types, strict=True):
+        if type in BLOCK_TYPES and dim % 32:
+            wanted = "a cache of type q8_0 or q4_0 needs a multiple of 32"
+            raise InputError(f"layer {op.layer}: heads of {dim}; {wanted}")
+    common = op.common_key(to.program, to.cache_types[0])
+    arguments = to.arguments(op) | {
+        "sinks": to.vector(op.sinks) if op.sinks else None,
+        "slopes": None if op.slopes is None else np.array(op.slopes, np.float32),
+        "common_key": None if common is None else common.reshape(-1),
+        "groups": to.fused.stores,
+    }
+    to.native.attention(**arguments)
+
+
+def _gated(to: Target, op: Gated) -> None:
+    function = _native.Function(name=op.activation)
+    to.native.function(function=function, x=to.place(op.gate), y=to.place(op.up), out=to.place(op.out), group=to.group)
+
+
+def _function(to: Target, op: Activate | Clamp | Multiply | Xielu, function: _native.Function) -> None:
+    to.native.function(function=function, x=to.place(op.x), out=to.place(op.out), group=to.group)
+
+
+def _activate(to: Target, op: Activate) -> None:
+    _function(to, op, _native.Function(name=f"activate_{op.activation}"))
+
+
+def _xielu(to: Target, op: Xielu) -> None:
+    unit = math.gcd(op.x.width, _XIELU_UNIT)
+    scales = np.repeat(np.array([op.positive, op.negative], np.float32), unit)
+    _function(to, op, _native.Function(name="xielu", vector=scales, factor=op.slope, unit=unit))
+
+
+def _clamp(to: Target, op: Clamp) -> None:
+    _function(to, op, _native.Function(name="clamp", factor=op.limit))
+
+
+def _multiply(to: Target, op: Multiply) -> None:
+    _function(to, op, _native.Function(name="multiply", vector=to.vector(op.weight), unit=op.x.width))
+
+
+def _add(to: Target, op: Add) -> None:
+    to.native.function(function=_native.Function(name="add"), **to.arguments(op), group=to.group)
+
+
+def _scale(to: Target, op: Scale) -> None:
+    function = _native.Function(name="scale", factor=op.factor)
+    to.native.function(function=function, x=to.place(op.x), out=to.place(op.out), group=to.group)
+
+
+def _softcap(to: Target, op: Softcap) -> None:
+    function = _native.Function(name="softcap", factor=op.cap)
+    to.native.function(function=function, x=to.place(op.x), out=to.place(op.out), group=to.group)
+
+
+def _select(to: Target, op: Select) -> None:
+    to.native.select(**to.arguments(op))
+
+
+def _observe(to: Target, op: Observe) -> None:
+    chosen = None if op.chosen is None else to.place(op.chosen)
+    to.native.observe(x=to.place(op.x), chosen=chosen, assigned=op.x.rows is Rows.ASSIGNMENT)
+    to.observers.append(op)
+
+
+# Each function takes an operation of its class.
+KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
+    Embed: _embed,
+    EmbedPositions: _embed_positions,
+    Norm: _norm,
+    LayerNorm: _norm,
+    Linear: _linear,
+    Route: _route,
+    ExpertLinear: _experts,
+    Combine: _combine,
+    SharedGate: _shared_gate,
+    Rope: _rope,
+    Attention: _attention,
+    Gated: _gated,
+    Activate: _activate,
+    Xielu: _xielu,
+    Clamp: _clamp,
+    Multiply: _multiply,
+    Add: _add,
+    Scale: _scale,
+    Softcap: _softcap,
+    Select: _select,
+    Observe: _observe,
+}

@@ -1,2 +1,0 @@
-#define LLTOOL_TABLE engine_avx2
-#include "kernels-inl.h"

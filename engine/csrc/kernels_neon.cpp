@@ -1,2 +1,0 @@
-#define LLTOOL_TABLE engine_neon
-#include "kernels-inl.h"

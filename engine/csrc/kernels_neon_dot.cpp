@@ -1,2 +1,0 @@
-#define LLTOOL_TABLE engine_neon_dot
-#include "kernels-inl.h"

@@ -1,2 +1,0 @@
-#define LLTOOL_TABLE engine_scalar
-#include "kernels-inl.h"

@@ -1,0 +1,87 @@
+"""The table of functions that trace each architecture."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from lltool.engine.config import ModelConfig
+from lltool.engine.models import gemma3, llama, olmo2, parallel
+from lltool.engine.program import Program, Tracer, Weight
+from lltool.gguf.source import Source
+
+TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
+    "llama": llama.trace,
+    "qwen2": llama.trace,
+    "qwen2moe": llama.trace,
+    "qwen3": llama.trace,
+    "qwen3moe": llama.trace,
+    "olmoe": llama.trace,
+    "granitemoe": llama.trace,
+    "glm4moe": llama.trace,
+    "ernie4_5-moe": llama.trace,
+    "dots1": llama.trace,
+    "gpt-oss": llama.trace,
+    "gemma3": gemma3.trace,
+    "gemma": llama.trace,
+    "gemma2": gemma3.trace,
+    "internlm2": llama.trace,
+    "baichuan": llama.trace,
+    "minicpm": llama.trace,
+    "granite": llama.trace,
+    "phi3": llama.trace,
+    "smollm3": llama.trace,
+    "stablelm": parallel.trace,
+    "olmo": llama.trace,
+    "olmo2": olmo2.trace,
+    "qwen": llama.trace,
+    "chatglm": llama.trace,
+    "glm4": gemma3.trace,
+    "command-r": parallel.trace,
+    "cohere2": parallel.trace,
+    "starcoder2": llama.trace,
+    "phi2": parallel.trace,
+    "gptneox": parallel.trace,
+    "gptj": parallel.trace,
+    "gpt2": llama.trace,
+    "starcoder": llama.trace,
+    "falcon": parallel.trace,
+    "mpt": llama.trace,
+    "bloom": llama.trace,
+    "nemotron": llama.trace,
+    "exaone4": olmo2.trace,
+    "seed_oss": llama.trace,
+    "apertus": llama.trace,
+    "ernie4_5": llama.trace,
+    "hunyuan-dense": llama.trace,
+}
+
+
+def trace_program(config: ModelConfig, weights: Mapping[str, Weight]) -> Program:
+    """Raises InputError if a tensor is missing, misshapen, of an unsupported type, or not used by the architecture."""
+    if config.traits.extra_blocks:
+        weights = {name: weight for name, weight in weights.items() if _block(name) < config.layers}
+    tracer = Tracer(weights)
+    TRACES[config.architecture](tracer, config)
+    return tracer.finish()
+
+
+def _block(name: str) -> int:
+    """The number of a tensor's block; -1 if it is in none."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blk" and len(parts) > 2 and parts[1].isdecimal() else -1
+
+
+def check_runnable(source: Source) -> None:
+    """Raises the InputError that loading would raise if this version cannot run the model. Reads no matrix."""
+    trace_header(source)
+
+
+def trace_header(source: Source) -> tuple[ModelConfig, Program]:
+    """The configuration and the program of a model, with matrices that have no data. Raises as `trace_program` does."""
+    nothing = np.empty((0, 0), np.uint8)
+    weights = {}
+    for tensor in source.tensors:
+        data = tensor.data() if len(tensor.shape) == 1 else nothing
+        weights[tensor.name] = Weight(tensor.name, tensor.type, tensor.shape, data)
+    config = ModelConfig.from_gguf(source.metadata, weights)
+    return config, trace_program(config, weights)

@@ -1,0 +1,40 @@
+"""The block of experts, which has the place of the MLP in some or all layers."""
+
+from typing import cast
+
+from lltool.engine.config import ModelConfig
+from lltool.engine.models.blocks import mlp
+from lltool.engine.operations.elementwise import Activation, add, gated, scale
+from lltool.engine.operations.experts import combine, expert_linear, route, shared_gate
+from lltool.engine.operations.linear import linear
+from lltool.engine.program import Buffer, Tracer
+
+
+def feed_forward(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: Buffer | None = None) -> Buffer:
+    """The MLP or the experts of the layer."""
+    has_experts = config.mixture is not None and config.mixture.is_in(layer)
+    return (experts if has_experts else mlp)(g, config, layer, x, residual)
+
+
+def experts(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: Buffer | None = None) -> Buffer:
+    """The weighted sum of a token's experts, and of the shared expert if there is one; adds `residual`."""
+    name, mixture = f"blk.{layer}.", config.mixture
+    assert mixture is not None
+    count, bias = mixture.routing.experts, f"{name}exp_probs_b.bias"
+    (logits,) = linear(g, x, [f"{name}ffn_gate_inp.weight"], [count])
+    chosen, weights = route(g, logits, mixture.routing, bias if bias in g.weights else None)
+    names = [f"{name}ffn_gate_exps.weight", f"{name}ffn_up_exps.weight"]
+    gate, up = expert_linear(g, x, chosen, count, names, [mixture.width] * 2)
+    hidden = gated(g, gate, up, cast(Activation, config.traits.activation))
+    (made,) = expert_linear(g, hidden, chosen, count, [f"{name}ffn_down_exps.weight"], [config.width])
+    if mixture.shared_width:
+        gate_weight = f"{name}ffn_gate_inp_shexp.weight"
+        is_gated = gate_weight in g.weights
+        shared = mlp(g, config, layer, x, None if is_gated else residual, mixture.shared_width)
+        if is_gated:
+            shared = shared_gate(g, shared, x, gate_weight)
+            shared = shared if residual is None else add(g, shared, residual)
+        residual = shared
+    if config.residual_scale == 1 or residual is None:
+        return combine(g, made, chosen, weights, residual)
+    return add(g, scale(g, combine(g, made, chosen, weights), config.residual_scale), residual)

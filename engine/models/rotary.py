@@ -1,0 +1,56 @@
+"""Frequencies of rotary position embeddings, and their scaling for contexts longer than the trained one.
+
+Sources: Su et al. 2021 (RoPE), Peng et al. 2023 (YaRN, sections 3.2 to 3.4), Llama 3.1 (factors stored as a tensor).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scaling = Literal["none", "linear", "yarn"]
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotates pair i of the first `dims` of a head by position * base^(-2i / dims), before scaling."""
+
+    base: float
+    dims: int
+    scaling: Scaling = "none"
+    factor: float = 1.0
+    original_context: int = 0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    exact: bool = False  # whether the range of blended pairs is not rounded to whole pairs
+
+    @property
+    def magnitude(self) -> float:
+        """The factor that the rotated values are multiplied by."""
+        if self.scaling == "yarn" and self.factor > 1:
+            return self.attention_factor * (1 + 0.1 * math.log(self.factor))
+        return self.attention_factor
+
+    def frequencies(self, divisors: NDArray[np.float64] | None = None) -> tuple[float, ...]:
+        """The frequencies (dims / 2,) in radians per position; `divisors` are the file's `rope_freqs`."""
+        pairs = np.arange(self.dims // 2, dtype=np.float64)
+        frequencies = self.base ** (-2 * pairs / self.dims)
+        if divisors is not None:
+            frequencies /= divisors
+        if self.scaling == "linear":
+            frequencies /= self.factor
+        if self.scaling == "yarn":
+            slow, fast = self._turning_pair(self.beta_slow), self._turning_pair(self.beta_fast)
+            if not self.exact:
+                fast, slow = math.floor(fast), math.ceil(slow)
+            first, last = max(0, fast), min(self.dims - 1, slow)
+            stretched = np.clip((pairs - first) / max(0.001, last - first), 0, 1)
+            frequencies = frequencies * (1 - stretched) + frequencies / self.factor * stretched
+        return tuple(frequencies.tolist())
+
+    def _turning_pair(self, turns: float) -> float:
+        """The (fractional) index of the pair that makes `turns` full turns over the original context."""
+        return self.dims * math.log(self.original_context / (turns * 2 * math.pi)) / (2 * math.log(self.base))

@@ -1,0 +1,104 @@
+"""The registry of families, looked up by a checkpoint's config.json or a GGUF file's architecture."""
+
+from collections.abc import Mapping
+from reprlib import repr as short
+from typing import Any
+
+from lltool.gguf.errors import InputError
+from lltool.quant.convert.families import (
+    cohere,
+    gemma,
+    glm,
+    gpt,
+    gptneox,
+    llama_kin,
+    llama_variants,
+    olmo2,
+    phi,
+    qwen,
+    stablelm,
+)
+from lltool.quant.convert.families.config import Config
+from lltool.quant.convert.families.ernie_moe import ERNIE_MOE
+from lltool.quant.convert.families.family import Family
+from lltool.quant.convert.families.gemma3 import GEMMA3
+from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
+from lltool.quant.convert.families.gpt_oss import GPT_OSS
+from lltool.quant.convert.families.granite_moe import GRANITE_MOE
+from lltool.quant.convert.families.llama import LLAMA, MISTRAL
+from lltool.quant.convert.families.mixtral import MIXTRAL, OLMOE
+from lltool.quant.convert.families.qwen2 import QWEN2
+from lltool.quant.convert.families.qwen3 import QWEN3
+from lltool.quant.convert.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from lltool.quant.convert.families.stored import Stored
+
+_OF_THE_WHOLE = ("architectures", "model_type", "tie_word_embeddings")
+
+FAMILIES = (
+    MIXTRAL,  # before Llama, whose architecture it has
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GEMMA3,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    OLMOE,
+    GRANITE_MOE,
+    GLM4_MOE,
+    ERNIE_MOE,
+    DOTS1,
+    GPT_OSS,
+    *llama_kin.FAMILIES,
+    *llama_variants.FAMILIES,
+    *gemma.FAMILIES,
+    *phi.FAMILIES,
+    *stablelm.FAMILIES,
+    *olmo2.FAMILIES,
+    *cohere.FAMILIES,
+    *glm.FAMILIES,
+    *gpt.FAMILIES,
+    *gptneox.FAMILIES,
+    *qwen.FAMILIES,
+)
+
+
+def find_family(config: Mapping[str, Any], file: str) -> tuple[Family, Config]:
+    """The family of a config.json (named `file` in errors), and the config of its text model.
+
+    As in transformers, model_type decides; if architectures names a class, it must be a known one. Raises InputError
+    for a model that is not supported.
+    """
+    models, kind = config.get("architectures"), config.get("model_type")
+    model = models[0] if isinstance(models, list) and models else None
+    by_model = next((family for family in FAMILIES if model in family.models), None)
+    by_kind = next((family for family in FAMILIES if kind in family.model_types), None)
+    family = by_kind or by_model
+    if family is None or (model is not None and by_model is None):
+        known = ", ".join(model for family in FAMILIES for model in family.models)
+        stated = f"architecture {short(model)}" if model else f"model_type {short(kind)} without architectures"
+        raise InputError(f"{file}: {stated} is not supported; this version converts {known}")
+    parsed = Config(file, _text_config(config, file), family.defaults, family.spelling)
+    if by_model and by_kind and by_model is not by_kind:
+        parsed.notes.append(f"config.json says model_type {kind} and architectures {model}; model_type decides")
+    return family, parsed
+
+
+def _text_config(config: Mapping[str, Any], file: str) -> Mapping[str, Any]:
+    """The config of the text model; in a multimodal model it is a part, to which keys about tokens are added."""
+    if "text_config" not in config:
+        return config
+    inner = config["text_config"]
+    if not isinstance(inner, dict):
+        raise InputError(f"{file}: text_config: found {short(inner)}, wanted an object")
+    outer = {key: value for key, value in config.items() if key.endswith("token_id") or key in _OF_THE_WHOLE}
+    return {**outer, **inner}
+
+
+def family_of(stored: Stored) -> Family:
+    """The family that a GGUF file is exported as. Raises InputError if its general.architecture is not supported."""
+    for family in FAMILIES:
+        if family.architecture == stored.architecture and family.restores(stored):
+            return family
+    known = ", ".join(sorted({family.architecture for family in FAMILIES}))
+    raise InputError(f"general.architecture: found {stored.architecture!r}; this version exports {known}")

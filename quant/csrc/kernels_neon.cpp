@@ -1,2 +1,0 @@
-#define LLTOOL_TABLE quant_neon
-#include "kernels-inl.h"

@@ -1,2 +1,0 @@
-#define LLTOOL_TABLE quant_scalar
-#include "kernels-inl.h"
