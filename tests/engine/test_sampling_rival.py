@@ -1,14 +1,9 @@
-"""The steps of sampling against those of libllama on the same logits.
-
-It is found in the folder that LLAMA_CPP_LIB_PATH names, as for llama-cpp-python, or in an installed llama-cpp-python.
-"""
+"""The steps of sampling against those of libllama on the same logits."""
 
 import ctypes
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +18,7 @@ from lltool.engine.text.tokenizer import read_tokenizer
 from lltool.gguf.reader import open_gguf
 from lltool.quant import isa
 from tests.engine.numpy_sampling import Reference, sort
+from tests.libllama import MISSING, Options, find_library
 
 pytestmark = pytest.mark.rival
 
@@ -48,25 +44,9 @@ class Bias(ctypes.Structure):
     _fields_ = [("id", ctypes.c_int32), ("bias", ctypes.c_float)]
 
 
-class Options(ctypes.Structure):
-    """Room for a structure whose size depends on the version; functions take and return it in memory."""
-
-    _fields_ = [("data", ctypes.c_uint64 * 128)]
-
-
 @pytest.fixture(scope="module")
 def llama() -> ctypes.CDLL:
-    spec = None if "LLAMA_CPP_LIB_PATH" in os.environ else find_spec("llama_cpp")
-    folder = os.environ.get("LLAMA_CPP_LIB_PATH") or (spec and spec.origin and Path(spec.origin).parent / "lib")
-    if not folder:
-        pytest.skip("llama-cpp-python is not installed, and LLAMA_CPP_LIB_PATH names no folder with libllama.so")
-    library = ctypes.CDLL(str(Path(folder) / "libllama.so"))
-    load = ctypes.CDLL(str(Path(folder) / "libggml.so")).ggml_backend_load_all_from_path
-    load(str(folder).encode())  # the kernels, which some builds have in files of their own
-    log = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-    library.quiet = log(lambda level, text, data: None)  # type: ignore[attr-defined]  # kept as long as the library
-    library.llama_log_set(library.quiet, None)
-    return library
+    return find_library() or pytest.skip(MISSING)
 
 
 @contextmanager

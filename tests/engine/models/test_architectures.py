@@ -117,26 +117,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, NDArray[np.float32]]]:
-    """Gives a case's model as F32 GGUF and transformers' logits (T, V) of `prompt()`, made once."""
+def make_case(case: str, folder: Path, **changes: Any) -> tuple[Path, NDArray[np.float32]]:
+    """A case's model as F32 GGUF in an empty folder, and transformers' logits (T, V) of `prompt()`.
+
+    `changes` are config values other than the case's.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     from lltool.quant.convert.conversion import convert
 
-    @cache
-    def make(case: str) -> tuple[Path, NDArray[np.float32]]:
-        family, overrides = CASES[case]
-        folder = tmp_path_factory.mktemp("checkpoint")
-        original = make_with_original(family, folder, **overrides)
-        path = convert(folder, folder / "model.gguf", outtype="f32")
-        oracle = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32)
-        with torch.no_grad():
-            logits = oracle(torch.tensor(prompt()[None])).logits[0].numpy()
-        return path, logits
+    family, overrides = CASES[case]
+    original = make_with_original(family, folder, **(overrides | changes))
+    path = convert(folder, folder / "model.gguf", outtype="f32")
+    oracle = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32)
+    with torch.no_grad():
+        logits = oracle(torch.tensor(prompt()[None])).logits[0].numpy()
+    return path, logits
 
-    return make
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, NDArray[np.float32]]]:
+    """`make_case` by the case's name, once for all tests."""
+    return cache(lambda case: make_case(case, tmp_path_factory.mktemp("checkpoint")))
 
 
 def prompt() -> NDArray[np.int64]:
@@ -147,9 +150,13 @@ def load(path: Path, executor: str, **options: Any) -> Model:
     return load_model(path, executor=executor, precision="f32", **options)
 
 
+def difference(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """The largest difference of two arrays of logits, as a part of their spread."""
+    return float(np.abs(found - wanted).max() / np.ptp(wanted))
+
+
 def assert_close(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
-    error = np.abs(found - wanted).max() / np.ptp(wanted)
-    assert error < TOLERANCE
+    assert difference(found, wanted) < TOLERANCE
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -1,0 +1,93 @@
+"""The files of all architectures in llama.cpp: it loads them, and computes the same logits.
+
+Where it does not, `DIFFERENT` says why, and with which config it does; both are tested. transformers is the oracle of
+what is right.
+"""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.models.test_architectures import CASES, difference, load, make_case, prompt
+from tests.libllama import MISSING, find_library, logits_of
+from tests.tiny_checkpoints import YARN
+
+pytestmark = [pytest.mark.rival, pytest.mark.slow]
+
+# Most cases differ by 1e-6. llama.cpp looks GELU up in a table with half precision.
+TOLERANCE = 5e-4
+
+_WINDOW = ("llama.cpp does not read the sliding window of this architecture", {"sliding_window": None})
+_SCALE = ("llama.cpp does not read the scale of attention (attention.scale)", {"query_pre_attn_scalar": 32})
+_POSITIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+_ALIBI = ("llama.cpp takes the kind of positions from the number of layers, 32 or 40", {"num_hidden_layers": 32})
+_RAMP = ("llama.cpp truncates the range of YaRN's ramp to whole numbers", _POSITIONS)
+_OLMO3_POSITIONS = {
+    "rope_parameters": {
+        "full_attention": YARN["rope_parameters"],
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+}
+
+# case: (what llama.cpp does otherwise, values of the config with which it computes the same)
+DIFFERENT: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "mistral, window 64": _WINDOW,
+    "mistral, last layers slide": (_WINDOW[0], {"layer_types": ["full_attention"] * 3}),
+    "qwen2, last layers slide": (_WINDOW[0], {"use_sliding_window": False}),
+    "mixtral, window 64": _WINDOW,
+    "mixtral, one expert of a token, three heads": _WINDOW,
+    "ministral": (_WINDOW[0], {"layer_types": ["full_attention"] * 3}),
+    "phi3": _WINDOW,
+    "starcoder2": _WINDOW,
+    "gpt-oss, window 64": _RAMP,
+    "gpt-oss, first layer full": _RAMP,
+    "gemma3, linear rope, own scale": _SCALE,
+    "gemma2": _SCALE,
+    "gemma2, no caps": (
+        "llama.cpp caps scores at 50 and logits at 30 where the file names no caps",
+        {"query_pre_attn_scalar": 32, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    ),
+    "olmo3": ("llama.cpp has one base for the positions of all layers", _OLMO3_POSITIONS),
+    "baichuan": _ALIBI,
+    "baichuan2": _ALIBI,
+    "olmoe": ("llama.cpp wants as many heads of keys as of queries", {"num_key_value_heads": 4}),
+    "dots1": ("llama.cpp wants heads that fill the width", {"head_dim": 16, "num_key_value_heads": 4}),
+    "exaone4": ("llama.cpp knows windows by the number of layers, 64, and wants heads that fill the width", None),
+    "exaone4, no window": ("llama.cpp wants heads that fill the width", {"head_dim": 16}),
+    "ernie 4.5 with experts": (
+        "llama.cpp wants experts in all layers from the first of them on",
+        {"moe_layer_interval": 1},
+    ),
+    "cohere": ("llama.cpp reads norms of heads from 64 layers on", {"use_qk_norm": False}),
+    "gptj": ("llama.cpp does not have this architecture", None),
+    "gptneox, no biases of attention": ("llama.cpp wants biases", {"attention_bias": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def llama() -> ctypes.CDLL:
+    return find_library() or pytest.skip(MISSING)
+
+
+def difference_from(llama: ctypes.CDLL, path: Path) -> float | None:
+    """The difference of llama.cpp's logits; None if it does not load the file."""
+    theirs = logits_of(llama, path, prompt())
+    if theirs is None:
+        return None
+    with load(path, "cpu") as model:
+        return difference(theirs, model.forward([(model.new_sequence(), prompt(), "all")]).all())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_llama_cpp_computes_the_same(llama: ctypes.CDLL, case: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] | None = {}
+    if case in DIFFERENT:
+        _, changes = DIFFERENT[case]
+        found = difference_from(llama, make_case(case, tmp_path / "as it is")[0])
+        assert found is None or found > TOLERANCE
+    if changes is not None:
+        found = difference_from(llama, make_case(case, tmp_path / "changed", **changes)[0])
+        assert found is not None
+        assert found < TOLERANCE
