@@ -1,7 +1,6 @@
 """The examples in the documentation of the front door, and in the README, on a real model."""
 
 import doctest
-import re
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -12,9 +11,9 @@ import pytest
 import lltool
 from lltool.eval.common.text import SAMPLE_TEXT
 from lltool.quant.convert.export import export
+from tests.docs.examples import REPOSITORY, read_programs
 from tests.tiny_checkpoints import make_checkpoint
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 NAME = "SmolLM2-135M-Instruct-Q4_1.gguf"
 
 
@@ -58,9 +57,7 @@ def test_every_method_has_an_example() -> None:
 
 @pytest.mark.slow
 def test_python_in_the_readme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = re.search(r"^## From Python\n(.*?)^## ", (REPOSITORY / "README.md").read_text(), re.M | re.S)
-    assert section
-    (code,) = re.findall(r"^```python\n(.*?)^```", section[1], re.M | re.S)
+    (code,) = read_programs(REPOSITORY / "README.md")
     monkeypatch.chdir(folder)
     Path("path/to").mkdir(parents=True)
     export(folder / NAME, folder / "path" / "to" / "checkpoint")
