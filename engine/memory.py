@@ -1,6 +1,7 @@
-"""How much memory a model takes when it runs on the CPU, from its header alone."""
+"""How much memory a model takes when it runs on the CPU, from its header alone, and how much there is."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lltool.engine.batch import PAGE, CacheType
 from lltool.engine.cache import MOST_CHECKPOINTS
@@ -80,6 +81,18 @@ class MemoryModel:
         inputs = batch * (widest + widest // 2 + widest + 4 * widest)  # codes, scales, sums; floats
         a_thread = widest * (4 * 33 + 7)  # tiles of weights, and a token of its own
         return activations + logits + inputs + threads * a_thread
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that a process can use before others are evicted or its container is killed; None if it is unknown."""
+    limits = []
+    meminfo, container = root / "proc/meminfo", root / "sys/fs/cgroup/memory.max"
+    for line in meminfo.read_text().splitlines() if meminfo.exists() else []:
+        if line.startswith("MemAvailable:"):
+            limits.append(int(line.split()[1]) << 10)
+    if container.exists() and (limit := container.read_text().strip()).isdigit():
+        limits.append(int(limit))
+    return min(limits, default=None)
 
 
 def page_bytes(state: StateLayout, cache_type_k: CacheType = "f16", cache_type_v: CacheType = "f16") -> int:

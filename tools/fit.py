@@ -38,10 +38,9 @@ def main(argv: list[str]) -> int:
     arguments.model = take_model(arguments)
 
     from lltool.engine.cpu.threads import default_threads
-    from lltool.engine.memory import MemoryModel
+    from lltool.engine.memory import MemoryModel, available_memory
     from lltool.engine.model import DEFAULT_CONTEXT
     from lltool.eval.common.tables import align_columns
-    from lltool.eval.selection.survey import available_memory
     from lltool.gguf.errors import InputError
     from lltool.gguf.reader import open_gguf
 

@@ -37,10 +37,11 @@ def main(argv: list[str]) -> int:
     others = [find_named_model(name, offline=arguments.offline) for name in arguments.words]
 
     from lltool.engine.cpu.threads import default_threads
+    from lltool.engine.memory import available_memory
     from lltool.eval.common.text import SAMPLE_TEXT
     from lltool.eval.selection.recommend import DEFAULT_TYPES, Wishes, recommend
     from lltool.eval.selection.report import check_report, format_main, write_report
-    from lltool.eval.selection.survey import Questions, available_memory
+    from lltool.eval.selection.survey import Questions
     from lltool.gguf.errors import InputError
     from lltool.gguf.whole_file import make_folder
     from lltool.quant.choose import Options

@@ -11,7 +11,7 @@ from typing import Any
 from lltool.engine.batch import PAGE
 from lltool.engine.cpu.threads import default_threads
 from lltool.engine.cpu.tuning import cpu_name
-from lltool.engine.memory import page_bytes
+from lltool.engine.memory import available_memory, page_bytes
 from lltool.engine.model import Model, load_model
 from lltool.engine.state import StateLayout
 from lltool.eval.bench.machine.footprint import measure_footprint
@@ -183,18 +183,6 @@ def _time(points: Sequence[GridPoint], repetitions: int, steps: Steps) -> list[R
     """Rows for comparison with each other: their intervals leave out the machine's drift between runs."""
     found = measure_points(points, Effort(repetitions), memory=False, drift=0.0, progress=steps.inside)
     return [row.columns() for row in found]
-
-
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that a process can use before others are evicted or its container is killed; None if it is unknown."""
-    limits = []
-    meminfo, container = root / "proc/meminfo", root / "sys/fs/cgroup/memory.max"
-    for line in meminfo.read_text().splitlines() if meminfo.exists() else []:
-        if line.startswith("MemAvailable:"):
-            limits.append(int(line.split()[1]) << 10)
-    if container.exists() and (limit := container.read_text().strip()).isdigit():
-        limits.append(int(limit))
-    return min(limits, default=None)
 
 
 def _facts(file: GGUFFile) -> Record:

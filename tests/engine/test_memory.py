@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lltool.engine.batch import CacheType
-from lltool.engine.memory import MemoryModel
+from lltool.engine.memory import MemoryModel, available_memory
 from lltool.eval.bench.machine.footprint import measure_footprint
 from lltool.eval.bench.settings import Settings, Workload
 from lltool.gguf.reader import open_gguf
@@ -47,3 +47,15 @@ def test_a_run_takes_what_was_said(name: str, context: int, type: CacheType, rea
     with open_gguf(path) as file:
         need = MemoryModel(file).need(context, cache_type_k=type, cache_type_v=type)
     assert 0.8 * need.total < peak <= need.total
+
+
+def test_available_memory(tmp_path: Path) -> None:
+    assert available_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 16000 kB\nMemAvailable: 8000 kB\n")
+    assert available_memory(tmp_path) == 8000 << 10
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    assert available_memory(tmp_path) == 8000 << 10
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("4096000\n")
+    assert available_memory(tmp_path) == 4096000

@@ -197,10 +197,10 @@ def test_lint_gives_commands_that_cure(model: Path, capsys: Capture) -> None:
 
 
 def test_fit_compares_with_what_is_available(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    from lltool.eval.selection import survey
+    from lltool.engine import memory
 
     for available, code in ((1 << 40, 0), (1 << 20, 1), (None, 0)):
-        monkeypatch.setattr(survey, "available_memory", lambda found=available: found)
+        monkeypatch.setattr(memory, "available_memory", lambda found=available: found)
         assert lltool("fit", "m.gguf", "-c", "100", "--parallel", "2", "--json") == code
         report = json.loads(capsys.readouterr().out)
         assert report["total"] == sum(report[name] for name in ("weights", "cache", "work", "process"))

@@ -13,7 +13,7 @@ from lltool.eval.selection import recommend as recommend_module
 from lltool.eval.selection import survey as survey_module
 from lltool.eval.selection.recommend import Wishes, recommend
 from lltool.eval.selection.runs import read_runs
-from lltool.eval.selection.survey import Questions, available_memory
+from lltool.eval.selection.survey import Questions
 from lltool.gguf.errors import InputError
 from lltool.quant.choose import Options
 from lltool.quant.plan import Plan
@@ -192,15 +192,3 @@ def test_refusals_are_one_line(
     assert message in error.splitlines()[-1]
     assert error.startswith("lltool: error: ")
     assert error.count("\n") == 1
-
-
-def test_available_memory(tmp_path: Path) -> None:
-    assert available_memory(tmp_path) is None
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 16000 kB\nMemAvailable: 8000 kB\n")
-    assert available_memory(tmp_path) == 8000 << 10
-    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
-    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
-    assert available_memory(tmp_path) == 8000 << 10
-    (tmp_path / "sys/fs/cgroup/memory.max").write_text("4096000\n")
-    assert available_memory(tmp_path) == 4096000
