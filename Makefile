@@ -83,7 +83,7 @@ $(VENV)/.developed: $(VENV)/.installed
 extras: $(VENV)/.developed
 	$(PIP) "lltool[lm-eval,bert-score,fuzz]"
 
-# make fuzz SECONDS=600: looks for inputs that end in anything but one clear line; a SEED makes runs alike
+# make fuzz SECONDS=600: looks for inputs that end in anything but one clear line; SECONDS=0 SEED=1: always the same ones
 SECONDS ?= 60
 SEED ?= 0
 fuzz: $(VENV)/.developed

@@ -139,6 +139,8 @@ def open_reference(path: str | Path) -> Reference:
                 raise InputError(f"{path}: arrays of more than {_MAX_BYTES} bytes; not a reference file")
             metadata = json.loads(str(archive["metadata"]))
             arrays = [archive[name] for name in ("windows", "ids", "log_probs", "tails")]
+            if not all(isinstance(array, np.ndarray) for array in arrays):
+                raise ValueError("an entry is not an array")  # numpy gives what it does not know as bytes
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from None
     except _DAMAGED:

@@ -49,10 +49,14 @@ JUNK: Sequence[Any] = (None, True, -1, 0, 2**70, 1.5, float("nan"), "text", [], 
 
 @dataclass(frozen=True)
 class Target:
-    """`run` raises for a fault of lltool's. `seeds` gives the inputs to begin with, the folder is for files."""
+    """`run` raises for a fault of lltool's. `seeds` gives the inputs to begin with, the folder is for files.
+
+    `inputs` is the number of inputs of a short run, which takes a few seconds.
+    """
 
     run: Callable[[bytes, Path], None]
     seeds: Callable[[Path], Sequence[bytes]]
+    inputs: int
 
 
 def in_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path], None]:
@@ -328,16 +332,18 @@ def random_seeds(folder: Path) -> list[bytes]:
 
 
 TARGETS: dict[str, Target] = {
-    "header": Target(in_file("a.gguf", read_header), lambda folder: [_model_bytes()[:4096], _model_bytes()]),
-    "config": Target(run_config, random_seeds),
-    "tensors": Target(run_tensors, random_seeds),
-    "codec": Target(run_codec, random_seeds),
-    "bindings": Target(run_bindings, random_seeds),
-    "tokenizer": Target(run_tokenizer, random_seeds),
-    "template": Target(run_template, template_seeds),
-    "safetensors": Target(in_file("a.safetensors", read_weights), safetensors_seeds),
-    "checkpoint": Target(run_checkpoint, random_seeds),
-    "importance": Target(in_file("a.imatrix", read_importance), importance_seeds),
-    "reference": Target(in_file("a.npz", open_reference), reference_seeds),
-    "logits": Target(in_file("a.logits", open_logits_file), lambda folder: [b"_logits_" + struct.pack("<3i", 4, 2, 1)]),
+    "header": Target(in_file("a.gguf", read_header), lambda folder: [_model_bytes()[:4096], _model_bytes()], 20_000),
+    "config": Target(run_config, random_seeds, 3_000),
+    "tensors": Target(run_tensors, random_seeds, 300),
+    "codec": Target(run_codec, random_seeds, 200_000),
+    "bindings": Target(run_bindings, random_seeds, 3_000),
+    "tokenizer": Target(run_tokenizer, random_seeds, 15_000),
+    "template": Target(run_template, template_seeds, 10),
+    "safetensors": Target(in_file("a.safetensors", read_weights), safetensors_seeds, 100_000),
+    "checkpoint": Target(run_checkpoint, random_seeds, 2_000),
+    "importance": Target(in_file("a.imatrix", read_importance), importance_seeds, 50_000),
+    "reference": Target(in_file("a.npz", open_reference), reference_seeds, 20_000),
+    "logits": Target(
+        in_file("a.logits", open_logits_file), lambda folder: [b"_logits_" + struct.pack("<3i", 4, 2, 1)], 150_000
+    ),
 }
