@@ -12,7 +12,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
 
 from lltool import __version__
 from lltool.engine.server.errors import ApiError, error_response
@@ -20,6 +19,7 @@ from lltool.engine.server.guard import Guard
 from lltool.engine.server.log import RequestLog
 from lltool.engine.server.openai_chat import chat_completions
 from lltool.engine.server.openai_completions import completions
+from lltool.engine.server.page_files import PageFiles
 from lltool.engine.server.registry import Registry
 from lltool.engine.server.settings import ServerSettings
 from lltool.engine.server.utilities import apply_template, detokenize, health, model, models, props, tokenize
@@ -27,7 +27,7 @@ from lltool.gguf.errors import InputError
 
 _log = logging.getLogger("lltool.server")
 PAGE = Path(__file__).parent / "page" / "dist"
-"""The web page, where it has been built."""
+"""The built web page."""
 
 
 def make_app(registry: Registry, settings: ServerSettings) -> Starlette:
@@ -46,7 +46,7 @@ def make_app(registry: Registry, settings: ServerSettings) -> Starlette:
         )
     middleware.append(Middleware(Guard, settings=settings, open_files=_open_files(page)))
     app = Starlette(
-        routes=[*_routes(), *([Mount("/", StaticFiles(directory=page, html=True))] if page else [])],
+        routes=[*_routes(), *([Mount("/", PageFiles(directory=page, html=True))] if page else [])],
         middleware=middleware,
         exception_handlers={
             ApiError: _answer_error,

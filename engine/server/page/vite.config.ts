@@ -16,6 +16,7 @@ export default defineConfig({
   base: "./", // the page works below any path
   plugins: [woff2Only()],
   build: {
+    license: { fileName: "licenses.md" },
     target: ["chrome123", "firefox128", "safari17.5"],
     modulePreload: { polyfill: false },
     assetsInlineLimit: 0, // a data: URL of a font would want a wider content security policy

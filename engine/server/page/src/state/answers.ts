@@ -1,4 +1,5 @@
 /** Sending messages and receiving answers. */
+import { effect } from "@preact/signals";
 import { chat, ServerError, type Part } from "../api/client";
 import { requestSettings } from "../data/settings";
 import { pathTo } from "../data/tree";
@@ -42,12 +43,15 @@ export function edit(message: Message, text: string): Promise<void> {
   return send(text, message.attachments, message.parent);
 }
 
-/** Stops the answers of the open conversation. */
+/** Stops the answer that is shown, also where another tab receives it. */
 export function stop(): void {
-  for (const each of chats.running.value.values()) {
-    if (each.conversation === chats.current.value?.id) stops.get(each.id)?.abort();
-  }
+  const last = chats.path.value.at(-1);
+  if (!last || last.state !== "streaming") return;
+  if (stops.has(last.id)) stops.get(last.id)?.abort();
+  else chats.tellOtherTabs({ kind: "stop", message: last.id });
 }
+
+effect(() => stops.get(chats.stopRequested.value)?.abort());
 
 async function answer(asked: Message, settings: Record<string, unknown>): Promise<void> {
   const conversation = await database.conversation(asked.conversation);

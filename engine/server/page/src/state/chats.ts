@@ -20,7 +20,14 @@ export const path = computed(() => pathTo(messages.value, leaf.value));
 
 /** The answers that this tab is receiving, as they are now. */
 export const running = signal<ReadonlyMap<string, Message>>(new Map());
-export const isAnswering = computed(() => [...running.value.values()].some((each) => each.conversation === current.value?.id));
+/** Whether the branch that is shown is being written, here or in another tab. */
+export const isAnswering = computed(() => {
+  const last = path.value.at(-1);
+  return last?.state === "streaming" && !isInterrupted(last);
+});
+
+/** The answer that another tab has asked this one to stop. */
+export const stopRequested = signal("");
 
 /** This tab, also after a reload. */
 export const tab = sessionStorage.getItem(TAB_PLACE) ?? newId();
@@ -37,10 +44,11 @@ export function isInterrupted(message: Message): boolean {
   return message.owner === tab || clock.value - message.beat > DEAD_AFTER;
 }
 
-type News = { kind: "list" } | { kind: "messages"; conversation: string };
+type News = { kind: "list" } | { kind: "messages"; conversation: string } | { kind: "stop"; message: string };
 const channel = new BroadcastChannel("lltool");
 channel.onmessage = ({ data }: MessageEvent<News>) => {
   if (data.kind === "list") void loadList();
+  else if (data.kind === "stop") stopRequested.value = data.message;
   else if (data.conversation === current.value?.id) void loadMessages(data.conversation);
 };
 

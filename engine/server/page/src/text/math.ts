@@ -1,7 +1,7 @@
 /** Formulas. KaTeX is loaded with the first one. It sets styles by script, so that no inline style is in the HTML. */
 import type { KatexOptions } from "katex";
 
-const OPTIONS: KatexOptions = { throwOnError: false, trust: false, strict: false, maxExpand: 500, maxSize: 30 };
+const OPTIONS: KatexOptions = { throwOnError: true, trust: false, strict: false, maxExpand: 500, maxSize: 30 };
 
 /** Draws the formulas below an element; each is shown as its source until then. */
 export async function drawMath(root: ParentNode): Promise<void> {
@@ -11,6 +11,13 @@ export async function drawMath(root: ParentNode): Promise<void> {
   for (const place of places) {
     const source = place.dataset.tex ?? "";
     place.removeAttribute("data-tex");
-    katex.render(source, place, { ...OPTIONS, displayMode: place.classList.contains("display") });
+    try {
+      katex.render(source, place, { ...OPTIONS, displayMode: place.classList.contains("display") });
+    } catch (error) {
+      if (!(error instanceof katex.ParseError)) throw error;
+      place.textContent = source; // KaTeX's own display of an error has an inline style
+      place.classList.add("math-error");
+      place.title = error.message;
+    }
   }
 }

@@ -52,7 +52,7 @@ export function App() {
         <header class="top">
           {!isOpen && <IconButton icon="panel" label={t("sidebar.open")} onClick={() => (isListOpen.value = true)} />}
           {(!isOpen || isNarrow.value) && <IconButton icon="new" label={t("new_chat")} onClick={() => void startChat()} />}
-          <h1>{title}</h1>
+          <h1>{title || t("untitled")}</h1>
           {!isOpen && <IconButton icon="settings" label={t("settings")} onClick={() => (dialog.value = { kind: "settings" })} />}
         </header>
         <Trouble />
