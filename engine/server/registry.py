@@ -46,7 +46,7 @@ class Registry:
     def find_named(self, name: str) -> Source:
         """The model of exactly this name. Raises ApiError 404."""
         for source in self.sources:
-            if name in source.names:
+            if name in source.names or name.removesuffix(":latest") in source.names:  # as Ollama's clients say
                 return source
         known = ", ".join(source.name for source in self.sources)
         raise ApiError(404, f"no model {name!r}; there are {known}", "model", "model_not_found")

@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lltool.engine.sampling_settings import DEFAULTS, SETTINGS
+from lltool.engine.server.chats import TemplateFields, template_arguments
 from lltool.engine.server.errors import bad_request
 from lltool.engine.server.exchange import Exchange, read_fields
 from lltool.engine.server.fields import Fields, TokenIds
 from lltool.engine.server.json_body import JsonResponse
-from lltool.engine.server.openai_chat import TemplateFields, template_arguments
 from lltool.engine.server.registry import Registry, Source
 from lltool.engine.text.chat import TEMPLATE_KEY
 
@@ -131,7 +131,7 @@ async def props(request: Request) -> Response:
             "model_alias": served.name,
             "model_path": served.path.name,
             "modalities": {"vision": False, "video": False, "audio": False},
-            "chat_template": served.template.source if has_template else "",
+            "chat_template": await served.read_template() if has_template else "",
             "bos_token": "" if tokenizer.bos is None else tokenizer.tokens[tokenizer.bos],
             "eos_token": "" if tokenizer.eos is None else tokenizer.tokens[tokenizer.eos],
             "build_info": f"lltool {request.app.state.version}",
