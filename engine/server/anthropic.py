@@ -9,7 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lltool.engine.server.answer import Answer, read_answers
-from lltool.engine.server.chats import NO_TOOLS, begin_chat
+from lltool.engine.server.chats import NO_GRAMMAR, NO_TOOLS, begin_chat
+from lltool.engine.server.errors import bad_request
 from lltool.engine.server.exchange import Exchange, event, read_fields
 from lltool.engine.server.fields import Fields, GenerationFields
 from lltool.engine.server.json_body import JsonResponse
@@ -24,6 +25,10 @@ class Thinking(Fields):
     type: str
 
 
+class OutputConfig(Fields):
+    format: dict[str, Any] | None = None
+
+
 class CountFields(Fields):
     UNSUPPORTED: ClassVar[Mapping[str, str]] = _UNSUPPORTED
 
@@ -31,6 +36,7 @@ class CountFields(Fields):
     messages: list[ChatMessage]
     system: str | list[dict[str, Any]] | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
 
 class MessagesFields(GenerationFields, CountFields):
@@ -60,6 +66,8 @@ async def count_tokens(request: Request) -> Response:
 
 
 def _template_arguments(fields: CountFields, served: Served) -> tuple[list[Message], dict[str, Any]]:
+    if fields.output_config is not None and fields.output_config.format is not None:
+        raise bad_request(f"output_config.format: {NO_GRAMMAR}", "output_config", "unsupported")
     plain = plain_messages(_without_thinking(fields.messages), served.settings.limits)
     if system := plain_text(fields.system, "system"):
         plain.insert(0, {"role": "system", "content": system})

@@ -28,7 +28,17 @@ from lltool.engine.server.openai_completions import completions
 from lltool.engine.server.registry import Registry
 from lltool.engine.server.responses import responses
 from lltool.engine.server.settings import ServerSettings
-from lltool.engine.server.utilities import apply_template, detokenize, health, model, models, props, tokenize
+from lltool.engine.server.utilities import (
+    apply_template,
+    detokenize,
+    health,
+    load_model,
+    model,
+    models,
+    props,
+    tokenize,
+    unload_model,
+)
 from lltool.gguf.errors import InputError
 
 _log = logging.getLogger("lltool.server")
@@ -73,6 +83,8 @@ def _routes() -> list[BaseRoute]:
     return [
         *(Route(path, health, methods=get) for path in ("/health", "/v1/health")),
         *(Route(path, models, methods=get) for path in ("/v1/models", "/models")),
+        Route("/models/load", load_model, methods=post),
+        Route("/models/unload", unload_model, methods=post),
         Route("/v1/models/{name:path}", model, methods=get),
         *(Route(path, chat_completions, methods=post) for path in ("/v1/chat/completions", "/chat/completions")),
         Route("/v1/completions", completions, methods=post),

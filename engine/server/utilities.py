@@ -31,6 +31,10 @@ class DetokenizeFields(Fields):
     tokens: TokenIds
 
 
+class ModelFields(Fields):
+    model: str
+
+
 class ApplyTemplateFields(TemplateFields):
     model: str | None = None
     add_generation_prompt: bool = True
@@ -49,6 +53,19 @@ async def model(request: Request) -> Response:
     registry: Registry = request.app.state.registry
     name = request.path_params["name"]
     return JsonResponse(_model(registry, registry.find_named(name)))
+
+
+async def load_model(request: Request) -> Response:
+    fields = await read_fields(request, ModelFields)
+    registry: Registry = request.app.state.registry
+    registry.release(await registry.acquire(registry.find_named(fields.model).name))
+    return JsonResponse({"success": True})
+
+
+async def unload_model(request: Request) -> Response:
+    fields = await read_fields(request, ModelFields)
+    await request.app.state.registry.unload(fields.model)
+    return JsonResponse({"success": True})
 
 
 def _model(registry: Registry, source: Source) -> dict[str, Any]:
