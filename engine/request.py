@@ -86,8 +86,9 @@ class Request(Task):
     When it is over, `reason` and `detail` say why: "stop" for an end-of-generation token or a stop string, "length" for
     `max_tokens` or a full context, "cancelled", or "error". The scheduler keeps room in the cache for all of it, or,
     without `reserves_all`, only for the prompt: it may then find the cache full later. With `reads_prompt`, it shares
-    no prefix, and `read_prompt` gets the logits within its prompt. An empty prompt stands for the vocabulary's begin
-    token. Raises InputError if there is none, and for a prompt that fills the context.
+    no prefix, and `read_prompt` gets the logits within its prompt. Tokens of `ends` end it like the vocabulary's own.
+    An empty prompt stands for the vocabulary's begin token. Raises InputError if there is none, and for a prompt that
+    fills the context.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Request(Task):
         timings: Timings | None = None,
         reserves_all: bool = True,
         reads_prompt: bool = False,
+        ends: frozenset[int] = frozenset(),
     ) -> None:
         ids = list(prompt) or [id for id in [tokenizer.bos] if id is not None]
         if not ids:
@@ -122,6 +124,7 @@ class Request(Task):
         self.reason = self.detail = ""
         self._prompt_tokens, self._context, self._limits = len(ids), context, limits
         self.tokenizer, self._decoder, self._held = tokenizer, StreamDecoder(tokenizer), StopStrings(limits.stop)
+        self._ends = tokenizer.end_of_generation | ends
         self._clock, self._mark = clock, -1.0
 
     def resume(self) -> None:
@@ -165,7 +168,7 @@ class Request(Task):
         else:
             times.first_token_seconds = times.prompt_seconds + self._lap()
         times.tokens += 1
-        if id in tokenizer.end_of_generation:
+        if id in self._ends:
             self.end("stop", f"the model ended the text with {tokenizer.tokens[id]}")
             return Token(id, held.flush(self._decoder.flush()))
         text = held.push(self._decoder.push(id))

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,14 @@ from typing import TYPE_CHECKING
 from lltool.gguf.errors import InputError
 from lltool.gguf.optional import require
 from lltool.gguf.text_file import read_lines
-from lltool.tools.arguments import add_model_arguments, command_parser, positive, take_models
+from lltool.tools.arguments import (
+    add_model_arguments,
+    byte_size,
+    command_parser,
+    positive,
+    take_models,
+    words_with_model,
+)
 from lltool.tools.engine_arguments import add_engine_arguments, engine_options
 from lltool.tools.parser import CommandParser
 from lltool.tools.talk import note
@@ -42,7 +50,8 @@ def main(argv: list[str]) -> int:
         settings,
         ssl_keyfile=arguments.ssl_keyfile,
         ssl_certfile=arguments.ssl_certfile,
-        ready=lambda address: note(f"{sources[0].name} listens on {address}"),
+        loaded=1 if words_with_model(arguments) else 0,
+        ready=lambda address: note(f"listening on {address}; {_named(sources)}"),
     )
     return 0
 
@@ -70,6 +79,17 @@ def parser() -> CommandParser:
     )
     add("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
     add("-to", "--timeout", type=positive, default=3600, metavar="N", help="seconds for a request (default 3600)")
+    models = parser.add_argument_group("several models").add_argument
+    models("--models-dir", type=Path, metavar="FOLDER", help="offer all GGUF files of a folder, by their names")
+    models("--models-max", type=_whole, default=4, metavar="N", help="models loaded at once; 0: no limit (default 4)")
+    models("--memory-budget", type=byte_size, metavar="SIZE", help="memory for all loaded models, as 6GB")
+    models(
+        "--sleep-idle-seconds",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="unload a model that nobody has used for so long (default -1: never)",
+    )
     network = parser.add_argument_group("network and security").add_argument
     network("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1)")
     network("--port", type=_port, default=8080, help="the port; 0: any free one (default 8080)")
@@ -89,18 +109,36 @@ def _sources(arguments: argparse.Namespace) -> "list[Source]":
     """The models with their names: the stems of their files, or those of --alias."""
     from lltool.engine.server.registry import Source
 
-    paths = take_models(arguments)
+    found = _models_in(arguments.models_dir) if arguments.models_dir is not None else []
+    paths = take_models(arguments) if words_with_model(arguments) or not found else []
     aliases = _names(arguments.alias) if arguments.alias else []
-    if len(paths) == 1:
+    if len(paths) == 1 and not found:
         sources = [Source(paths[0], (*aliases, paths[0].stem))]
     elif aliases and len(aliases) != len(paths):
         raise InputError(f"--alias has {len(aliases)} names for {len(paths)} models, wanted one each")
     else:
         sources = [Source(path, (*aliases[i : i + 1], path.stem)) for i, path in enumerate(paths)]
+    sources += [Source(path, (path.stem,)) for path in found if path not in paths]
     names = [source.name for source in sources]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two models have the name {twice[0]!r}; give other ones with --alias")
     return sources
+
+
+def _models_in(folder: Path) -> list[Path]:
+    """The GGUF files of a folder, of a split model its first shard. Raises InputError if there is none."""
+    if not folder.is_dir():
+        raise InputError(f"--models-dir {folder}: wanted a folder")
+    found = sorted(path for path in folder.glob("*.gguf") if path.is_file())
+    later = re.compile(r"-(?!00001)\d{5}-of-\d{5}$")
+    if not (found := [path for path in found if not later.search(path.stem)]):
+        raise InputError(f"--models-dir {folder}: has no .gguf file")
+    return found
+
+
+def _named(sources: "list[Source]") -> str:
+    names = [source.name for source in sources]
+    return f"model {names[0]}" if len(names) == 1 else f"models {', '.join(names)}"
 
 
 def _settings(arguments: argparse.Namespace) -> "ServerSettings":
@@ -135,6 +173,9 @@ def _settings(arguments: argparse.Namespace) -> "ServerSettings":
         },
         chat_template=arguments.chat_template_file,
         reasoning_format=arguments.reasoning_format,
+        models_max=arguments.models_max,
+        memory_budget=arguments.memory_budget,
+        idle_seconds=None if arguments.sleep_idle_seconds < 0 else arguments.sleep_idle_seconds,
         page=PAGE if PAGE.is_dir() and not arguments.no_page else None,
     )
 
@@ -146,6 +187,12 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("lltool.server")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def _port(text: str) -> int:

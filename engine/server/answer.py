@@ -1,11 +1,12 @@
 """What a job generates, as clients read it: reasoning apart from the answer, and the scores of what was sent."""
 
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lltool.engine.request import StopStrings
 from lltool.engine.server.errors import ApiError
-from lltool.engine.server.job import Job, Piece, Score
+from lltool.engine.server.job import Job, Piece, Score, read_pieces
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -17,6 +18,8 @@ class Delta:
     content: str
     reasoning: str
     scores: list[Score]
+    ids: tuple[int, ...] = ()
+    is_last: bool = False
 
 
 class ReasoningSplitter:
@@ -94,13 +97,13 @@ class Answer:
             raise ApiError(500, self.job.detail, code="generation_failed")
         if piece is None and self.job.reason == "cancelled":
             raise ApiError(503, self.job.detail, code="stopping")
-        return Delta(content, reasoning, scores)
+        return Delta(content, reasoning, scores, () if piece is None else (piece.token.id,), piece is None)
 
     def _release(self, piece: Piece | None) -> list[Score]:
         """The scores of the tokens whose text has been sent; those of a stop string are dropped."""
         job = self.job
         if piece is not None and piece.score is not None:
-            is_end = piece.token.id in job.tokenizer.end_of_generation
+            is_end = job.is_end(piece.token.id)
             if not is_end or self.keeps_end:
                 self._held.append((piece.score, self._generated))
             self._generated += 0 if is_end else len(job.tokenizer.piece(piece.token.id))
@@ -112,6 +115,13 @@ class Answer:
         released = [score for score, _ in self._held[:count]]
         del self._held[:count]
         return released
+
+
+async def read_answers(answers: Sequence[Answer]) -> AsyncIterator[tuple[Answer, Delta]]:
+    """What comes of answers whose jobs have one inbox, as it comes, to the end of each."""
+    by_job = {answer.job: answer for answer in answers}
+    async for job, piece in read_pieces(list(by_job)):
+        yield by_job[job], by_job[job].add(piece)
 
 
 def timings(job: Job) -> dict[str, Any]:

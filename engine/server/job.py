@@ -88,6 +88,20 @@ class Job(Request):
         return any(self._limits.stop)
 
     @property
+    def stopping_word(self) -> str:
+        """The stop string at which it ended, "" for none."""
+        return self._held.found or ""
+
+    @property
+    def most(self) -> int | None:
+        """How many tokens were asked for, None for as many as fit."""
+        return self._limits.max_tokens
+
+    def is_end(self, id: int) -> bool:
+        """Whether this token ends the text."""
+        return id in self._ends
+
+    @property
     def ended_by_token(self) -> bool:
         """Whether the model ended the text by a token."""
         return self.reason == "stop" and self._held.found is None

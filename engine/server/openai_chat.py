@@ -9,27 +9,22 @@ from pydantic import AliasChoices, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lltool.engine.server.answer import CLOSE, OPEN, Answer, Delta, ReasoningSplitter, timings, usage
+from lltool.engine.server.answer import Answer, Delta, read_answers, timings, usage
+from lltool.engine.server.chats import (
+    NO_GRAMMAR,
+    UNSUPPORTED,
+    TemplateFields,
+    Tokens,
+    begin_chat,
+    most_tokens,
+    template_arguments,
+)
 from lltool.engine.server.errors import bad_request
 from lltool.engine.server.exchange import Exchange, event, read_fields
 from lltool.engine.server.fields import Fields, GenerationFields
-from lltool.engine.server.job import Job, Score, read_pieces
-from lltool.engine.server.messages import ChatMessage, plain_messages
+from lltool.engine.server.job import Score
 from lltool.engine.server.served import Scores, Served
 from lltool.engine.text.tokenizer import Tokenizer
-
-NO_TOOLS = "this server cannot constrain answers to calls of tools"
-NO_GRAMMAR = "this server cannot constrain answers to a grammar"
-UNSUPPORTED = {
-    "tools": NO_TOOLS,
-    "functions": NO_TOOLS,
-    "grammar": NO_GRAMMAR,
-    "json_schema": NO_GRAMMAR,
-    "chat_template": "a request cannot bring a template",
-    "lora": "this server has no adapters",
-    "audio": "this server writes text only",
-}
-Tokens = Annotated[int, Field(ge=-1, le=(1 << 63) - 1)]
 
 
 class StreamOptions(Fields):
@@ -38,13 +33,6 @@ class StreamOptions(Fields):
 
 class ResponseFormat(Fields):
     type: str
-
-
-class TemplateFields(Fields):
-    """What a chat template is given."""
-
-    messages: list[ChatMessage]
-    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class ChatFields(GenerationFields, TemplateFields):
@@ -69,55 +57,31 @@ async def chat_completions(request: Request) -> Response:
         raise bad_request("top_logprobs: wants logprobs to be true", "top_logprobs")
     with await Exchange.begin(request, fields.model) as exchange:
         served = exchange.served
-        ids = await served.encode_chat(*template_arguments(fields, served))
         scores = Scores(fields.top_logprobs or 0) if fields.logprobs else None
-        jobs = served.make_jobs([ids], fields, most_tokens(fields.max_tokens), scores)
-        exchange.submit(jobs)
-        splits = (fields.reasoning_format or served.settings.reasoning_format) != "none"
-        chat = _Chat(
-            served, jobs, fields, [Answer(job, i, splitter(served, ids, splits)) for i, job in enumerate(jobs)]
+        messages, variables = template_arguments(fields, served)
+        most = most_tokens(fields.max_tokens)
+        answers = await begin_chat(
+            exchange, messages, variables, fields, most, scores=scores, reasoning=fields.reasoning_format
         )
+        chat = _Chat(served, fields, answers)
         if fields.stream:
             return exchange.stream(chat.events())
         return await exchange.answer(chat.collect())
 
 
-def template_arguments(fields: TemplateFields, served: Served) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
-    """The messages and the variables for the template of a request. Raises ApiError for names that are its own."""
-    variables = dict(fields.chat_template_kwargs or {})
-    effort = getattr(fields, "reasoning_effort", None)
-    if effort is not None:
-        variables.setdefault("reasoning_effort", effort)
-        if effort == "none":
-            variables.setdefault("enable_thinking", False)
-    return plain_messages(fields.messages, served.settings.limits), variables
-
-
-def most_tokens(count: int | None) -> int | None:
-    return None if count == -1 else count
-
-
-def splitter(served: Served, ids: list[int], splits: bool) -> ReasoningSplitter | None:
-    """A splitter, if the model's template knows think tags; it begins open if the prompt ends with such a tag."""
-    if not splits or CLOSE not in served.template.source:
-        return None
-    end = served.tokenizer.decode(ids[-16:], special=True).rstrip()
-    return ReasoningSplitter(is_open=end.endswith(OPEN))
-
-
 class _Chat:
     """The answers to one request."""
 
-    def __init__(self, served: Served, jobs: list[Job], fields: ChatFields, answers: list[Answer]) -> None:
-        self.served, self.jobs, self.fields = served, jobs, fields
-        self.answers = dict(zip(jobs, answers, strict=True))
+    def __init__(self, served: Served, fields: ChatFields, answers: list[Answer]) -> None:
+        self.served, self.fields, self.answers = served, fields, answers
+        self.jobs = [answer.job for answer in answers]
         self.head = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": served.name}
 
     async def collect(self) -> dict[str, Any]:
-        async for job, piece in read_pieces(self.jobs):
-            self.answers[job].add(piece)
+        async for _ in read_answers(self.answers):
+            pass
         choices = []
-        for answer in self.answers.values():
+        for answer in self.answers:
             message: dict[str, Any] = {"role": "assistant", "content": answer.content}
             if answer.reasoning:
                 message["reasoning_content"] = answer.reasoning
@@ -131,15 +95,13 @@ class _Chat:
         }
 
     async def events(self) -> AsyncIterator[bytes]:
-        for answer in self.answers.values():
+        for answer in self.answers:
             yield self._chunk([self._choice(answer, {"role": "assistant", "content": ""}, [], None)])
-        async for job, piece in read_pieces(self.jobs):
-            answer = self.answers[job]
-            delta = answer.add(piece)
+        async for answer, delta in read_answers(self.answers):
             if fields := _delta(delta):
                 yield self._chunk([self._choice(answer, fields, delta.scores, None)])
-            if piece is None:
-                yield self._chunk([self._choice(answer, {}, [], job.reason)], timings=timings(job))
+            if delta.is_last:
+                yield self._chunk([self._choice(answer, {}, [], answer.job.reason)], timings=timings(answer.job))
         if self.fields.stream_options and self.fields.stream_options.include_usage:
             yield self._chunk([], usage=usage(self.jobs, self.jobs[:1]))
         yield b"data: [DONE]\n\n"

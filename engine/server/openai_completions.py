@@ -9,12 +9,13 @@ from pydantic import AliasChoices, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lltool.engine.server.answer import Answer, timings, usage
+from lltool.engine.server.answer import Answer, read_answers, timings, usage
+from lltool.engine.server.chats import NO_GRAMMAR, Tokens, most_tokens
 from lltool.engine.server.errors import bad_request
 from lltool.engine.server.exchange import Exchange, event, read_fields
 from lltool.engine.server.fields import GenerationFields, TokenIds
-from lltool.engine.server.job import Job, Score, read_pieces
-from lltool.engine.server.openai_chat import NO_GRAMMAR, StreamOptions, Tokens, most_tokens
+from lltool.engine.server.job import Job, Score
+from lltool.engine.server.openai_chat import StreamOptions
 from lltool.engine.server.served import Scores, Served
 
 _DEFAULT_TOKENS = 16  # OpenAI's
@@ -83,8 +84,8 @@ class _Completions:
         self._offsets = dict.fromkeys(jobs, 0)  # characters of the tokens before
 
     async def collect(self) -> dict[str, Any]:
-        async for job, piece in read_pieces(self.jobs):
-            self.answers[job].add(piece)
+        async for _ in read_answers(list(self.answers.values())):
+            pass
         choices = []
         for job, answer in self.answers.items():
             scores: list[Score | int] = [*self._prompt_scores(job), *answer.scores]
@@ -93,15 +94,15 @@ class _Completions:
 
     async def events(self) -> AsyncIterator[bytes]:
         echoed: set[Job] = set()
-        async for job, piece in read_pieces(self.jobs):
-            delta = self.answers[job].add(piece)
+        async for answer, delta in read_answers(list(self.answers.values())):
+            job = answer.job
             text, scores = delta.content, list[Score | int](delta.scores)
             if job not in echoed and self.fields.echo:
                 text, scores = self._echo(job) + text, [*self._prompt_scores(job), *scores]
             echoed.add(job)
             if text or scores:
                 yield event({**self.head, "choices": [self._choice(job, text, scores, None)]})
-            if piece is None:
+            if delta.is_last:
                 yield event({**self.head, "choices": [self._choice(job, "", [], job.reason)], "timings": timings(job)})
         if self.fields.stream_options and self.fields.stream_options.include_usage:
             yield event({**self.head, "choices": [], "usage": self._usage()})

@@ -19,17 +19,19 @@ def serve(
     *,
     ssl_keyfile: Path | None = None,
     ssl_certfile: Path | None = None,
+    loaded: int = 1,
     ready: Callable[[str], None],
 ) -> None:
-    """Loads the first model and answers requests; `ready` is called with the address when it listens.
+    """Loads the first `loaded` models and answers requests; `ready` is called with the address when it listens.
 
     SIGINT and SIGTERM end it: it takes no more requests, and those that run have `shutdown_seconds` to finish. Raises
-    InputError if the model cannot be loaded or the port not be had.
+    InputError if a model cannot be loaded or the port not be had.
     """
     with listen(settings.host, settings.port) as listener:
         registry = Registry(sources, settings)
         try:
-            registry.load_now(registry.sources[0])
+            for source in registry.sources[:loaded]:
+                registry.load_now(source)
             config = uvicorn.Config(
                 make_app(registry, settings),
                 log_config=None,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from lltool.engine.model import Model, load_model
 from lltool.engine.request import Limits
 from lltool.engine.sampling_settings import shipped_settings
+from lltool.engine.server.embedder import Embedder
 from lltool.engine.server.errors import ApiError, bad_request
 from lltool.engine.server.fields import GenerationFields, make_samplers, stop_texts
 from lltool.engine.server.job import Inbox, Job
@@ -73,6 +74,10 @@ class Served:
             return ChatTemplate.compile(read_text(path), self.tokenizer, str(path))
         return read_chat_template(self.model.file, self.tokenizer)
 
+    @cached_property
+    def embedder(self) -> Embedder:
+        return Embedder(self)
+
     async def encode_text(self, text: str) -> list[int]:
         """The tokens of a text to continue, with the begin token that the model wants."""
         return await asyncio.to_thread(self._encode_text, text)
@@ -88,6 +93,10 @@ class Served:
         return await self._with_template(
             lambda: self.template.render(messages, add_generation_prompt=add_generation_prompt, **variables), variables
         )
+
+    async def read_template(self) -> str:
+        """The source of the template. Raises ApiError if there is none."""
+        return await self._with_template(lambda: self.template.source, {})
 
     async def _with_template(self, do: Callable[[], T], variables: Mapping[str, Any]) -> T:
         if own := _OWN_VARIABLES.intersection(variables):
@@ -107,27 +116,33 @@ class Served:
         ids = self.template.encode(messages, **variables)
         return ids + self.tokenizer.encode(begun, add_special=False) if begun else ids
 
-    def check_prompt(self, ids: Sequence[int]) -> None:
+    def check_prompt(self, ids: Sequence[int], *, param: str = "prompt") -> None:
         """Raises ApiError for a prompt that fills the context, or has unknown tokens."""
         context = self.model.context
         if len(ids) >= context:
             raise ApiError(
                 400,
-                f"the prompt has {len(ids)} tokens and the context {context}, of which one must be left for the "
+                f"the {param} has {len(ids)} tokens and the context {context}, of which one must be left for the "
                 "answer; shorten the prompt or start the server with a larger context (-c)",
-                "prompt",
+                param,
                 "context_length_exceeded",
                 {"n_prompt_tokens": len(ids), "n_ctx": context},
             )
         if unknown := [id for id in ids if id >= self.model.config.vocab]:
-            raise bad_request(
-                f"prompt: token {unknown[0]}, wanted one from 0 to {self.model.config.vocab - 1}", "prompt"
-            )
+            raise bad_request(f"{param}: token {unknown[0]}, wanted one from 0 to {self.model.config.vocab - 1}", param)
 
     def make_jobs(
-        self, prompts: Sequence[Sequence[int]], fields: GenerationFields, most: int | None, scores: Scores | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        fields: GenerationFields,
+        most: int | None,
+        scores: Scores | None = None,
+        *,
+        ends: frozenset[int] = frozenset(),
     ) -> list[Job]:
         """A job for each answer, those of the first prompt first. `most` are tokens at most, None as many as fit.
+
+        Tokens of `ends` end an answer too.
 
         Raises ApiError for a prompt that does not fit the context, too many answers, and bad settings.
         """
@@ -159,6 +174,7 @@ class Served:
                         limits=Limits(most, stops),
                         inbox=inbox,
                         reads_prompt=scores is not None and scores.prompt,
+                        ends=ends,
                         top=scores.top if scores else None,
                         deadline=time.perf_counter() + seconds,
                     )
@@ -169,6 +185,8 @@ class Served:
 
     def close(self) -> None:
         self.runner.close()
+        if "embedder" in self.__dict__:
+            self.embedder.close()
         if "template" in self.__dict__:
             self.template.close()
         self.model.close()

@@ -40,6 +40,9 @@ class ServerSettings:
     reasoning_format: ReasoningFormat = "auto"
     logs_prompts: bool = False
     page: Path | None = None  # the folder of the web page
+    models_max: int = 4  # loaded at the same time; 0: no limit
+    memory_budget: int | None = None  # bytes of all loaded models
+    idle_seconds: float | None = None  # after which a model that nobody uses is unloaded
     shutdown_seconds: int = 10  # for requests that run when the server is to stop
 
     @property

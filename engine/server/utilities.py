@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lltool.engine.sampling_settings import DEFAULTS, SETTINGS
+from lltool.engine.server.chats import TemplateFields, template_arguments
 from lltool.engine.server.errors import bad_request
 from lltool.engine.server.exchange import Exchange, read_fields
 from lltool.engine.server.fields import Fields, TokenIds
 from lltool.engine.server.json_body import JsonResponse
-from lltool.engine.server.openai_chat import TemplateFields, template_arguments
 from lltool.engine.server.registry import Registry, Source
 from lltool.engine.text.chat import TEMPLATE_KEY
 
@@ -29,6 +29,10 @@ class TokenizeFields(Fields):
 class DetokenizeFields(Fields):
     model: str | None = None
     tokens: TokenIds
+
+
+class ModelFields(Fields):
+    model: str
 
 
 class ApplyTemplateFields(TemplateFields):
@@ -49,6 +53,19 @@ async def model(request: Request) -> Response:
     registry: Registry = request.app.state.registry
     name = request.path_params["name"]
     return JsonResponse(_model(registry, registry.find_named(name)))
+
+
+async def load_model(request: Request) -> Response:
+    fields = await read_fields(request, ModelFields)
+    registry: Registry = request.app.state.registry
+    registry.release(await registry.acquire(registry.find_named(fields.model).name))
+    return JsonResponse({"success": True})
+
+
+async def unload_model(request: Request) -> Response:
+    fields = await read_fields(request, ModelFields)
+    await request.app.state.registry.unload(fields.model)
+    return JsonResponse({"success": True})
 
 
 def _model(registry: Registry, source: Source) -> dict[str, Any]:
@@ -131,7 +148,7 @@ async def props(request: Request) -> Response:
             "model_alias": served.name,
             "model_path": served.path.name,
             "modalities": {"vision": False, "video": False, "audio": False},
-            "chat_template": served.template.source if has_template else "",
+            "chat_template": await served.read_template() if has_template else "",
             "bos_token": "" if tokenizer.bos is None else tokenizer.tokens[tokenizer.bos],
             "eos_token": "" if tokenizer.eos is None else tokenizer.tokens[tokenizer.eos],
             "build_info": f"lltool {request.app.state.version}",

@@ -45,8 +45,9 @@ def test_it_listens_until_a_signal(tiny_path: Path, number: signal.Signals, code
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         line = process.stderr.readline()
-        assert line.startswith("lltool: note: tiny listens on http://127.0.0.1:")
-        address = line.split()[-1]
+        assert line.startswith("lltool: note: listening on http://127.0.0.1:")
+        assert line.endswith("; model tiny\n")
+        address = line.split()[4].rstrip(";")
         with urllib.request.urlopen(f"{address}/health") as response:
             assert response.read() == b'{"status":"ok"}'
         request = urllib.request.Request(f"{address}/v1/completions", b'{"prompt": "abc", "max_tokens": 3}')

@@ -196,7 +196,7 @@ def test_a_client_that_goes_ends_its_request(tiny_path: Path, streams: bool) -> 
         finally:
             registry.close()
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 100))
 
 
 def test_a_full_queue_is_503(tiny_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_full_queue_is_503(tiny_path: Path) -> None:
         finally:
             registry.close()
 
-    asyncio.run(scenario())
+    asyncio.run(asyncio.wait_for(scenario(), 100))
 
 
 def test_the_time_of_a_request_has_an_end(tiny_path: Path) -> None:
