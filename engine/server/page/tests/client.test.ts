@@ -21,8 +21,8 @@ async function failureOf(work: Promise<unknown>): Promise<Partial<ServerError>> 
 const chatAll = () => all(chat({ messages: [] }, "", new AbortController().signal));
 
 test("the key goes with each request, and only then", async () => {
-  const fetched = answerWith('{"data":[{"id":"a"},{"id":"b"}]}');
-  expect(await listModels("secret")).toEqual(["a", "b"]);
+  const fetched = answerWith('{"data":[{"id":"a"},{"id":"b","status":{"value":"unloaded"}}]}');
+  expect(await listModels("secret")).toEqual([{ name: "a", isLoaded: true }, { name: "b", isLoaded: false }]);
   expect(new Headers(fetched.mock.calls[0]![1].headers).get("Authorization")).toBe("Bearer secret");
   await listModels("");
   expect(new Headers(fetched.mock.calls[1]![1].headers).has("Authorization")).toBe(false);

@@ -52,9 +52,15 @@ export interface ServerProperties {
   defaults: Record<string, unknown>;
 }
 
-export async function listModels(key: string): Promise<string[]> {
-  const answer = (await getJson("v1/models", key)) as { data?: { id?: unknown }[] };
-  return (answer.data ?? []).map((each) => each.id).filter((id) => typeof id === "string");
+export interface ServedModel {
+  name: string;
+  /** A server of several models loads one when it is first used. */
+  isLoaded: boolean;
+}
+
+export async function listModels(key: string): Promise<ServedModel[]> {
+  const answer = (await getJson("v1/models", key)) as { data?: { id?: unknown; status?: { value?: unknown } }[] };
+  return (answer.data ?? []).map(({ id, status }) => ({ name: String(id), isLoaded: status?.value !== "unloaded" }));
 }
 
 export async function readProperties(key: string, model: string): Promise<ServerProperties> {

@@ -10,7 +10,7 @@ import { requestMessages, titleOf } from "../text/request";
 import * as chats from "./chats";
 import { announce, tell } from "./notices";
 import { preferences } from "./preferences";
-import { apiKey, connect, describeFailure, isReady, model, wantsKey } from "./server";
+import { apiKey, connect, describeFailure, isReady, model, properties, wantsKey } from "./server";
 
 const SHOW_EVERY = 50; // milliseconds
 const SAVE_EVERY = 400;
@@ -26,7 +26,9 @@ export async function send(text: string, attachments: Attachment[], parent: stri
   if (!conversation.named && !conversation.title) {
     await chats.change(conversation.id, { title: titleOf(text) || attachments[0]?.name || "" });
   }
-  if (await chats.add(message)) await answer(message, settings);
+  if (!(await chats.add(message))) return;
+  chats.sentCount.value++;
+  await answer(message, settings);
 }
 
 /** Another answer to the same message, in place of one of which nothing came. Raises BadSetting. */
@@ -117,7 +119,7 @@ class Receiver {
     await this.saving;
     await chats.store(this.message).catch(tellStorage);
     announce(t(this.message.state === "done" ? "say.done" : this.message.state === "stopped" ? "say.stopped" : "say.failed"));
-    if (!isReady.value) void connect();
+    if (!isReady.value || !properties.value.context) void connect(); // the model may have been loaded for this answer
   }
 
   private take(part: Part): void {

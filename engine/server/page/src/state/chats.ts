@@ -29,6 +29,9 @@ export const isAnswering = computed(() => {
 /** The answer that another tab has asked this one to stop. */
 export const stopRequested = signal("");
 
+/** How many messages this tab has sent: each brings the end of the conversation into view. */
+export const sentCount = signal(0);
+
 /** This tab, also after a reload. */
 export const tab = sessionStorage.getItem(TAB_PLACE) ?? newId();
 sessionStorage.setItem(TAB_PLACE, tab);
@@ -77,8 +80,7 @@ async function loadMessages(id: string): Promise<void> {
 }
 
 export async function open(id: string | null): Promise<void> {
-  const found = id === null ? undefined : await database.conversation(id);
-  const stored = found ? await database.messagesOf(found.id) : [];
+  const [found, stored] = id === null ? [undefined, []] : await readConversation(id);
   current.value = found ?? null;
   messages.value = stored.map((each) => running.value.get(each.id) ?? each);
   leaf.value = found?.leaf ?? null;
@@ -87,6 +89,15 @@ export async function open(id: string | null): Promise<void> {
   isLoaded.value = true;
   const place = found ? `#/c/${found.id}` : "#/";
   if (location.hash !== place) history.pushState(null, "", place);
+}
+
+async function readConversation(id: string): Promise<[Conversation | undefined, Message[]]> {
+  try {
+    const found = await database.conversation(id);
+    return [found, found ? await database.messagesOf(id) : []];
+  } finally {
+    isLoaded.value = true; // also where the browser keeps nothing, of which the page tells
+  }
 }
 
 export function openFromAddress(): Promise<void> {

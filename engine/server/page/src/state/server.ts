@@ -1,13 +1,16 @@
 /** The server: its models, its defaults, and whether it wants a key. */
 import { computed, signal } from "@preact/signals";
-import { listModels, readProperties, ServerError, type ServerProperties } from "../api/client";
+import { listModels, readProperties, ServerError, type ServedModel, type ServerProperties } from "../api/client";
 import { t } from "../language";
 import { preferences, setPreferences } from "./preferences";
 
 const KEY_PLACE = "lltool.key";
 
-export const models = signal<string[]>([]);
-export const properties = signal<ServerProperties>({ context: 0, defaults: {} });
+const UNKNOWN: ServerProperties = { context: 0, defaults: {} };
+
+export const models = signal<ServedModel[]>([]);
+/** What is known of the chosen model; nothing while it is not loaded, as asking would load it. */
+export const properties = signal<ServerProperties>(UNKNOWN);
 /** Why the server cannot be used now. */
 export const trouble = signal<ServerError | null>(null);
 export const isReady = signal(false);
@@ -18,7 +21,7 @@ export const apiKey = computed(() => key.value);
 /** The chosen model, or the first if that one is not there. */
 export const model = computed(() => {
   const chosen = preferences.value.model;
-  return models.value.includes(chosen) ? chosen : (models.value[0] ?? "");
+  return models.value.some((each) => each.name === chosen) ? chosen : (models.value[0]?.name ?? "");
 });
 
 /** Keeps the key until the tab is closed, or in this browser. */
@@ -34,7 +37,8 @@ export function setKey(value: string, isKept: boolean): void {
 export async function connect(): Promise<void> {
   try {
     models.value = await listModels(key.value);
-    properties.value = await readProperties(key.value, models.value.length > 1 ? model.value : "");
+    const isLoaded = models.value.find((each) => each.name === model.value)?.isLoaded;
+    properties.value = isLoaded ? await readProperties(key.value, models.value.length > 1 ? model.value : "") : UNKNOWN;
     trouble.value = null;
     isReady.value = true;
   } catch (error) {

@@ -1,4 +1,4 @@
-import { language, showNumber, t } from "../language";
+import { showNumber, t } from "../language";
 import { regenerate } from "../state/answers";
 import { isInterrupted, running } from "../state/chats";
 import type { Message } from "../data/types";
@@ -10,7 +10,6 @@ import { Actions } from "./Actions";
 
 /** What the model has answered, or is answering. */
 export function Answer({ message }: { message: Message }) {
-  void language.value; // numbers and names are drawn again in another language
   const parts = splitThinking(message.text);
   const reasoning = [message.reasoning, parts.reasoning].filter(Boolean).join("\n\n");
   const interrupted = isInterrupted(message);

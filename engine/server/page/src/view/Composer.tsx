@@ -142,7 +142,7 @@ function ModelChoice() {
   if (models.value.length === 1) return <span class="model-name" title={t("model")}>{model.value}</span>;
   return (
     <select class="model-choice" aria-label={t("model")} value={model.value} onChange={(event) => void chooseModel(event.currentTarget.value)}>
-      {models.value.map((name) => (
+      {models.value.map(({ name }) => (
         <option key={name} value={name}>
           {name}
         </option>

@@ -44,7 +44,11 @@ export function Sidebar() {
         <input
           type="search" placeholder={t("search")} aria-label={t("search.label")} value={words.value}
           onInput={(event) => (words.value = event.currentTarget.value)}
-          onKeyDown={(event) => event.key === "Escape" && (words.value = "")}
+          onKeyDown={(event) => {
+            if (event.key !== "Escape" || !words.value) return;
+            event.stopPropagation();
+            words.value = "";
+          }}
         />
       </label>
       <div class="list">{found.value ? <FoundList found={found.value} /> : <DayList />}</div>

@@ -1,7 +1,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { t } from "../language";
-import { current, path } from "../state/chats";
+import { current, path, sentCount } from "../state/chats";
 import { Answer } from "./Answer";
 import { Asked } from "./Asked";
 import { IconButton } from "./parts";
@@ -15,7 +15,7 @@ export function Thread() {
   useEffect(() => {
     isAtEnd.value = true;
     toEnd();
-  }, [current.value?.id]);
+  }, [current.value?.id, sentCount.value]);
   useLayoutEffect(() => {
     if (isAtEnd.peek()) toEnd();
   }, [path.value]);
