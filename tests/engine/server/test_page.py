@@ -43,6 +43,12 @@ def test_files_come_with_the_policy_and_without_a_key(page: TestClient, path: st
     assert response.content == file.read_bytes()
 
 
+def test_types_do_not_depend_on_the_system(page: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("starlette.responses.guess_type", lambda path: ("text/plain", None))
+    assert page.get("/assets/index.js").headers["content-type"] == "text/javascript; charset=utf-8"
+    assert page.get("/").headers["content-type"] == "text/html; charset=utf-8"
+
+
 def test_the_policy_lets_nothing_in() -> None:
     policy = dict(part.split(" ", 1) for part in HEADERS["Content-Security-Policy"].split("; "))
     assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
