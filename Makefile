@@ -13,7 +13,7 @@ NATIVE := $(shell find gguf/csrc quant/csrc engine/cpu/csrc -type f 2>/dev/null)
 GATED := .cache/models/smollm2-q4_1.gguf
 MODEL := .cache/demo/SmolLM2-135M-Instruct
 
-.PHONY: install extras demo bench check test docs wheel fuzz test-arm sanitize sanitize-short gate clean
+.PHONY: install extras demo bench check test page docs wheel fuzz test-arm sanitize sanitize-short gate clean
 install: $(VENV)/.developed
 
 demo: $(VENV)/.installed
@@ -43,6 +43,10 @@ test-arm sanitize: $(VENV)/.developed
 
 sanitize-short: $(VENV)/.developed
 	.ci/sanitize short
+
+# The web page's types, unit tests, and that its built files are those of its source. Wants Node.js.
+page:
+	.ci/page
 
 # build/docs: the manual in English and Chinese; a dead link ends it
 docs: $(VENV)/.installed

@@ -51,7 +51,7 @@ def copy_package(folder: Path) -> None:
 
 
 def _ignore(folder: str, names: list[str]) -> set[str]:
-    return {name for name in names if not (name.endswith(".py") or (Path(folder) / name).is_dir())} | {"csrc"}
+    return {name for name in names if not (name.endswith(".py") or (Path(folder) / name).is_dir())} | {"csrc", "page"}
 
 
 def options(command: str) -> str:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lltool.engine.inputs import token_ids
 from lltool.engine.logits import Logits
 from lltool.engine.request import Limits, Request, StopStrings, Timings, Token
@@ -33,19 +36,27 @@ def generate_step(scheduler: Scheduler) -> list[tuple[Request, Token]]:
 
 
 def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[tuple[Request, Token]]) -> None:
-    requests: list[Request] = []
+    rows: list[tuple[Request, int]] = []  # each row's request, and the index in its text of the token that it follows
     failed: BaseException | None = None
-    for task, rows in ((each.task, each.rows) for each in taken):
-        assert isinstance(task, Request)
-        if rows.size:
-            requests.append(task)
-        elif task.evaluated == len(task.ids):
-            task.note_evaluated()  # nothing is wanted of it but to be read
+    for each in taken:
+        assert isinstance(each.task, Request)
+        rows += [(each.task, index) for index in each.rows.tolist()]
+        if not each.rows.size and each.task.evaluated == len(each.task.ids):
+            each.task.note_evaluated()  # nothing is wanted of it but to be read
     threads = model.setup.threads
     for start, block in logits.blocks():
-        batch = requests[start : start + len(block)]
-        for request in batch:
+        part = rows[start : start + len(block)]
+        last = [place for place, (request, index) in enumerate(part) if index == len(request.ids) - 1]
+        if len(last) < len(part):
+            _give_prompt_rows(part, block)
+            part, block = [part[place] for place in last], block[last]
+        for request, _ in part:
             request.note_evaluated()
+        if ended := [place for place, (request, _) in enumerate(part) if request.is_over]:  # wanted no token
+            block = np.delete(block, ended, axis=0)
+        batch = [request for request, _ in part if not request.is_over]
+        if not batch:
+            continue
         choices = sample_rows(
             block,
             [request.sampler for request in batch],
@@ -66,6 +77,16 @@ def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[
                 failed = failed or error
     if failed:
         raise failed
+
+
+def _give_prompt_rows(part: Sequence[tuple[Request, int]], block: NDArray[np.float32]) -> None:
+    """Gives each request its rows of a block (n, V) that are within its prompt."""
+    for request in dict.fromkeys(request for request, _ in part):
+        places = [
+            place for place, (owner, index) in enumerate(part) if owner is request and index < len(request.ids) - 1
+        ]
+        if places:
+            request.read_prompt(part[places[0]][1], block[places])
 
 
 class Dialogue:

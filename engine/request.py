@@ -85,8 +85,10 @@ class Request(Task):
 
     When it is over, `reason` and `detail` say why: "stop" for an end-of-generation token or a stop string, "length" for
     `max_tokens` or a full context, "cancelled", or "error". The scheduler keeps room in the cache for all of it, or,
-    without `reserves_all`, only for the prompt: it may then find the cache full later. An empty prompt stands for the
-    vocabulary's begin token. Raises InputError if there is none, and for a prompt that fills the context.
+    without `reserves_all`, only for the prompt: it may then find the cache full later. With `reads_prompt`, it shares
+    no prefix, and `read_prompt` gets the logits within its prompt. Tokens of `ends` end it like the vocabulary's own.
+    An empty prompt stands for the vocabulary's begin token. Raises InputError if there is none, and for a prompt that
+    fills the context.
     """
 
     def __init__(
@@ -100,6 +102,8 @@ class Request(Task):
         clock: Callable[[], float] = perf_counter,
         timings: Timings | None = None,
         reserves_all: bool = True,
+        reads_prompt: bool = False,
+        ends: frozenset[int] = frozenset(),
     ) -> None:
         ids = list(prompt) or [id for id in [tokenizer.bos] if id is not None]
         if not ids:
@@ -111,14 +115,16 @@ class Request(Task):
             )
         tokens = limits.max_tokens
         limit = context if tokens is None else min(context, len(ids) + max(0, tokens - 1))
-        super().__init__(ids, first=len(ids) - (tokens != 0), limit=limit, reserved=limit if reserves_all else len(ids))
+        first = 0 if reads_prompt else len(ids) - (tokens != 0)
+        super().__init__(ids, first=first, limit=limit, reserved=limit if reserves_all else len(ids))
         sampler.use(tokenizer)
         self.sampler = sampler
         self.mask: Mask | None = None  # of the tokens allowed next
         self.timings = timings or Timings()
         self.reason = self.detail = ""
         self._prompt_tokens, self._context, self._limits = len(ids), context, limits
-        self._tokenizer, self._decoder, self._held = tokenizer, StreamDecoder(tokenizer), StopStrings(limits.stop)
+        self.tokenizer, self._decoder, self._held = tokenizer, StreamDecoder(tokenizer), StopStrings(limits.stop)
+        self._ends = tokenizer.end_of_generation | ends
         self._clock, self._mark = clock, -1.0
 
     def resume(self) -> None:
@@ -138,6 +144,9 @@ class Request(Task):
         if self._limits.max_tokens == 0:
             self.end("length", "0 tokens were asked for")
 
+    def read_prompt(self, start: int, logits: NDArray[np.float32]) -> None:
+        """Is given the logits (n, V) after the prompt's tokens from index `start` on, with `reads_prompt`."""
+
     def accept(self, logits: NDArray[np.float32]) -> Token:
         """Samples the next token from logits (V,). Raises InputError if the largest allowed one is not finite."""
         self.resume()
@@ -153,13 +162,13 @@ class Request(Task):
 
     def take(self, id: int) -> Token:
         """Appends a token that was sampled, unless it is the last; returns it with the text that it completes."""
-        times, tokenizer, held = self.timings, self._tokenizer, self._held
+        times, tokenizer, held = self.timings, self.tokenizer, self._held
         if times.tokens:
             times.sample_seconds += self._lap()
         else:
             times.first_token_seconds = times.prompt_seconds + self._lap()
         times.tokens += 1
-        if id in tokenizer.end_of_generation:
+        if id in self._ends:
             self.end("stop", f"the model ended the text with {tokenizer.tokens[id]}")
             return Token(id, held.flush(self._decoder.flush()))
         text = held.push(self._decoder.push(id))

@@ -17,6 +17,7 @@ EXTRAS = {
     "sacrebleu": "generation",
     "bert_score": "bert-score",
     "lm_eval": "lm-eval",
+    "uvicorn": "serve",
 }
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "imatrix": Command("imatrix", "collect importance statistics for quantizing"),
     "run": Command("run", "generate text"),
     "chat": Command("chat", "have a conversation with a model"),
+    "serve": Command("serve", "answer requests over HTTP, with OpenAI's API"),
     "bench": Command("bench", "measure prefill and decode speed"),
     "bench compare": Command("bench_compare", "compare two files of results"),
     "bench history": Command("bench_history", "show the results of earlier runs"),
@@ -50,6 +51,7 @@ COMMANDS = {
 _OTHER_NAMES = {
     "cli": "run",
     "generate": "run",
+    "server": "serve",
     "show": "inspect",
     "dump": "inspect",
     "ppl": "perplexity",

@@ -1,0 +1,151 @@
+"""The engine's thread: it alone drives the scheduler of a model. Requests reach it, and are cancelled, by a queue."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from threading import Condition, Thread
+from time import perf_counter
+
+from lltool.engine.generate import generate_step
+from lltool.engine.model import Model
+from lltool.engine.scheduler import Scheduler
+from lltool.engine.server.errors import ApiError
+from lltool.engine.server.job import Job, Piece
+from lltool.gguf.errors import InputError
+
+_log = logging.getLogger("lltool.server")
+
+
+class Runner:
+    """Runs the jobs of one model, at most `most` at a time, waiting ones included.
+
+    All methods are for the event loop's thread. A job that is cancelled leaves the batch before the next step.
+    """
+
+    def __init__(self, model: Model, *, most: int, keep: int) -> None:
+        self.model = model
+        self.most = most
+        self.steps = 0
+        self._scheduler = Scheduler(model, keep=keep)
+        self._wake = Condition()
+        self._submitted: deque[Job] = deque()
+        self._cancelled: deque[Job] = deque()
+        self._jobs: dict[Job, asyncio.AbstractEventLoop] = {}
+        self._is_closing = False
+        self._thread = Thread(target=self._work, name="lltool engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Those that are not over, in the order of their arrival."""
+        with self._wake:
+            return list(self._jobs)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queues jobs, all or none. Raises ApiError 503 if the queue is full or the model is being closed."""
+        loop = asyncio.get_running_loop()
+        with self._wake:
+            if self._is_closing:
+                raise ApiError(503, "the server is stopping", code="stopping", retry_after=5)
+            if self._jobs and len(self._jobs) + len(jobs) > self.most:
+                raise ApiError(
+                    503, f"{len(self._jobs)} requests run or wait already; try again later", code="busy", retry_after=1
+                )
+            for job in jobs:
+                job.submitted = perf_counter()
+                self._jobs[job] = loop
+            self._submitted.extend(jobs)
+            self._wake.notify()
+
+    def cancel(self, job: Job) -> None:
+        with self._wake:
+            if job in self._jobs:
+                self._cancelled.append(job)
+                self._wake.notify()
+
+    def close(self) -> None:
+        """Ends all jobs and the thread, and returns everything to the cache."""
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while self._take_orders():
+            pieces: list[tuple[Job, Piece | None]] = []
+            try:
+                for request, token in generate_step(self._scheduler):
+                    assert isinstance(request, Job)
+                    pieces.append((request, request.piece(token)))
+            except InputError as error:
+                self._fail(error)
+            except Exception as error:  # a fault of this program: it must not end the server
+                _log.exception("a step of the engine failed")
+                self._fail(error)
+            self.steps += 1
+            self._deliver(pieces)
+        for job in [*self._scheduler.running, *self._scheduler.waiting]:
+            assert isinstance(job, Job)
+            job.end("cancelled", "the server is stopping")
+        self._scheduler.free()
+        self._deliver([])
+
+    def _take_orders(self) -> bool:
+        """Waits until there is something to do; returns False when the thread is to end."""
+        with self._wake:
+            while not (self._submitted or self._cancelled or self._is_closing) and self._scheduler.is_idle:
+                self._wake.wait()
+            submitted, cancelled = list(self._submitted), list(self._cancelled)
+            self._submitted.clear()
+            self._cancelled.clear()
+            is_closing = self._is_closing
+        for job in submitted:
+            try:
+                self._scheduler.submit(job)
+            except InputError as error:
+                job.end("error", str(error))
+        now = perf_counter()
+        late = [task for task in (*self._scheduler.running, *self._scheduler.waiting) if _is_late(task, now)]
+        for task in late:
+            assert isinstance(task, Job)
+            task.end("length", "the time for the request is over")
+            self._scheduler.cancel(task)
+        for job in cancelled:
+            if not job.is_over:
+                job.end("cancelled", "the client has gone")
+                self._scheduler.cancel(job)
+        self._deliver([])
+        return not is_closing
+
+    def _fail(self, error: Exception) -> None:
+        """Ends the one task that the scheduler dropped, or else all of them, so that the others can go on."""
+        known = {*self._scheduler.running, *self._scheduler.waiting}
+        with self._wake:
+            begun = [job for job in self._jobs if job not in self._submitted and not job.is_over]
+        for job in [job for job in begun if job not in known] or begun:
+            job.end("error", str(error))
+            self._scheduler.cancel(job)
+
+    def _deliver(self, pieces: list[tuple[Job, Piece | None]]) -> None:
+        """Hands the pieces of a step to the event loops, with the end of each job that is over."""
+        with self._wake:
+            over = [job for job in self._jobs if job.is_over]
+            by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Piece | None]]] = {}
+            for job, piece in pieces:
+                by_loop.setdefault(self._jobs[job], []).append((job, piece))
+            for job in over:
+                job.ended = perf_counter()
+                by_loop.setdefault(self._jobs.pop(job), []).append((job, None))
+        for loop, items in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_deliver_all, items)
+
+
+def _is_late(task: object, now: float) -> bool:
+    return isinstance(task, Job) and not task.is_over and now > task.deadline
+
+
+def _deliver_all(items: list[tuple[Job, Piece | None]]) -> None:
+    for job, piece in items:
+        job.inbox.put_nowait((job, piece))
