@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.hub import download, parse_hub_name
+from lltool.gguf.mapped import Windows
 from lltool.gguf.names import describe_missing, describe_os_error
 from lltool.gguf.regular_file import read_bytes
 from lltool.gguf.source import Tensor
@@ -44,6 +46,12 @@ class Checkpoint:
     def weights(self) -> list[Path]:
         """The files of weights."""
         return sorted({file.path for file in self.stored})
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether weights are unpacked on the way, to the type that `open_checkpoint` got."""
+        stored = {id(file) for file in self.stored}
+        return any(id(file) not in stored for file in self.files.values())
 
     @property
     def revision(self) -> str | None:
@@ -104,7 +112,8 @@ def _stated_type(config: Mapping[str, Any]) -> GGMLType:
 
 def _open_weights(path: Path) -> dict[str, SafetensorsFile | TorchFile]:
     """The file of each tensor, from the files that transformers would choose."""
-    for stem, suffix, opener in (("model", "safetensors", open_safetensors), ("pytorch_model", "bin", open_torch)):
+    open_mapped = partial(open_safetensors, windows=Windows())
+    for stem, suffix, opener in (("model", "safetensors", open_mapped), ("pytorch_model", "bin", open_torch)):
         single, index = path / f"{stem}.{suffix}", path / f"{stem}.{suffix}.index.json"
         if single.exists():
             file: SafetensorsFile | TorchFile = opener(single)

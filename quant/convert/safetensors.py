@@ -18,7 +18,7 @@ import numpy as np
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
-from lltool.gguf.mapped import MappedFile
+from lltool.gguf.mapped import MappedFile, Windows
 from lltool.gguf.names import describe_os_error
 from lltool.gguf.regular_file import open_regular
 from lltool.gguf.source import Bytes, Tensor
@@ -103,8 +103,11 @@ class SafetensorsFile:
         return Tensor(name, PLAIN_TYPES[raw.dtype], raw.shape, raw.read)
 
 
-def open_safetensors(path: Path) -> SafetensorsFile:
-    """Maps a file and checks its header. Raises InputError for a file that cannot be read or has an invalid header."""
+def open_safetensors(path: Path, windows: Windows | None = None) -> SafetensorsFile:
+    """Maps a file, whose shards share `windows`, and checks its header.
+
+    Raises InputError for a file that cannot be read or has an invalid header.
+    """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -112,7 +115,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
             if size < 8:
                 reason = explain_content(head) or f"{size} bytes, too short for a safetensors file; download it again"
                 raise InputError(f"{path}: {reason}")
-            mapped = MappedFile(file)
+            mapped = MappedFile(file, windows=windows)
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from None
     try:
