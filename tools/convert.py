@@ -48,6 +48,7 @@ def parser() -> CommandParser:
     add("--pre", metavar="NAME", help="tokenizer.ggml.pre, if the pre-tokenizer is not recognized")
     add("--split-max-size", metavar="SIZE", type=byte_size, help=f"largest size of a shard; {SIZES}")
     add("--max-memory", metavar="SIZE", type=byte_size, default=2 << 30, help="most memory to take (default 2GiB)")
+    add("--resume", action="store_true", help="keep finished tensors if interrupted, and continue after those kept")
     add("-t", "--threads", type=positive, help="threads for quantizing (default: one per core)")
     add("--strict", action="store_true", help="fail if a shape does not allow the type")
     add("--dry-run", action="store_true", help="show sizes, memory and time, and write nothing")
@@ -90,7 +91,9 @@ def main(argv: list[str]) -> int:
                 shard_bytes=arguments.split_max_size,
                 buffer_bytes=buffer,
                 force=arguments.force,
+                resume=arguments.resume,
                 progress=show,
+                say=note,
             )
     if arguments.json:
         reports = [

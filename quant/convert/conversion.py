@@ -3,6 +3,7 @@
 Several outputs are written in one pass: the rows of a tensor are read and decoded once, then encoded for each output.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.file_types import FileType
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import Value, string, u32
+from lltool.gguf.resume import Resume, forget
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.writer import Output, write_together
 from lltool.quant import plan
@@ -88,6 +90,7 @@ class Conversion:
     recipe: Recipe | None = None
     choices: Sequence[ChosenType] = ()
     is_guided: bool = False
+    allows_nonfinite: bool = False
 
     @property
     def type_name(self) -> str:
@@ -234,7 +237,8 @@ def _plan(opened: _Opened, outtype: str, wishes: Wishes) -> Conversion:
         metadata |= recipe_metadata(recipe, options, guidance)
     made = [_retype(choice, opened.decoder, wishes) for choice in choices]
     model = Model(metadata, made)
-    return Conversion(checkpoint, model, file_type, notes, recipe, choices, guidance is not None)
+    is_guided, allows = guidance is not None, wishes.allow_nonfinite
+    return Conversion(checkpoint, model, file_type, notes, recipe, choices, is_guided, allows)
 
 
 def _retype(choice: ChosenType, decoder: Decoder, wishes: Wishes) -> Tensor:
@@ -284,13 +288,17 @@ def write_conversions(
     shard_bytes: int | None = None,
     buffer_bytes: int = BUFFER_BYTES,
     force: bool = False,
+    resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[list[Path]]:
     """Writes planned conversions of one checkpoint, which is read once, and returns the files of each.
 
     A target is a file, None for the default path, or a folder for the default name in it. An existing file of a
-    default name is replaced under the conditions of `convert`. Takes at most `estimate_memory` bytes. Raises InputError
-    for weights that a type cannot hold, for NaN and infinity, and for two conversions with one target.
+    default name is replaced under the conditions of `convert`. With `resume`, an interrupted call leaves the finished
+    tensors in a hidden folder beside the first file, and the next one continues, of which `say` is told; without it,
+    such a folder is removed at the end. Takes at most `estimate_memory` bytes. Raises InputError for weights that a
+    type cannot hold, for NaN and infinity, and for two conversions with one target.
     """
     checkpoint = conversions[0].checkpoint
     named = [Path(target) if target and not Path(target).is_dir() else None for target in targets]
@@ -318,13 +326,14 @@ def write_conversions(
             for path, name, conversion in zip(paths, named, conversions, strict=True)
         ]
         try:
-            return write_together(
+            written = write_together(
                 outputs,
                 window_weights=window_weights(buffer_bytes),
                 progress=progress,
                 inputs=checkpoint.inputs,
                 seal=lambda: {_SOURCE_DIGEST: string(digest.result())},
                 check=checkpoint.check_unchanged,
+                resume=Resume(_identity(conversions), say) if resume else None,
             )
         except BadWeights as error:
             checkpoint.check_unchanged()
@@ -332,6 +341,16 @@ def write_conversions(
             raise InputError(f"{checkpoint.path}: {error}; {cure}") from None
         finally:
             is_over.set()
+    if not resume:
+        forget(written[0][0])
+    return written
+
+
+def _identity(conversions: Sequence[Conversion]) -> str:
+    """What the bytes of the tensors depend on besides the headers of the files."""
+    checkpoint = conversions[0].checkpoint
+    states = [(str(path), status.st_size, status.st_mtime_ns) for path in checkpoint.inputs for status in [path.stat()]]
+    return json.dumps([states, [conversion.allows_nonfinite for conversion in conversions]])
 
 
 def _with_origin(conversion: Conversion) -> Model:

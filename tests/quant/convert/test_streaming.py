@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lltool.gguf.encode import encode_key
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.reader import open_gguf
-from lltool.gguf.writer import encode_key
 from lltool.quant import retype
 from lltool.quant.choose import Options
 from lltool.quant.convert.conversion import Wishes, convert, plan_conversions, plan_to_size, write_conversions
@@ -255,3 +255,58 @@ def test_memory_stays_below_the_bound_whatever_the_size(checkpoint: Path, tmp_pa
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
     assert usage.ru_maxrss * 1024 < stated, f"{usage.ru_maxrss >> 10} MiB at most, of {size >> 20} MiB"
+
+
+def test_an_interrupted_conversion_continues(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["convert", str(checkpoint), "--outtype", "Q4_K_M,Q8_0", "--resume"]
+    encode, calls = retype.encode, 0
+
+    def interrupt(rows: np.ndarray, type: GGMLType, *more: Any) -> Any:
+        nonlocal calls
+        calls += type == GGMLType.Q8_0
+        if calls == 4:
+            raise OSError(28, "No space left on device", "x")
+        return encode(rows, type, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retype, "encode", interrupt)
+        assert main(arguments) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [".lltool-kept-tiny-Q4_K_M.gguf"]
+    assert "the disk is full after " in capsys.readouterr().err.splitlines()[-1]
+    assert main(["convert", str(checkpoint), "--outtype", "Q8_0", "-o", "other.gguf"]) == 0
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    found = {name: Path(name).read_bytes() for name in captured.out.split()[1:]}
+    with open_gguf("tiny-Q8_0.gguf") as file:
+        matrices = [number for number, tensor in enumerate(file.tensors) if tensor.type == GGMLType.Q8_0]
+    assert f"continuing after {matrices[3]} of 30 tensors, which are kept" in captured.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*found, "other.gguf"])
+    assert main([*arguments[:-1], "--force"]) == 0
+    assert {name: Path(name).read_bytes() for name in found} == found
+
+
+def test_a_changed_checkpoint_is_not_continued(checkpoint: Path, tmp_path: Path) -> None:
+    folder = edited(checkpoint, tmp_path / "tiny", lambda tensors: None)
+    target = tmp_path / "m.gguf"
+
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    for change in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            write_conversions(plan_conversions(folder, ["Q8_0"]), [target], resume=True, progress=stop)
+        if change:
+            (folder / "model.safetensors").touch()
+        said: list[str] = []
+        write_conversions(plan_conversions(folder, ["Q8_0"]), [target], resume=True, say=said.append)
+        assert len(said) == (0 if change else 1)
+    # without --resume, what an interrupted run left is removed
+    with pytest.raises(KeyboardInterrupt):
+        write_conversions(plan_conversions(folder, ["Q8_0"]), [target], resume=True, progress=stop)
+    assert any(tmp_path.glob(".lltool-kept-*"))
+    convert(folder, target, "Q8_0")
+    assert not any(tmp_path.glob(".lltool-kept-*"))
