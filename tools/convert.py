@@ -3,11 +3,13 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lltool.eval.common.quantities import SIZES, format_size
 from lltool.gguf.errors import InputError
+from lltool.gguf.optional import require
 from lltool.tools.arguments import byte_size, checked, command_parser, output_file, positive, print_json
 from lltool.tools.parser import CommandParser
 from lltool.tools.talk import note
@@ -51,6 +53,7 @@ def parser() -> CommandParser:
     add("--resume", action="store_true", help="keep finished tensors if interrupted, and continue after those kept")
     add("-t", "--threads", type=positive, help="threads for quantizing (default: one per core)")
     add("--strict", action="store_true", help="fail if a shape does not allow the type")
+    add("--verify", action="store_true", help="compare each file with the checkpoint, as `lltool verify` does")
     add("--dry-run", action="store_true", help="show sizes, memory and time, and write nothing")
     return parser
 
@@ -62,6 +65,10 @@ def main(argv: list[str]) -> int:
     from lltool.quant.convert.conversion import buffer_for, estimate_memory, write_conversions
     from lltool.quant.plan import estimate_seconds
     from lltool.tools.progress import progress_bar
+    from lltool.tools.verify import verify_and_print
+
+    if arguments.verify:
+        require("transformers", "--verify")
 
     if len(arguments.outtype) > 1 and arguments.outfile and not arguments.outfile.is_dir():
         raise InputError(f"{arguments.outfile}: not a folder; with several types, -o must be a folder")
@@ -95,6 +102,10 @@ def main(argv: list[str]) -> int:
                 progress=show,
                 say=note,
             )
+    code = 0
+    if arguments.verify and not arguments.dry_run:
+        with redirect_stdout(sys.stderr):  # the names of the files are the output
+            code = max(verify_and_print(files[0], arguments.source) for files in written)
     if arguments.json:
         reports = [
             {
@@ -111,7 +122,7 @@ def main(argv: list[str]) -> int:
     else:
         for file in (file for files in written for file in files):
             print(file)
-    return 0
+    return code
 
 
 def _plan(arguments: argparse.Namespace) -> "Sequence[Conversion]":
