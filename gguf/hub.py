@@ -11,6 +11,7 @@ from typing import Any
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.names import describe_missing, enumerate_names, near_names
+from lltool.gguf.remote import Chunks, RemoteFile
 from lltool.gguf.shards import named_place, shard_path
 
 DEFAULT_TYPES = ("Q4_K_M", "Q8_0")
@@ -84,6 +85,21 @@ def download(id: str, patterns: Sequence[str], *, ignore: Sequence[str] = ()) ->
         return Path(hub.snapshot_download(id, allow_patterns=list(patterns), ignore_patterns=list(ignore)))
     except _hub_errors() as error:
         raise _not_there(id, _explain(id, error)) from None
+
+
+def open_remote(id: str, revision: str, file: str, chunks: Chunks) -> RemoteFile:
+    """A file of a repository, to be read in ranges. Raises InputError if the Hub does not give it."""
+    hub = _huggingface_hub()
+    url = hub.hf_hub_url(id, file, revision=revision)
+    try:
+        found = hub.get_hf_file_metadata(url)
+    except hub.errors.EntryNotFoundError:
+        raise InputError(f"{id}: has no {file}; leave out --remote for a checkpoint in other files") from None
+    except _hub_errors() as error:
+        raise _not_there(id, _explain(id, error)) from None
+    if not found.size:
+        raise InputError(f"{id}/{file}: the server does not say how large it is; leave out --remote")
+    return RemoteFile(f"{id}/{file}", url, hub.utils.build_hf_headers(), found.size, found.etag or "", chunks)
 
 
 def _find_on_hub(name: HubName, say: Callable[[str], None]) -> Path:

@@ -72,6 +72,10 @@ class MappedFile:
             _lock(self.data, file.name)
         self._windows = windows or Windows()
 
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
     def window(self, start: int, stop: int) -> Bytes:
         """Bytes [start, stop) of the file; the same number of bytes after them is prefetched.
 

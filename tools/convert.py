@@ -53,6 +53,7 @@ def parser() -> CommandParser:
     add("--resume", action="store_true", help="keep finished tensors if interrupted, and continue after those kept")
     add("-t", "--threads", type=positive, help="threads for quantizing (default: one per core)")
     add("--strict", action="store_true", help="fail if a shape does not allow the type")
+    add("--remote", action="store_true", help="read the weights from the Hub on the way, without a copy on the disk")
     add("--verify", action="store_true", help="compare each file with the checkpoint, as `lltool verify` does")
     add("--dry-run", action="store_true", help="show sizes, memory and time, and write nothing")
     return parser
@@ -136,6 +137,7 @@ def _plan(arguments: argparse.Namespace) -> "Sequence[Conversion]":
         options=Options(pure=arguments.pure),
         guidance=read_guidance(arguments.imatrix) if arguments.imatrix else None,
         allow_nonfinite=arguments.allow_nonfinite,
+        remote=arguments.remote,
     )
     if arguments.target is None:
         return plan_conversions(arguments.source, arguments.outtype, wishes, threads=arguments.threads)

@@ -13,7 +13,6 @@ from threading import Event
 from lltool import __version__
 from lltool.gguf import writer
 from lltool.gguf.background import background_thread
-from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.file_types import FileType
 from lltool.gguf.ggml_types import GGMLType
@@ -62,7 +61,8 @@ class Wishes:
     """The user's wishes for a conversion besides the types' names.
 
     `pre` is the value of `tokenizer.ggml.pre` for an unknown pre-tokenizer. With `strict`, a shape that does not allow
-    the type is an error; with `allow_nonfinite`, plain types keep NaN and infinity.
+    the type is an error; with `allow_nonfinite`, plain types keep NaN and infinity; with `remote`, the weights of a
+    checkpoint on the Hub are not downloaded but read in ranges.
     """
 
     pre: str | None = None
@@ -70,6 +70,7 @@ class Wishes:
     options: Options = DEFAULTS
     guidance: Guidance | None = None
     allow_nonfinite: bool = False
+    remote: bool = False
 
 
 NO_WISHES = Wishes()
@@ -199,7 +200,7 @@ def _open(
     if known is None:
         known = next((other for other in opened.values() if not other.checkpoint.is_packed), None)
     if known is None:
-        checkpoint = open_checkpoint(source, unpacked)
+        checkpoint = open_checkpoint(source, unpacked, remote=wishes.remote)
         known = _Opened(
             checkpoint, *read_model(checkpoint, wishes.pre, allow_nonfinite=wishes.allow_nonfinite), Decoder(threads)
         )
@@ -310,7 +311,7 @@ def write_conversions(
         raise InputError(f"{paths[0]}: is the target of two types; name each type once")
     is_over = Event()
     with background_thread() as thread:
-        digest = thread.submit(sha256_of, checkpoint.weights, is_over)  # runs while the tensors are read
+        digest = thread.submit(checkpoint.digest, is_over)  # runs while the tensors are read
 
         def is_of_source(metadata: Mapping[str, Value]) -> bool:
             return metadata.get(_SOURCE_DIGEST) == string(digest.result())
@@ -350,7 +351,8 @@ def _identity(conversions: Sequence[Conversion]) -> str:
     """What the bytes of the tensors depend on besides the headers of the files."""
     checkpoint = conversions[0].checkpoint
     states = [(str(path), status.st_size, status.st_mtime_ns) for path in checkpoint.inputs for status in [path.stat()]]
-    return json.dumps([states, [conversion.allows_nonfinite for conversion in conversions]])
+    tags = [(file.name, file.size, file.etag) for file in checkpoint.remote]
+    return json.dumps([states, tags, [conversion.allows_nonfinite for conversion in conversions]])
 
 
 def _with_origin(conversion: Conversion) -> Model:
