@@ -87,6 +87,23 @@ def download(id: str, patterns: Sequence[str], *, ignore: Sequence[str] = ()) ->
         raise _not_there(id, _explain(id, error)) from None
 
 
+def list_model(name: HubName, say: Callable[[str], None]) -> tuple[str, list[str]]:
+    """The revision of a repository and the files, all shards, of the model that a name means; none if it has no GGUF.
+
+    Raises InputError as `find_model` does, but a copy in the cache does not stand in for the Hub.
+    """
+    hub = _huggingface_hub()
+    try:
+        listing = hub.HfApi().model_info(name.id, timeout=hub.constants.HF_HUB_ETAG_TIMEOUT)
+    except _hub_errors() as error:
+        raise _not_there(name.id, _explain(name.id, error)) from None
+    names = sorted(sibling.rfilename for sibling in listing.siblings or [])
+    if not name.file and not _models(names) and "config.json" in names:
+        return listing.sha, []
+    chosen = _named_file(names, name.file, name.id) if name.file else _choose(names, name, name.id, say)
+    return listing.sha, _all_shards(chosen)
+
+
 def open_remote(id: str, revision: str, file: str, chunks: Chunks) -> RemoteFile:
     """A file of a repository, to be read in ranges. Raises InputError if the Hub does not give it."""
     hub = _huggingface_hub()
