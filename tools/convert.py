@@ -53,6 +53,10 @@ def parser() -> CommandParser:
     add("--resume", action="store_true", help="keep finished tensors if interrupted, and continue after those kept")
     add("-t", "--threads", type=positive, help="threads for quantizing (default: one per core)")
     add("--strict", action="store_true", help="fail if a shape does not allow the type")
+    help = (
+        "merge a LoRA adapter, a folder or an id on the Hub; SCALE multiplies its changes; can be given several times"
+    )
+    add("--lora", metavar="ADAPTER[:SCALE]", action="append", default=[], help=help)
     add("--remote", action="store_true", help="read the weights from the Hub on the way, without a copy on the disk")
     add("--verify", action="store_true", help="compare each file with the checkpoint, as `lltool verify` does")
     add("--dry-run", action="store_true", help="show sizes, memory and time, and write nothing")
@@ -70,6 +74,8 @@ def main(argv: list[str]) -> int:
 
     if arguments.verify:
         require("transformers", "--verify")
+        if arguments.lora:
+            raise InputError("--verify compares with the checkpoint, from which --lora departs; leave out one of them")
 
     if len(arguments.outtype) > 1 and arguments.outfile and not arguments.outfile.is_dir():
         raise InputError(f"{arguments.outfile}: not a folder; with several types, -o must be a folder")
@@ -129,6 +135,7 @@ def main(argv: list[str]) -> int:
 def _plan(arguments: argparse.Namespace) -> "Sequence[Conversion]":
     from lltool.quant.choose import Options
     from lltool.quant.convert.conversion import Wishes, plan_conversions, plan_to_size
+    from lltool.quant.convert.lora import open_adapter
     from lltool.quant.guidance import read_guidance
 
     wishes = Wishes(
@@ -138,6 +145,7 @@ def _plan(arguments: argparse.Namespace) -> "Sequence[Conversion]":
         guidance=read_guidance(arguments.imatrix) if arguments.imatrix else None,
         allow_nonfinite=arguments.allow_nonfinite,
         remote=arguments.remote,
+        adapters=[open_adapter(text) for text in arguments.lora],
     )
     if arguments.target is None:
         return plan_conversions(arguments.source, arguments.outtype, wishes, threads=arguments.threads)

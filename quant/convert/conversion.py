@@ -16,7 +16,7 @@ from lltool.gguf.background import background_thread
 from lltool.gguf.errors import InputError
 from lltool.gguf.file_types import FileType
 from lltool.gguf.ggml_types import GGMLType
-from lltool.gguf.metadata import Value, string, u32
+from lltool.gguf.metadata import Value, ValueType, array, string, u32
 from lltool.gguf.resume import Resume, forget
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.writer import Output, write_together
@@ -34,6 +34,7 @@ from lltool.quant.choose import (
 )
 from lltool.quant.codec import BadWeights
 from lltool.quant.convert.checkpoint import Checkpoint, open_checkpoint
+from lltool.quant.convert.lora import Adapter, merge_adapters
 from lltool.quant.convert.model import read_model
 from lltool.quant.guidance import Guidance
 from lltool.quant.plan import BUFFER_BYTES, window_weights
@@ -42,7 +43,7 @@ from lltool.quant.recipe_language import Recipe
 from lltool.quant.recipes import find_recipe
 from lltool.quant.retype import Decoder, refuse_nonfinite, retype_tensor
 
-_SOURCE_DIGEST = "lltool.convert.source_sha256"
+_SOURCE_DIGEST, _ADAPTERS = "lltool.convert.source_sha256", "lltool.convert.adapters"
 
 # Packed weights are rounded at once to these; for the other types they are float32 until they are encoded.
 _PLAIN = {"F32": GGMLType.F32, "F16": GGMLType.F16, "BF16": GGMLType.BF16}
@@ -62,7 +63,7 @@ class Wishes:
 
     `pre` is the value of `tokenizer.ggml.pre` for an unknown pre-tokenizer. With `strict`, a shape that does not allow
     the type is an error; with `allow_nonfinite`, plain types keep NaN and infinity; with `remote`, the weights of a
-    checkpoint on the Hub are not downloaded but read in ranges.
+    checkpoint on the Hub are not downloaded but read in ranges. `adapters` are merged on the way.
     """
 
     pre: str | None = None
@@ -71,6 +72,7 @@ class Wishes:
     guidance: Guidance | None = None
     allow_nonfinite: bool = False
     remote: bool = False
+    adapters: Sequence[Adapter] = ()
 
 
 NO_WISHES = Wishes()
@@ -201,9 +203,11 @@ def _open(
         known = next((other for other in opened.values() if not other.checkpoint.is_packed), None)
     if known is None:
         checkpoint = open_checkpoint(source, unpacked, remote=wishes.remote)
-        known = _Opened(
-            checkpoint, *read_model(checkpoint, wishes.pre, allow_nonfinite=wishes.allow_nonfinite), Decoder(threads)
-        )
+        if wishes.adapters:
+            files, merged = merge_adapters(checkpoint.files, wishes.adapters, unpacked)
+            checkpoint = replace(checkpoint, files=files, notes=[*checkpoint.notes, *merged])
+        model, notes = read_model(checkpoint, wishes.pre, allow_nonfinite=wishes.allow_nonfinite)
+        known = _Opened(checkpoint, model, notes, Decoder(threads))
     opened[unpacked] = known
     return known
 
@@ -236,6 +240,8 @@ def _plan(opened: _Opened, outtype: str, wishes: Wishes) -> Conversion:
     metadata["general.quantization_version"] = u32(QUANTIZATION_VERSION)
     if recipe:
         metadata |= recipe_metadata(recipe, options, guidance)
+    if wishes.adapters:
+        metadata[_ADAPTERS] = array(ValueType.STRING, [adapter.origin() for adapter in wishes.adapters])
     made = [_retype(choice, opened.decoder, wishes) for choice in choices]
     model = Model(metadata, made)
     is_guided, allows = guidance is not None, wishes.allow_nonfinite
@@ -314,7 +320,8 @@ def write_conversions(
         digest = thread.submit(checkpoint.digest, is_over)  # runs while the tensors are read
 
         def is_of_source(metadata: Mapping[str, Value]) -> bool:
-            return metadata.get(_SOURCE_DIGEST) == string(digest.result())
+            own = conversions[0].model.metadata.get(_ADAPTERS)
+            return metadata.get(_SOURCE_DIGEST) == string(digest.result()) and metadata.get(_ADAPTERS) == own
 
         outputs = [
             Output(
