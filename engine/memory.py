@@ -12,7 +12,7 @@ from lltool.engine.program import Program
 from lltool.engine.state import StateLayout
 from lltool.gguf.ggml_types import GGMLType, row_bytes
 from lltool.gguf.header import align
-from lltool.gguf.reader import GGUFFile
+from lltool.gguf.source import Source
 
 PYTHON = 48 << 20
 """Bytes of the process itself: Python, numpy and lltool."""
@@ -39,11 +39,12 @@ class MemoryNeed:
 class MemoryModel:
     """The memory that a model needs, for any context. Raises InputError if this version cannot run it."""
 
-    def __init__(self, file: GGUFFile) -> None:
-        self._bytes = file.size
+    def __init__(self, source: Source, size: int) -> None:
+        """`size` is that of the model's file in bytes. Of matrices, only shapes and types are read."""
+        self._bytes = size
         self.config: ModelConfig
         self._program: Program
-        self.config, self._program = trace_header(file)
+        self.config, self._program = trace_header(source)
         self._state = StateLayout.of(self._program)
 
     def need(

@@ -339,7 +339,7 @@ def load_model(
     if load_mode == "mmap":
         file.prefetch()
     try:
-        weights = {tensor.name: _weight(tensor) for tensor in file.tensors}
+        weights = {tensor.name: read_weight(tensor) for tensor in file.tensors}
         config = ModelConfig.from_gguf(file.metadata, weights)
         context = _choose_context(context, config)
         config = replace(config, context=context)
@@ -378,7 +378,7 @@ def _choose_threads(wanted: int | Threads | None, file: GGUFFile) -> Threads:
     return tuned.threads if tuned else Threads.of(wanted)
 
 
-def _weight(tensor: Tensor) -> Weight:
+def read_weight(tensor: Tensor) -> Weight:
     """Makes a weight: a matrix stays mapped; a vector of another type is decoded to float32, as kernels need it."""
     if len(tensor.shape) != 1 or tensor.type == GGMLType.F32 or tensor.type in NOT_MULTIPLIED:
         return Weight(tensor.name, tensor.type, tensor.shape, tensor.data())

@@ -173,7 +173,8 @@ class Program:
 
     Each kind of row that its buffers have is in `arena_widths`, with the values of 32 bits that executors reserve for
     it: per row, or per token for expert assignments. `offsets[buffer.id]` is the buffer's place in the arena of its
-    kind. `logits` is the last buffer.
+    kind. `logits` is the last buffer. `stages` are the ends of the embedding and of each block as they were traced: the
+    number of operations up to there, and the buffer that holds what the next stage reads.
     """
 
     ops: tuple[Operation, ...]
@@ -181,6 +182,7 @@ class Program:
     offsets: tuple[int, ...]
     arena_widths: Mapping[Rows, int]
     logits: Buffer
+    stages: tuple[tuple[int, Buffer], ...] = ()
 
     @cached_property
     def head(self) -> int:
@@ -222,6 +224,7 @@ class Tracer:
     ops: list[Operation] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    stages: list[tuple[int, Buffer]] = field(default_factory=list)
 
     def buffer(self, width: int, rows: Rows = Rows.TOKEN, *, type: GGMLType = GGMLType.F32, each: int = 1) -> Buffer:
         """A new buffer, for the output of an operation."""
@@ -240,6 +243,11 @@ class Tracer:
         self.ops.append(op)
         return op
 
+    def end_block(self, x: Buffer) -> Buffer:
+        """Marks the end of the embedding or of a block; x, which is returned, is all that the next one reads."""
+        self.stages.append((len(self.ops), x))
+        return x
+
     def constants(self, weight: str, count: int) -> NDArray[np.float64]:
         """The values of a small float32 tensor that the trace itself uses."""
         self._take(weight, (count,))
@@ -253,7 +261,8 @@ class Tracer:
             names = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
             raise InputError(f"tensors that this architecture has no use for: {names}")
         logits = self.ops[-1].outputs[0]
-        program = Program(tuple(self.ops), self.weights, *_assign_offsets(self.ops, len(self.buffers), logits), logits)
+        offsets, widths = _assign_offsets(self.ops, len(self.buffers), logits)
+        program = Program(tuple(self.ops), self.weights, offsets, widths, logits, tuple(self.stages))
         head = self.ops[program.head :]
         assert {op.rows for op in head} == {Rows.SELECTED}, "an architecture ends with its head"
         assert not any(op.changes_rows for op in head[1:]), "the head selects its rows once"

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lltool.gguf import shards
+from lltool.gguf.encode import encode_key
 from lltool.gguf.errors import InputError
 from lltool.gguf.header import COUNTS_AT, ROOM_HEAD, ROOM_TAIL, align
 from lltool.gguf.metadata import Value, near
 from lltool.gguf.reader import Shard, open_shard
 from lltool.gguf.room import keys_in, lay_out_keys, plan_writes
 from lltool.gguf.whole_file import check_output, whole_files
-from lltool.gguf.writer import encode_key
 
 if sys.platform != "win32":
     import fcntl

@@ -11,6 +11,7 @@ from typing import Any
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.names import describe_missing, enumerate_names, near_names
+from lltool.gguf.remote import Chunks, RemoteFile
 from lltool.gguf.shards import named_place, shard_path
 
 DEFAULT_TYPES = ("Q4_K_M", "Q8_0")
@@ -84,6 +85,38 @@ def download(id: str, patterns: Sequence[str], *, ignore: Sequence[str] = ()) ->
         return Path(hub.snapshot_download(id, allow_patterns=list(patterns), ignore_patterns=list(ignore)))
     except _hub_errors() as error:
         raise _not_there(id, _explain(id, error)) from None
+
+
+def list_model(name: HubName, say: Callable[[str], None]) -> tuple[str, list[str]]:
+    """The revision of a repository and the files, all shards, of the model that a name means; none if it has no GGUF.
+
+    Raises InputError as `find_model` does, but a copy in the cache does not stand in for the Hub.
+    """
+    hub = _huggingface_hub()
+    try:
+        listing = hub.HfApi().model_info(name.id, timeout=hub.constants.HF_HUB_ETAG_TIMEOUT)
+    except _hub_errors() as error:
+        raise _not_there(name.id, _explain(name.id, error)) from None
+    names = sorted(sibling.rfilename for sibling in listing.siblings or [])
+    if not name.file and not _models(names) and "config.json" in names:
+        return listing.sha, []
+    chosen = _named_file(names, name.file, name.id) if name.file else _choose(names, name, name.id, say)
+    return listing.sha, _all_shards(chosen)
+
+
+def open_remote(id: str, revision: str, file: str, chunks: Chunks) -> RemoteFile:
+    """A file of a repository, to be read in ranges. Raises InputError if the Hub does not give it."""
+    hub = _huggingface_hub()
+    url = hub.hf_hub_url(id, file, revision=revision)
+    try:
+        found = hub.get_hf_file_metadata(url)
+    except hub.errors.EntryNotFoundError:
+        raise InputError(f"{id}: has no {file}; leave out --remote for a checkpoint in other files") from None
+    except _hub_errors() as error:
+        raise _not_there(id, _explain(id, error)) from None
+    if not found.size:
+        raise InputError(f"{id}/{file}: the server does not say how large it is; leave out --remote")
+    return RemoteFile(f"{id}/{file}", url, hub.utils.build_hf_headers(), found.size, found.etag or "", chunks)
 
 
 def _find_on_hub(name: HubName, say: Callable[[str], None]) -> Path:

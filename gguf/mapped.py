@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,14 +25,37 @@ _CHECKED = 1 << 20  # bytes; for windows of at least this size, checking for cha
 _LARGE = ("AnonHugePages", "FilePmdMapped", "ShmemPmdMapped")  # Linux reports these per mapping, in KiB
 
 
+class Windows:
+    """The windows that were last given of one file, or of several that are read together, such as a model's shards.
+
+    Their pages stay in memory, up to `_KEPT` bytes of all files together.
+    """
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[weakref.ref[MappedFile], int, int]] = deque()  # weak: a cycle would keep files mapped
+        self._bytes = 0
+        self._lock = Lock()
+
+    def add(self, file: "MappedFile", start: int, stop: int) -> None:
+        with self._lock:
+            self._kept.append((weakref.ref(file), start, stop))
+            self._bytes += stop - start
+            while self._bytes - (self._kept[0][2] - self._kept[0][1]) > _KEPT:
+                earlier, first, last = self._kept.popleft()
+                self._bytes -= last - first
+                if (owner := earlier()) is not None:
+                    owner.drop(first, last)
+
+
 class MappedFile:
     """An open file in memory. `data` is the whole file, uint8 of (bytes,); `window` gives a part that is read once.
 
     If another process truncates the file while it is mapped, the missing part reads as zeros, and `check_unchanged`
-    raises. Raises InputError if the memory cannot be locked.
+    raises. Files with the same `windows` drop each other's earlier pages. Raises InputError if the memory cannot be
+    locked.
     """
 
-    def __init__(self, file: BinaryIO, mode: LoadMode = "mmap") -> None:
+    def __init__(self, file: BinaryIO, mode: LoadMode = "mmap", windows: Windows | None = None) -> None:
         self._name = file.name
         self._stays = mode != "mmap"
         self._watched = WatchedFile(file)
@@ -46,9 +70,11 @@ class MappedFile:
             self._watched.guard(memory, self.data.ctypes.data, len(self.data))
         if mode == "mlock":
             _lock(self.data, file.name)
-        self._windows: deque[tuple[int, int]] = deque()
-        self._bytes = 0  # the sum of the windows' sizes
-        self._lock = Lock()
+        self._windows = windows or Windows()
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
 
     def window(self, start: int, stop: int) -> Bytes:
         """Bytes [start, stop) of the file; the same number of bytes after them is prefetched.
@@ -65,14 +91,12 @@ class MappedFile:
         if start < stop:
             page = start // mmap.PAGESIZE * mmap.PAGESIZE
             self._advise("MADV_WILLNEED", page, min(2 * stop - start, len(self.data)))
-        with self._lock:
-            self._windows.append((start, stop))
-            self._bytes += stop - start
-            while self._bytes - (self._windows[0][1] - self._windows[0][0]) > _KEPT:
-                first, last = self._windows.popleft()
-                self._bytes -= last - first
-                self._advise("MADV_DONTNEED", first // mmap.PAGESIZE * mmap.PAGESIZE, last)
+        self._windows.add(self, start, stop)
         return self.data[start:stop]
+
+    def drop(self, start: int, stop: int) -> None:
+        """Takes the pages of bytes [start, stop) out of memory; they are read again on use."""
+        self._advise("MADV_DONTNEED", start // mmap.PAGESIZE * mmap.PAGESIZE, stop)
 
     def check_unchanged(self) -> None:
         """Raises FileChanged if the file was written to or truncated since it was opened."""

@@ -14,6 +14,8 @@ EXTRAS = {
     "matplotlib": "plot",
     "pandas": "pandas",
     "torch": "torch",
+    "transformers": "torch",
+    "accelerate": "verify",
     "sacrebleu": "generation",
     "bert_score": "bert-score",
     "lm_eval": "lm-eval",

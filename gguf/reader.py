@@ -10,7 +10,7 @@ from lltool.gguf import shards
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import row_bytes
 from lltool.gguf.header import Header, TensorEntry, parse_header
-from lltool.gguf.mapped import LoadMode, MappedFile, prefetch
+from lltool.gguf.mapped import LoadMode, MappedFile, Windows, prefetch
 from lltool.gguf.metadata import Value
 from lltool.gguf.regular_file import open_regular
 from lltool.gguf.source import Bytes, Tensor
@@ -91,14 +91,15 @@ def open_gguf(path: str | Path, mode: LoadMode = "mmap") -> GGUFFile:
     Raises InputError for a file that is incomplete or invalid and OSError for one that cannot be read.
     """
     path = Path(path)
-    opened = open_shard(path, mode)
+    windows = Windows()
+    opened = open_shard(path, mode, windows)
     count = shards.shard_count(path, opened.header.metadata)
     if count == 1:
         return GGUFFile(path, [opened])
 
     files = []
     for index, shard in enumerate(shards.find_shards(path, count)):
-        file = opened if shard == path else open_shard(shard, mode)
+        file = opened if shard == path else open_shard(shard, mode, windows)
         shards.check_shard(shard, file.header.metadata, index, count)
         files.append(file)
     model = GGUFFile(path, files)
@@ -119,14 +120,14 @@ class Shard:
             mapped.check_unchanged()  # a change of the file takes precedence over errors in its header
 
 
-def open_shard(path: Path, mode: LoadMode = "mmap") -> Shard:
+def open_shard(path: Path, mode: LoadMode = "mmap", windows: Windows | None = None) -> Shard:
     """Opens one file, whether it is a whole model or a shard. Raises what `open_gguf` raises."""
     if path.is_dir():
         raise InputError(f"{path}: a folder, wanted a GGUF file; `lltool convert` makes one from a checkpoint")
     with open_regular(path) as file:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
-        mapped = MappedFile(file, mode)
+        mapped = MappedFile(file, mode, windows)
     return Shard(path, mapped)
 
 

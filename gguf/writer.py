@@ -1,18 +1,20 @@
 """Writes a source as one GGUF file or as shards: it computes the layout, then streams tensors in bounded memory."""
 
+import hashlib
 import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from lltool.gguf import shards
 from lltool.gguf.background import background_thread
+from lltool.gguf.encode import encode_key, encode_string
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import row_bytes
 from lltool.gguf.header import (
@@ -21,14 +23,13 @@ from lltool.gguf.header import (
     MAX_ALIGNMENT,
     MAX_DIMENSIONS,
     MIN_ALIGNMENT,
-    NUMBER_FORMAT,
     align,
 )
-from lltool.gguf.metadata import Value, ValueType, u32
+from lltool.gguf.metadata import Value, u32
 from lltool.gguf.reader import open_gguf
+from lltool.gguf.resume import Journal, Part, Resume, kept_bytes, kept_files
 from lltool.gguf.room import lay_out_keys
 from lltool.gguf.source import Bytes, Model, Source, Tensor
-from lltool.gguf.string_array import StringArray
 from lltool.gguf.whole_file import DISK_FULL, check_output, temporary_home, whole_files
 
 VERSION = 3
@@ -94,16 +95,19 @@ def write_together(
     inputs: Iterable[Path] = (),
     seal: Callable[[], Mapping[str, Value]] | None = None,
     check: Callable[[], None] | None = None,
+    resume: Resume | None = None,
 ) -> list[list[Path]]:
     """Writes outputs that have the same tensors, possibly in different types, window by window into all of them.
 
     `seal` is called after all tensors are written; it returns values that replace placeholders of the same size in the
     metadata of every output. `check` is called before the files are moved into place; an exception from it discards
-    them. Returns the files of each output. Everything else is as for `write_gguf`.
+    them. With `resume`, an exception or a kill leaves the finished tensors, and the next such call continues. Returns
+    the files of each output. Everything else is as for `write_gguf`.
     """
     laid_out = [_lay_out(output) for output in outputs]
     files = [file for output in laid_out for file in output]
-    _check_targets(files, [*inputs, *(path for output in outputs for path in getattr(output.source, "paths", ()))])
+    sources = [*inputs, *(path for output in outputs for path in getattr(output.source, "paths", ()))]
+    _check_targets(files, sources, kept_bytes(files[0].path) if resume else 0)
     for output, written in zip(outputs, laid_out, strict=True):
         if output.may_replace:
             check_replaced(written[0].path, output.may_replace)
@@ -116,10 +120,16 @@ def write_together(
         if progress:
             progress(done, total)
 
-    with whole_files([file.path for file in files]) as names:
+    with _places(files, resume) as (names, journal):
         temporaries = dict(zip((file.path for file in files), names, strict=True))
         try:
-            _write_files(laid_out, temporaries, window_weights, advance)
+            kept = 0
+            if resume and journal:
+                tensors = _parts(laid_out, temporaries)
+                kept = journal.begin(_key(files, resume), tensors)
+                if kept:
+                    resume.say(f"continuing after {kept} of {len(tensors)} tensors, which are kept")
+            _write_files(laid_out, temporaries, window_weights, advance, kept, journal)
             if seal:
                 values = seal()
                 for output, written in zip(outputs, laid_out, strict=True):
@@ -203,16 +213,49 @@ def _check_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
             raise InputError(f"{path}: tensor {tensor.name!r}: {error}") from error
 
 
-def _check_targets(files: Sequence[_File], inputs: Sequence[Path]) -> None:
+@contextmanager
+def _places(files: Sequence[_File], resume: Resume | None) -> Iterator[tuple[list[Path], Journal | None]]:
+    """The temporary path of each file and, if the work can be resumed, the journal."""
+    paths = [file.path for file in files]
+    if resume:
+        with kept_files(paths) as (names, journal):
+            yield names, journal
+        return
+    with whole_files(paths) as names:
+        yield names, None
+
+
+def _key(files: Sequence[_File], resume: Resume) -> str:
+    digest = hashlib.sha256(resume.identity.encode())
+    for file in files:
+        digest.update(file.header)
+    return digest.hexdigest()
+
+
+def _parts(outputs: Sequence[Sequence[_File]], temporaries: Mapping[Path, Path]) -> list[tuple[Part, ...]]:
+    """Where the bytes of each tensor are in each output."""
+    found: list[list[Part]] = [[] for _ in outputs]
+    for parts, files in zip(found, outputs, strict=True):
+        for file in files:
+            start = len(file.header)
+            for tensor in file.tensors:
+                end = start + align(tensor.nbytes, file.alignment)
+                parts.append(Part(temporaries[file.path], start, tensor.nbytes, end))
+                start = end
+    return list(zip(*found, strict=True))
+
+
+def _check_targets(files: Sequence[_File], inputs: Sequence[Path], kept: int) -> None:
+    """`kept` bytes are on the disk already."""
     needed: Counter[Path] = Counter()
     for file in files:
         check_output(file.path, inputs)
         if (home := temporary_home(file.path)) is not None:
             needed[home] += file.size
     for home, size in needed.items():
-        if size > (free := shutil.disk_usage(home).free):
+        if size - kept > (free := shutil.disk_usage(home).free):
             raise InputError(
-                f"{files[0].path}: needs {size} bytes, but the disk has {free} free; "
+                f"{files[0].path}: needs {size - kept} bytes, but the disk has {free} free; "
                 f"free some space or write to another folder"
             )
 
@@ -237,38 +280,64 @@ def _write_files(
     temporaries: Mapping[Path, Path],
     window_weights: int,
     advance: Callable[[int], None],
+    kept: int,
+    journal: Journal | None,
 ) -> None:
-    """Writes headers and tensors to the temporary files; `temporaries` maps final paths to temporary ones."""
-    for file in (file for output in outputs for file in output):
-        temporaries[file.path].write_bytes(file.header)
+    """Writes headers and tensors to the temporary files; `temporaries` maps final paths to temporary ones.
+
+    The first `kept` tensors are there. The `journal` gets each further one.
+    """
+    for output in outputs:
+        done = kept
+        for file in output:
+            if done <= 0:
+                temporaries[file.path].write_bytes(file.header)
+            done -= len(file.tensors)
     opened: dict[Path, BinaryIO] = {}
+    digests = [hashlib.sha256() for _ in outputs]
     try:
-        spans = list(_spans(outputs, window_weights))
-        with closing(_read_ahead((tensor, start, stop) for _, tensor, start, stop in spans)) as windows:
-            for (file, tensor, start, stop), data in zip(spans, windows, strict=True):
+        spans: list[tuple[int, _File, Tensor, int, int]] = []
+        for number, same in enumerate(_together(outputs)):
+            if number >= kept:
+                spans += _spans(same, window_weights)
+            else:
+                advance(sum(tensor.nbytes for _, tensor in same))
+        with closing(_read_ahead((tensor, start, stop) for _, _, tensor, start, stop in spans)) as windows:
+            for (index, file, tensor, start, stop), data in zip(spans, windows, strict=True):
                 assert data.dtype == np.uint8, tensor.name
                 assert data.shape == (stop - start, tensor.row_bytes), (tensor.name, data.shape)
                 if file.path not in opened:
                     opened[file.path] = temporaries[file.path].open("ab")
-                opened[file.path].write(np.ascontiguousarray(data).data)
+                whole = np.ascontiguousarray(data)
+                opened[file.path].write(whole.data)
+                if journal:
+                    digests[index].update(whole.data)
                 if stop == tensor.rows:
                     opened[file.path].write(bytes(align(tensor.nbytes, file.alignment) - tensor.nbytes))
+                    opened[file.path].flush()  # before the journal says that it is there
                     if tensor is file.tensors[-1]:
                         opened.pop(file.path).close()
+                    if journal and index == len(outputs) - 1:
+                        journal.add([digest.hexdigest() for digest in digests])
+                        digests = [hashlib.sha256() for _ in outputs]
                 advance(data.nbytes)
     finally:
         for handle in opened.values():
             handle.close()
 
 
-def _spans(outputs: Sequence[Sequence[_File]], window_weights: int) -> Iterator[tuple[_File, Tensor, int, int]]:
-    """Ranges of rows in the order of writing, of at most `window_weights` weights each but at least one row."""
-    for same in zip(*([(file, tensor) for file in files for tensor in file.tensors] for files in outputs), strict=True):
-        tensor = same[0][1]
-        rows = max(1, window_weights // tensor.columns)
-        for start in range(0, tensor.rows, rows):
-            for file, tensor in same:
-                yield file, tensor, start, min(start + rows, tensor.rows)
+def _together(outputs: Sequence[Sequence[_File]]) -> Iterator[tuple[tuple[_File, Tensor], ...]]:
+    """Each tensor as it is in each output, with its file."""
+    return zip(*([(file, tensor) for file in files for tensor in file.tensors] for files in outputs), strict=True)
+
+
+def _spans(same: Sequence[tuple[_File, Tensor]], window_weights: int) -> Iterator[tuple[int, _File, Tensor, int, int]]:
+    """The output and ranges of rows in the order of writing, of at most `window_weights` weights but at least a row."""
+    tensor = same[0][1]
+    rows = max(1, window_weights // tensor.columns)
+    for start in range(0, tensor.rows, rows):
+        for index, (file, tensor) in enumerate(same):
+            yield index, file, tensor, start, min(start + rows, tensor.rows)
 
 
 def _write_headers(written: Sequence[_File], temporaries: Mapping[Path, Path], sealed: Sequence[_File]) -> None:
@@ -291,14 +360,6 @@ def _read_ahead(spans: Iterable[tuple[Tensor, int, int]]) -> Generator[Bytes]:
             yield following.result()
 
 
-def encode_key(path: Path, key: str, value: Value) -> bytes:
-    """A key with its value as files have them. Raises InputError naming `path` if its type cannot hold the value."""
-    try:
-        return _encode_string(key) + struct.pack("<I", value.type) + _encode_value(value)
-    except (struct.error, OverflowError, TypeError, UnicodeEncodeError) as error:
-        raise InputError(f"{path}: key {key!r} of type {value.type.name}: value does not fit: {error}") from error
-
-
 def _encode_header(
     path: Path, metadata: Mapping[str, Value], tensors: Sequence[Tensor], alignment: int, *, has_room: bool
 ) -> bytes:
@@ -308,35 +369,8 @@ def _encode_header(
     offset = 0
     for tensor in tensors:
         sizes = tuple(reversed(tensor.shape))
-        parts.append(_encode_string(tensor.name))
+        parts.append(encode_string(tensor.name))
         parts.append(struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, tensor.type, offset))
         offset += align(tensor.nbytes, alignment)
     header = b"".join(parts)
     return header.ljust(align(len(header), alignment) if tensors else 0, b"\0")
-
-
-def _encode_string(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogateescape")
-    return len(raw).to_bytes(8, "little") + raw
-
-
-def _encode_value(value: Value) -> bytes:
-    if value.type == ValueType.STRING:
-        return _encode_string(value.data)
-    if value.type != ValueType.ARRAY:
-        return struct.pack(NUMBER_FORMAT[value.type], value.data)
-    if value.item is None:
-        raise TypeError("an array without an item type")
-    return struct.pack("<IQ", value.item, len(value.data)) + _encode_items(value.item, value.data)
-
-
-def _encode_items(item: ValueType, data: Any) -> bytes:
-    if isinstance(data, StringArray):
-        return bytes(data.encoded)
-    if item in (ValueType.STRING, ValueType.ARRAY):
-        return b"".join(map(_encode_string if item == ValueType.STRING else _encode_value, data))
-    format = NUMBER_FORMAT[item]
-    if isinstance(data, np.ndarray) and data.dtype == np.dtype(format):
-        return data.tobytes()
-    items = data.tolist() if isinstance(data, np.ndarray) else data
-    return struct.pack(f"<{len(items)}{format[1]}", *items)

@@ -75,8 +75,15 @@ def choose_types(
     return [choices[tensor.name] for tensor in source.tensors]
 
 
+class NeedsImportance(InputError):
+    """A type was chosen that is of no use without importance."""
+
+
 def check_choices(choices: Sequence[ChosenType], where: str, *, has_importance: bool = False) -> None:
-    """Raises InputError, beginning with `where`, for a tensor that cannot be encoded as chosen."""
+    """Raises InputError, beginning with `where`, for a tensor that cannot be encoded as chosen.
+
+    It is NeedsImportance where importance would help.
+    """
     for choice in choices:
         if choice.type == choice.tensor.type:
             continue
@@ -86,9 +93,9 @@ def check_choices(choices: Sequence[ChosenType], where: str, *, has_importance: 
                 f"choose one of {', '.join(t.name for t in sorted(ENCODED))}"
             )
         if choice.needs_importance and not has_importance:
-            raise InputError(
+            raise NeedsImportance(
                 f"{where}: {choice.tensor.name}: {choice.type.name} is of no use without importance; "
-                f"make an importance file with `lltool imatrix` and give it to `lltool quantize` as --imatrix"
+                f"make an importance file with `lltool imatrix` and give it as --imatrix"
             )
 
 

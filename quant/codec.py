@@ -29,12 +29,15 @@ NEEDS_IMPORTANCE = frozenset(type for type in ENCODED if _native.needs_importanc
 isa.apply()
 
 
-class BadWeights(InputError):
-    """Row `row` cannot be encoded; `problem` is the reason."""
+NOT_FINITE = "holds NaN or infinity; the source is damaged"
 
-    def __init__(self, row: int, problem: str, tensor: str = "") -> None:
+
+class BadWeights(InputError):
+    """Row `row` cannot be encoded; `problem` is the reason, and `is_overflow` tells that another type could hold it."""
+
+    def __init__(self, row: int, problem: str, tensor: str = "", *, is_overflow: bool = False) -> None:
         super().__init__(f"{tensor}{': ' if tensor else ''}row {row} {problem}")
-        self.row, self.problem = row, problem
+        self.row, self.problem, self.is_overflow = row, problem, is_overflow
 
 
 def decode(data: Bytes, type: GGMLType, threads: int | None = None) -> NDArray[np.float32]:
@@ -82,8 +85,9 @@ def encode(
     if fault:
         row, reason = fault
         if reason == "not finite":
-            raise BadWeights(row, "holds NaN or infinity; the source is damaged")
-        raise BadWeights(row, f"holds weights too large for {type.name}'s half precision; use BF16 or F32")
+            raise BadWeights(row, NOT_FINITE)
+        problem = f"holds weights too large for {type.name}'s half precision; use BF16 or F32"
+        raise BadWeights(row, problem, is_overflow=True)
     return out
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -68,6 +69,10 @@ class Plan:
     request: Request
     choices: Sequence[ChosenType]
     notes: Sequence[str]
+
+    @property
+    def is_guided(self) -> bool:
+        return self.request.guidance is not None
 
     @property
     def weights(self) -> int:
@@ -159,19 +164,29 @@ def window_weights(buffer_bytes: int) -> int:
     return min(buffer_bytes, BUFFER_BYTES) // _BYTES_PER_WEIGHT
 
 
-def estimate_memory(plans: Sequence[Plan], buffer_bytes: int = BUFFER_BYTES) -> int:
+class Chosen(Protocol):
+    """A plan as far as memory and time depend on it."""
+
+    @property
+    def choices(self) -> Sequence[ChosenType]: ...
+
+    @property
+    def is_guided(self) -> bool: ...
+
+
+def estimate_memory(plans: Sequence[Chosen], buffer_bytes: int = BUFFER_BYTES) -> int:
     """The most bytes of memory that writing the plans takes. One row always fits, however small the buffer is."""
     widest = max((choice.tensor.columns for plan in plans for choice in plan.choices), default=0)
     return _FIXED_BYTES + max(window_weights(buffer_bytes), widest) * _BYTES_PER_WEIGHT
 
 
-def estimate_seconds(plans: Sequence[Plan], threads: int | None = None) -> float:
+def estimate_seconds(plans: Sequence[Chosen], threads: int | None = None) -> float:
     """Estimated seconds to encode, from a trial of each type on random weights; the disk may take longer."""
     weights: Counter[tuple[GGMLType, bool]] = Counter()
     for plan in plans:
         for choice in plan.choices:
             if choice.type != choice.tensor.type:
-                weights[choice.type, plan.request.guidance is not None] += choice.tensor.rows * choice.tensor.columns
+                weights[choice.type, plan.is_guided] += choice.tensor.rows * choice.tensor.columns
     sample = np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
     seconds = 0.0
     for (type, is_guided), count in weights.items():

@@ -19,6 +19,7 @@ from lltool.gguf.source import Model
 from lltool.gguf.writer import Output, write_together
 from lltool.quant.choose import DEFAULTS, Options
 from lltool.quant.codec import BadWeights
+from lltool.quant.guidance import Guidance
 from lltool.quant.plan import BUFFER_BYTES, NOTHING_MORE, Plan, Request, plan_quantization, size_of, window_weights
 from lltool.quant.recipe_language import Recipe, format_recipe
 from lltool.quant.recipes import RECIPES
@@ -181,17 +182,21 @@ def _retype(plan: Plan, decoder: Decoder, errors: dict[str, ErrorSum] | None) ->
 
 def _metadata(plan: Plan) -> dict[str, Value]:
     """The source's metadata, with the new file type and keys that record how this file was made."""
+    made = recipe_metadata(plan.recipe, plan.options, plan.request.guidance)
+    made[_SOURCE] = string(plan.file.path.name)
+    placeholder = string("0" * 64)  # until the digest is known
+    return {**plan.model.metadata, **made, **plan.request.overrides, _SOURCE_DIGEST: placeholder}
+
+
+def recipe_metadata(recipe: Recipe, options: Options, guidance: Guidance | None) -> dict[str, Value]:
+    """The file type, and keys that record how a file was quantized."""
     made = {
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         "lltool.version": string(__version__),
-        "lltool.quantize.recipe": string(plan.recipe.name + (" pure" if plan.options.pure else "")),
-        _SOURCE: string(plan.file.path.name),
+        "lltool.quantize.recipe": string(recipe.name + (" pure" if options.pure else "")),
     }
-    if plan.recipe.file_type is not None:
-        made["general.file_type"] = u32(plan.recipe.file_type)
-    if plan.recipe != RECIPES.get(plan.recipe.name):
-        made["lltool.quantize.recipe_text"] = string(format_recipe(plan.recipe))
-    if plan.request.guidance:
-        made |= plan.request.guidance.metadata()
-    placeholder = string("0" * 64)  # until the digest is known
-    return {**plan.model.metadata, **made, **plan.request.overrides, _SOURCE_DIGEST: placeholder}
+    if recipe.file_type is not None:
+        made["general.file_type"] = u32(recipe.file_type)
+    if recipe != RECIPES.get(recipe.name):
+        made["lltool.quantize.recipe_text"] = string(format_recipe(recipe))
+    return made | (guidance.metadata() if guidance else {})

@@ -1,16 +1,25 @@
 """The transform that changes tensor types: it decodes and encodes rows when the writer reads them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lltool.gguf.ggml_types import GGMLType, row_bytes
 from lltool.gguf.source import Bytes, Model, Source, Tensor
-from lltool.quant.codec import BadWeights, decode, encode
+from lltool.quant.codec import NOT_FINITE, BadWeights, decode, encode
 
 Floats = NDArray[np.float32]
+
+# Of the types that can hold NaN and infinity: their bits, and the bits of the exponent, which both have all set.
+_EXPONENTS: dict[GGMLType, tuple[type[np.unsignedinteger[Any]], int]] = {
+    GGMLType.F32: (np.uint32, 0x7F800000),
+    GGMLType.F16: (np.uint16, 0x7C00),
+    GGMLType.BF16: (np.uint16, 0x7F80),
+}
+_CHECKED = 1 << 18  # bytes that are checked at a time, which stay in a core's cache
 
 # Weights that are held as float32 at a time (16 MiB), because a reader may ask for many times as many.
 _WINDOW = 4 << 20
@@ -69,8 +78,11 @@ def retype_tensor(
     importance: Floats | None = None,
     decoder: Decoder | None = None,
     error: ErrorSum | None = None,
+    allow_nonfinite: bool = False,
 ) -> Tensor:
     """`tensor` as `type`, encoded when its rows are read; reading raises BadWeights for weights that do not fit.
+
+    A tensor that has the type passes unchanged. With `allow_nonfinite`, plain types keep NaN and infinity.
 
     `importance` is (experts, columns), with one row if the tensor has no experts. Tensors that share a `decoder` are
     decoded once if the same rows of each are read in turn. The squared errors are added to `error`.
@@ -89,15 +101,54 @@ def retype_tensor(
             for begin, end, columns in _by_expert(tensor, importance, first, first + len(weights)):
                 rows = weights[begin - first : end - first]
                 try:
-                    encoded = encode(rows, type, columns, threads)
+                    encoded = (_encode_any if allow_nonfinite else encode)(rows, type, columns, threads)
                 except BadWeights as bad:
-                    raise BadWeights(begin + bad.row, bad.problem, tensor.name) from bad
+                    row = begin + bad.row
+                    raise BadWeights(row, bad.problem, tensor.name, is_overflow=bad.is_overflow) from bad
                 out[begin - start : end - start] = encoded
                 if error is not None:
                     error.add(rows, decode(encoded, type, threads), columns)
         return out
 
     return Tensor(tensor.name, type, tensor.shape, read)
+
+
+def _encode_any(rows: Floats, type: GGMLType, importance: Floats | None, threads: int | None) -> Bytes:
+    """`encode`, but types with NaN and infinity keep them."""
+    odd = ~np.isfinite(rows)
+    if type not in _EXPONENTS or not odd.any():
+        return encode(rows, type, importance, threads)
+    out = encode(np.where(odd, np.float32(0), rows), type, importance, threads)
+    bits = rows[odd].view(np.uint32)
+    kept: NDArray[Any]
+    match type:
+        case GGMLType.F16:
+            kept = rows[odd].astype(np.float16).view(np.uint16)
+        case GGMLType.BF16:
+            kept = (bits >> 16 | np.isnan(rows[odd]).astype(np.uint32) << 6).astype(np.uint16)  # NaN stays NaN
+        case _:
+            kept = bits
+    out.view(kept.dtype)[odd] = kept
+    return out
+
+
+def refuse_nonfinite(tensor: Tensor) -> Tensor:
+    """The same tensor; reading rows with NaN or infinity raises BadWeights. Only plain floats are checked."""
+    if tensor.type not in _EXPONENTS:
+        return tensor
+    bits, exponent = _EXPONENTS[tensor.type]
+    step = max(1, _CHECKED // tensor.row_bytes)
+
+    def read(start: int, stop: int) -> Bytes:
+        data = tensor.read(start, stop)
+        for first in range(0, len(data), step):
+            words = np.ascontiguousarray(data[first : first + step]).view(bits) & bits(exponent)
+            if words.size and words.max() == exponent:
+                row = int(np.argmax((words == exponent).any(axis=1)))
+                raise BadWeights(start + first + row, NOT_FINITE, tensor.name)
+        return data
+
+    return replace(tensor, read=read)
 
 
 def _by_expert(

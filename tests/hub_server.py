@@ -3,8 +3,9 @@
 import hashlib
 import http.server
 import json
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +24,35 @@ class Hub:
     status: int = 200  # of every answer, if it is not 200
     requests: list[str] = field(default_factory=list)  # "METHOD path"
     endpoint: str = ""
+    # Answers a request for a range of bytes in its own way and returns True, or returns False
+    misbehave: Callable[["Ranged"], bool] = lambda ranged: False
 
     def fetched(self) -> set[str]:
         """The files that were downloaded."""
         return {request.split("/resolve/")[1].split("/", 1)[1] for request in self.requests if "GET /t" in request}
+
+
+@dataclass(frozen=True)
+class Ranged:
+    """A request for bytes [start, stop) of a file with this content; `handler` can answer it."""
+
+    handler: http.server.BaseHTTPRequestHandler
+    name: str
+    data: bytes
+    start: int
+    stop: int
+
+    def answer(self, body: bytes, *, status: int = 206, stated: str = "", length: int | None = None) -> bool:
+        """Sends `body` under headers that may say something else, and closes the connection."""
+        handler = self.handler
+        handler.send_response(status)
+        if status == 206:
+            handler.send_header("Content-Range", stated or f"bytes {self.start}-{self.stop - 1}/{len(self.data)}")
+        handler.send_header("Content-Length", str(len(body) if length is None else length))
+        handler.end_headers()
+        handler.wfile.write(body)
+        handler.close_connection = True
+        return True
 
 
 @contextmanager
@@ -54,7 +80,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.answer()
 
     def do_GET(self) -> None:
-        self.wfile.write(self.answer())
+        if answer := self.answer():
+            self.wfile.write(answer)
 
     def answer(self) -> bytes:
         path = self.path.split("?")[0].strip("/")
@@ -79,7 +106,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if name not in names:
             return self.send(b"", 404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
         data = (folder / name).read_bytes()
-        return self.send(data, headers={"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        if name.endswith(".safetensors"):  # as for all large files on the Hub
+            headers |= {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
+        if self.command == "GET" and (found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+            ranged = Ranged(self, name, data, int(found[1]), min(len(data), int(found[2]) + 1))
+            if self.hub.misbehave(ranged):
+                return b""
+            headers["Content-Range"] = f"bytes {ranged.start}-{ranged.stop - 1}/{len(data)}"
+            return self.send(data[ranged.start : ranged.stop], 206, headers)
+        return self.send(data, headers=headers)
 
     def entry(self, folder: Path, name: str) -> dict[str, Any]:
         data = (folder / name).read_bytes()

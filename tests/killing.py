@@ -69,6 +69,11 @@ def make_jobs(inputs: Path) -> list[Job]:
     gguf = {"out.gguf": whole}
     return [
         Job("convert", ("convert", str(checkpoint), "-o", "out.gguf", "--outtype", "q4_k_m", "-t", "1"), gguf),
+        Job(
+            "convert --resume",
+            ("convert", str(checkpoint), "-o", "out.gguf", "--outtype", "q4_k_m", "-t", "1", "--resume"),
+            gguf,
+        ),
         Job("quantize", ("quantize", str(inputs / "large.gguf"), "out.gguf", "Q4_K", "1"), gguf),
         Job("set", ("set", str(inputs / "large.gguf"), "general.name=str:A name", "-o", "out.gguf"), gguf),
         Job(

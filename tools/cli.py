@@ -23,6 +23,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "convert": Command("convert", "make a GGUF file from a Hugging Face checkpoint"),
+    "verify": Command("verify", "compare a GGUF file with its checkpoint in transformers"),
     "export": Command("export", "make a Hugging Face checkpoint from a GGUF file"),
     "quantize": Command("quantize", "make a GGUF file smaller"),
     "imatrix": Command("imatrix", "collect importance statistics for quantizing"),

@@ -2,12 +2,14 @@
 
 from typing import get_args
 
-from lltool.tools.arguments import add_model_arguments, command_parser, positive, print_json, take_model
+from lltool.tools.arguments import add_model_arguments, command_parser, positive, print_json, take_name
 from lltool.tools.parser import CommandParser
+from lltool.tools.talk import note
 
 EXAMPLES = """
 lltool fit model.gguf
 lltool fit model.gguf -c 32768 --parallel 4 -ctk q8_0 -ctv q8_0
+lltool fit Qwen/Qwen3-0.6B --outtype Q4_K_M
 """
 
 
@@ -17,12 +19,14 @@ def parser() -> CommandParser:
     parser = command_parser(
         "fit",
         "Tells how much memory a model takes, from its header, and the largest context that fits this machine. "
+        "Of a model on the Hub, only headers are fetched; a checkpoint is taken as `lltool convert` would make it. "
         "The exit code is 1 if the model does not fit.",
         EXAMPLES,
         json_flag=True,
     )
     add = parser.add_argument
     add_model_arguments(parser)
+    add("--outtype", default="auto", metavar="TYPE", help="type of a checkpoint's matrices (default: its own)")
     add("-c", "--ctx-size", type=positive, metavar="N", help="tokens of context (default: the model's, at most 4096)")
     add("-np", "--parallel", type=positive, default=1, metavar="N", help="sequences at the same time (default 1)")
     add("-b", "--batch-size", type=positive, default=512, metavar="N", help="tokens computed at once (default 512)")
@@ -35,20 +39,20 @@ def parser() -> CommandParser:
 
 def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
-    arguments.model = take_model(arguments)
+    name = take_name(arguments)
 
     from lltool.engine.cpu.threads import default_threads
     from lltool.engine.memory import MemoryModel, available_memory
     from lltool.engine.model import DEFAULT_CONTEXT
     from lltool.eval.common.tables import align_columns
+    from lltool.eval.selection.unfetched import open_header
     from lltool.gguf.errors import InputError
-    from lltool.gguf.reader import open_gguf
 
-    with open_gguf(arguments.model) as file:
+    with open_header(name, arguments.outtype, offline=arguments.offline, say=note) as known:
         try:
-            model = MemoryModel(file)
+            model = MemoryModel(known.source, known.bytes)
         except InputError as error:
-            raise InputError(f"{arguments.model}: {error}") from None
+            raise InputError(f"{name}: {error}") from None
         options = {
             "sequences": arguments.parallel,
             "batch": arguments.batch_size,
@@ -59,7 +63,7 @@ def main(argv: list[str]) -> int:
         limit = model.config.context_length
         context = arguments.ctx_size or min(limit, DEFAULT_CONTEXT)
         if context > limit:
-            raise InputError(f"-c {context}: {arguments.model} was made for at most {limit} tokens")
+            raise InputError(f"-c {context}: {name} was made for at most {limit} tokens")
         need = model.need(context, **options)
         available = available_memory()
         largest = None if available is None else model.largest_context(available, **options)

@@ -7,7 +7,7 @@ from lltool.engine.program import Tracer
 
 
 def trace(g: Tracer, config: ModelConfig) -> None:
-    x = embedding(g, config)
+    x = g.end_block(embedding(g, config))
     for layer in range(config.layers):
         h = normed(g, config, x, f"blk.{layer}.attn_norm")
         h = attention(g, config, layer, h)
@@ -15,4 +15,5 @@ def trace(g: Tracer, config: ModelConfig) -> None:
         h = normed(g, config, x, f"blk.{layer}.ffn_norm")
         h = mlp(g, config, layer, h)
         x = add(g, x, normed(g, config, h, f"blk.{layer}.post_ffw_norm"))
+        g.end_block(x)
     head(g, config, x)

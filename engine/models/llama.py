@@ -7,10 +7,11 @@ from lltool.engine.program import Tracer
 
 
 def trace(g: Tracer, config: ModelConfig) -> None:
-    x = embedding(g, config)
+    x = g.end_block(embedding(g, config))
     for layer in range(config.layers):
         h = normed(g, config, x, f"blk.{layer}.attn_norm")
         x = attention(g, config, layer, h, residual=x)
         h = normed(g, config, x, f"blk.{layer}.{config.traits.ffn_norm}")
         x = feed_forward(g, config, layer, h, residual=x)
+        g.end_block(x)
     head(g, config, x)

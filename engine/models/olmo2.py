@@ -7,8 +7,9 @@ from lltool.engine.program import Tracer
 
 
 def trace(g: Tracer, config: ModelConfig) -> None:
-    x = embedding(g, config)
+    x = g.end_block(embedding(g, config))
     for layer in range(config.layers):
         x = add(g, x, normed(g, config, attention(g, config, layer, x), f"blk.{layer}.post_attention_norm"))
         x = add(g, x, normed(g, config, mlp(g, config, layer, x), f"blk.{layer}.post_ffw_norm"))
+        g.end_block(x)
     head(g, config, x)

@@ -12,7 +12,7 @@ from lltool.engine.program import Tracer
 def trace(g: Tracer, config: ModelConfig) -> None:
     if not config.is_parallel:
         return llama.trace(g, config)
-    x = embedding(g, config)
+    x = g.end_block(embedding(g, config))
     for layer in range(config.layers):
         name = f"blk.{layer}."
         own = next((norm for norm in ("ffn_norm", "attn_norm_2") if f"{name}{norm}.weight" in g.weights), None)
@@ -21,4 +21,5 @@ def trace(g: Tracer, config: ModelConfig) -> None:
         to_attention = normed(g, config, x, f"{name}{own}") if own == "attn_norm_2" else shared
         to_mlp = normed(g, config, x, f"{name}{own}") if own == "ffn_norm" else shared
         x = mlp(g, config, layer, to_mlp, residual=attention(g, config, layer, to_attention, residual=x))
+        g.end_block(x)
     head(g, config, x)

@@ -66,6 +66,10 @@ class Context:
             self._weights[name] = decode(weight.data, weight.type).reshape(weight.shape)
         return self._weights[name].astype(self._dtype, copy=False)
 
+    def forget_weights(self) -> None:
+        """Frees the decoded weights."""
+        self._weights.clear()
+
     def weight_rows(self, name: str, rows: NDArray[np.int32]) -> Floats:
         """Some rows of a matrix, which is not decoded as a whole."""
         weight = self.program.weights[name]

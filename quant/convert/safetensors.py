@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
-from lltool.gguf.mapped import MappedFile
+from lltool.gguf.mapped import MappedFile, Windows
 from lltool.gguf.names import describe_os_error
 from lltool.gguf.regular_file import open_regular
 from lltool.gguf.source import Bytes, Tensor
@@ -49,16 +49,27 @@ class HeaderEntry:
     stop: int
 
 
+class Windowed(Protocol):
+    """A file that is read in windows: mapped, or on a server."""
+
+    @property
+    def size(self) -> int: ...
+
+    def window(self, start: int, stop: int) -> Bytes: ...
+
+    def check_unchanged(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class SafetensorsFile:
-    """A mapped file. The mapping lives as long as any tensor that reads from it.
+    """An open file. A mapping lives as long as any tensor that reads from it.
 
     `aliases` maps further names of tensors to the names under which they are stored, as safetensors' `save_model` does.
     """
 
     path: Path
     entries: Mapping[str, HeaderEntry]
-    mapped: MappedFile
+    content: Windowed
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -82,7 +93,7 @@ class SafetensorsFile:
 
     def check_unchanged(self) -> None:
         """Raises FileChanged if the file was written to or truncated since it was opened."""
-        self.mapped.check_unchanged()
+        self.content.check_unchanged()
 
     def raw(self, name: str) -> RawTensor:
         """The tensor of that name, as it is stored."""
@@ -90,7 +101,7 @@ class SafetensorsFile:
         width = (entry.stop - entry.start) // prod(entry.shape[:-1])
 
         def read(start: int, stop: int) -> Bytes:
-            return self.mapped.window(entry.start + start * width, entry.start + stop * width).reshape(-1, width)
+            return self.content.window(entry.start + start * width, entry.start + stop * width).reshape(-1, width)
 
         return RawTensor(self.path, name, entry.dtype, entry.shape, read)
 
@@ -103,8 +114,11 @@ class SafetensorsFile:
         return Tensor(name, PLAIN_TYPES[raw.dtype], raw.shape, raw.read)
 
 
-def open_safetensors(path: Path) -> SafetensorsFile:
-    """Maps a file and checks its header. Raises InputError for a file that cannot be read or has an invalid header."""
+def open_safetensors(path: Path, windows: Windows | None = None) -> SafetensorsFile:
+    """Maps a file, whose shards share `windows`, and checks its header.
+
+    Raises InputError for a file that cannot be read or has an invalid header.
+    """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -112,26 +126,33 @@ def open_safetensors(path: Path) -> SafetensorsFile:
             if size < 8:
                 reason = explain_content(head) or f"{size} bytes, too short for a safetensors file; download it again"
                 raise InputError(f"{path}: {reason}")
-            mapped = MappedFile(file)
+            mapped = MappedFile(file, windows=windows)
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from None
+    return read_safetensors(path, mapped)
+
+
+def read_safetensors(path: Path, content: Windowed) -> SafetensorsFile:
+    """The file with this content, whose header is checked. Raises InputError for an invalid header."""
     try:
-        entries, aliases = _read_header(path, mapped.data)
-        return SafetensorsFile(path, entries, mapped, aliases)
+        return SafetensorsFile(path, *_read_header(path, content))
     finally:
-        mapped.check_unchanged()  # a change of the file takes precedence over errors in its header
+        content.check_unchanged()  # a change of the file takes precedence over errors in its header
 
 
-def _read_header(path: Path, data: Bytes) -> tuple[dict[str, HeaderEntry], dict[str, str]]:
-    """The entries by name, and the aliases."""
-    size, head = len(data), data[:64].tobytes()
-    (length,) = struct.unpack("<Q", data[:8].tobytes())
+def _read_header(path: Path, content: Windowed) -> tuple[dict[str, HeaderEntry], Windowed, dict[str, str]]:
+    """The entries by name, the content, and the aliases."""
+    size = content.size
+    head = content.window(0, min(64, size)).tobytes()
+    if size < 8:
+        raise InputError(f"{path}: {size} bytes, too short for a safetensors file; download it again")
+    (length,) = struct.unpack("<Q", head[:8])
     if length > min(_MAX_HEADER, size - 8):
         limit = f"the file has {size - 8} after the length, and the limit is {_MAX_HEADER}"
         reason = explain_content(head) or f"header of {length} bytes, but {limit}; not a safetensors file, or cut off"
         raise InputError(f"{path}: {reason}")
     try:
-        header = json.loads(bytes(data[8 : 8 + length]))
+        header = json.loads(content.window(8, 8 + length).tobytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: header is not JSON: {error}") from None
     if not isinstance(header, dict):
@@ -141,7 +162,7 @@ def _read_header(path: Path, data: Bytes) -> tuple[dict[str, HeaderEntry], dict[
     _check_coverage(path, entries, 8 + length, size)
     pairs = metadata.items() if isinstance(metadata, dict) else ()
     aliases = {name: kept for name, kept in pairs if isinstance(kept, str) and kept in entries and name not in entries}
-    return entries, aliases
+    return entries, content, aliases
 
 
 def _parse_entry(path: Path, name: str, fields: Any, base: int) -> HeaderEntry:

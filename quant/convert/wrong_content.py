@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-MERGE_IT = "merge it into its base model first (peft: merge_and_unload, then save_pretrained) and convert the result"
+MERGE_IT = "merge it with its model: lltool convert MODEL --lora ADAPTER"
 
 
 def explain_content(head: bytes) -> str | None:

@@ -16,7 +16,7 @@ from tests.engine.tiny_gguf import HEAD_DIM, KV_HEADS, LAYERS, metadata, tensors
 def test_the_cache_by_hand(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", metadata(), tensors())
     with open_gguf(path) as file:
-        model = MemoryModel(file)
+        model = MemoryModel(file, file.size)
         need = model.need(100, sequences=3)
         halves, scale = HEAD_DIM * 2, 4
         assert need.cache == 3 * 128 * LAYERS * KV_HEADS * 2 * (halves + scale)  # whole pages of 64 tokens
@@ -45,7 +45,7 @@ def test_a_run_takes_what_was_said(name: str, context: int, type: CacheType, rea
     peak = measure_footprint(ran, Workload(context, 0)).peak
     assert peak is not None
     with open_gguf(path) as file:
-        need = MemoryModel(file).need(context, cache_type_k=type, cache_type_v=type)
+        need = MemoryModel(file, file.size).need(context, cache_type_k=type, cache_type_v=type)
     assert 0.8 * need.total < peak <= need.total
 
 

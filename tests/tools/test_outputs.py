@@ -286,11 +286,11 @@ def test_inputs_that_are_not_regular_files(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("index", range(4), ids=["convert", "quantize", "imatrix", "gate"])
-def test_killed_at_a_random_moment(index: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["convert", "convert --resume", "quantize", "set", "imatrix", "gate record"])
+def test_killed_at_a_random_moment(name: str, tmp_path: Path) -> None:
     """`python -m tests.killing FOLDER 100` does more of the same."""
-    job = make_jobs(tmp_path)[index]
-    outcome = kill(job, tmp_path / "runs", 3, random.Random(index))
+    job = next(job for job in make_jobs(tmp_path) if job.name == name)
+    outcome = kill(job, tmp_path / "runs", 3, random.Random(name))
     assert (outcome.kills, outcome.faults) == (3, [])
 
 

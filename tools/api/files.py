@@ -10,7 +10,7 @@ from lltool.gguf.mapped import LoadMode
 from lltool.gguf.reader import GGUFFile, open_gguf
 from lltool.quant.arrays import tensor_type
 from lltool.quant.choose import Options
-from lltool.quant.convert.conversion import plan_conversion, write_conversion
+from lltool.quant.convert.conversion import Wishes, plan_conversion, write_conversion
 from lltool.quant.guidance import read_guidance
 from lltool.quant.plan import Request, plan_quantization
 from lltool.quant.quantize import write_plans
@@ -36,6 +36,9 @@ def convert(
     target: str | PathLike[str] | None = None,
     type: str = "auto",
     *,
+    imatrix: str | PathLike[str] | None = None,
+    pure: bool = False,
+    allow_nonfinite: bool = False,
     pre: str | None = None,
     strict: bool = False,
     threads: int | None = None,
@@ -47,13 +50,16 @@ def convert(
     `type` is that of the matrices, such as "bf16" or "Q4_K_M" (default: the checkpoint's own). The default target is
     `NAME-TYPE.gguf` in the working folder; a file of that name is replaced only if it was made of the same weights, or
     with `force`. `pre` is tokenizer.ggml.pre, if the pre-tokenizer is not recognized. A shape that does not allow the
-    type gets another one, with a warning, or with `strict` is an error. Raises InputError for a checkpoint that is
-    damaged or of an unsupported kind, before anything is written.
+    type gets another one, with a warning, or with `strict` is an error. `imatrix` and `pure` are as for `quantize`.
+    Plain types keep NaN and infinity only with `allow_nonfinite`. Raises InputError for a checkpoint that is damaged or
+    of an unsupported kind, before anything is written.
 
     >>> lltool.convert("checkpoint", "model.gguf", "bf16")
     PosixPath('model.gguf')
     """
-    conversion = plan_conversion(str(source), type.lower(), pre=pre, strict=strict, threads=threads)
+    guidance = read_guidance(str(imatrix)) if imatrix else None
+    wishes = Wishes(pre, strict, Options(pure), guidance, allow_nonfinite)
+    conversion = plan_conversion(str(source), type, wishes, threads=threads)
     for note in [*conversion.notes, *check_conversion(conversion)]:
         warn(note)
     return write_conversion(conversion, _path(target), shard_bytes=shard_bytes, force=force)[0]

@@ -10,7 +10,7 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.reader import open_gguf
 from lltool.quant.codec import decode, encode
-from lltool.quant.convert.conversion import convert, plan_conversion
+from lltool.quant.convert.conversion import Wishes, convert, plan_conversion
 from lltool.quant.quantize import quantize_file
 from lltool.tools.cli import main
 from tests.tiny_checkpoints import make_checkpoint
@@ -53,7 +53,7 @@ def test_fallback_is_noted_or_refused(checkpoint: Path) -> None:
         "output.weight: rows of 64 are not whole Q6_K blocks of 256; Q8_0 is used instead (+0.0 MiB)"
     ]
     with pytest.raises(InputError, match=r"output\.weight: rows of 64 are not whole .*; drop --strict to accept that"):
-        plan_conversion(checkpoint, "q4_0", strict=True)
+        plan_conversion(checkpoint, "q4_0", Wishes(strict=True))
 
 
 @pytest.mark.parametrize("type", ["q4_1", "q6_k", "q8_0"])

@@ -93,7 +93,7 @@ def test_convert_gives_what_the_command_gives(tmp_path: Path, monkeypatch: pytes
     assert out.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(lltool.InputError, match="outtype 'q4' is not one of"):
+    with pytest.raises(lltool.InputError, match="file type 'Q4' is unknown; wanted one of"):
         lltool.convert(folder, type="Q4")
 
 
