@@ -12,6 +12,7 @@ from lltool.engine.batch import CacheType
 from lltool.engine.cpu import _native
 from lltool.engine.cpu.fuse import AnyNorm, FusedOps
 from lltool.engine.operations.attention import BLOCK_TYPES, Attention
+from lltool.engine.operations.convolution import Convolution
 from lltool.engine.operations.elementwise import Activate, Add, Clamp, Gated, Multiply, Scale, Softcap, Xielu
 from lltool.engine.operations.embed import Embed, EmbedPositions
 from lltool.engine.operations.experts import Combine, ExpertLinear, Route, SharedGate
@@ -162,6 +163,17 @@ def _attention(to: Target, op: Attention) -> None:
     to.native.attention(**arguments)
 
 
+def _convolution(to: Target, op: Convolution) -> None:
+    taps = to.vector(op.weight).reshape(op.x.width, op.taps)
+    to.native.convolution(
+        x=to.place(op.x),
+        out=to.place(op.out),
+        weight=np.ascontiguousarray(taps.T),
+        bias=to.vector(op.bias) if op.bias else None,
+        silu=op.activation == "silu",
+    )
+
+
 def _gated(to: Target, op: Gated) -> None:
     function = _native.Function(name=op.activation)
     to.native.function(function=function, x=to.place(op.gate), y=to.place(op.up), out=to.place(op.out), group=to.group)
@@ -226,6 +238,7 @@ KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     SharedGate: _shared_gate,
     Rope: _rope,
     Attention: _attention,
+    Convolution: _convolution,
     Gated: _gated,
     Activate: _activate,
     Xielu: _xielu,

@@ -3,6 +3,7 @@
 
 #include "attention-inl.h"
 #include "compare-inl.h"
+#include "convolution-inl.h"
 #include "floats-inl.h"
 #include "observe-inl.h"
 #include "probe-inl.h"
@@ -192,6 +193,7 @@ const EngineKernels LLTOOL_TABLE = {
     .attention = attention,
     .merge_attention = merge_attention,
     .store_cache = store_cache,
+    .convolve = convolve,
     .add_squares = add_squares,
     .rotate_halves = rotate_halves,
     .rotate_pairs = rotate_pairs,

@@ -14,7 +14,7 @@
 namespace lltool {
 
 constexpr int page_tokens = 64; // tokens in a page of the KV cache
-constexpr int max_head_dim = 512, max_layers = 1 << 16, max_experts = 1 << 16;
+constexpr int max_head_dim = 512, max_layers = 1 << 16, max_experts = 1 << 16, max_taps = 64;
 
 // Columns of quantized activations in row layout; those after the weight's own columns are zero.
 constexpr int64_t padded(int64_t columns) { return (columns + 127) / 128 * 128; }
@@ -121,6 +121,18 @@ struct AttentionTask {
   float* partial; // null, or the output instead of `out` for a part of the keys: attention_partial(...) floats per row
 };
 
+// A causal convolution of each column of some tokens of a sequence: out[t] = the sum of weight[k] x[t - taps + 1 + k].
+struct ConvolutionTask {
+  const float* x;
+  float* out;
+  int64_t tokens, columns, stride; // floats between tokens in x and out, and between rows of weight and state
+  int taps;
+  const float* weight; // (taps, columns)
+  const float* bias;   // null, or (columns,)
+  bool silu;           // apply it to the sum
+  float* state;        // (taps - 1, columns): the inputs just before the first token, then those just before the next one
+};
+
 // The largest logit of a row: its first place, its value, and ln(sum(e^(x - value))) over the row.
 struct Peak {
   int64_t place;
@@ -200,6 +212,8 @@ struct EngineKernels {
   void (*merge_attention)(const AttentionTask& task, const float* parts, int count, int64_t stride);
   // Stores a token's key or value of one head in its slot of a page.
   void (*store_cache)(CacheType type, bool pairs, const float* x, int64_t dim, void* page, int slot, bool is_key);
+
+  void (*convolve)(const ConvolutionTask& task);
 
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
   void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);
