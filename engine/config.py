@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lltool.engine.models.mixture import Mixture, MixtureTraits, read_mixture
+from lltool.engine.models.recurrent import Attends, Mixer, Recurrent, read_heads, read_recurrent
 from lltool.engine.models.rotary import Rotary, Scaling
 from lltool.engine.operations.elementwise import Activation, PlainActivation
 from lltool.engine.program import Weight
@@ -33,7 +34,7 @@ class Architecture:
     rotates: Literal["all", "windows", "windows or all", "none"] = "all"
     unrotated_period: int = 0  # every n-th layer has no rotary positions
     interleaved_rope: bool = False
-    head_norms: bool = False
+    head_norms: Literal["none", "always", "if stored"] = "none"  # of queries and keys
     norm: Literal["rms", "layer"] = "rms"
     activation: Activation | PlainActivation | Literal["xielu"] = "silu"
     is_gated: bool = True
@@ -56,6 +57,12 @@ class Architecture:
     scales_by_width: bool = False  # scores, by width / heads and not by the head's own dimension
     halved_mlp: bool = False  # the file states twice the width inside the MLP
     ffn_norm: str = "ffn_norm"  # the name of the norm before the MLP
+    output_norm: str = "output_norm"  # the name of the last norm
+    mixer: Mixer = "none"  # of tokens, other than attention
+    attends: Attends = "all"
+    mixer_norm: Literal["always", "if stored"] = "always"  # after the scan of mamba2
+    step_norms: bool = False  # of what mamba computes from a token: steps, b and c
+    has_mlp: bool = True
     by_layers: Mapping[int, "Architecture"] = field(default_factory=dict)  # models known only by their number of layers
 
 
@@ -63,7 +70,7 @@ _GRANITE: frozenset[Scaled] = frozenset({"embedding_scale", "residual_scale", "l
 
 _GEMMA2 = Architecture(activation="gelu_tanh", scaled_embedding=True, sliding_period=2)
 _GEMMA3 = Architecture(
-    head_norms=True, activation="gelu_tanh", scaled_embedding=True, sliding_period=6, local_rope_base=10000.0
+    head_norms="always", activation="gelu_tanh", scaled_embedding=True, sliding_period=6, local_rope_base=10000.0
 )
 
 ARCHITECTURES = {
@@ -71,20 +78,20 @@ ARCHITECTURES = {
     "llama": Architecture(interleaved_rope=True, mixture=MixtureTraits(normalized=True)),
     "qwen2": Architecture(),
     "qwen2moe": Architecture(mixture=MixtureTraits()),
-    "qwen3": Architecture(head_norms=True),
-    "qwen3moe": Architecture(head_norms=True, mixture=MixtureTraits(normalized=True)),
-    "olmoe": Architecture(head_norms=True, mixture=MixtureTraits()),
+    "qwen3": Architecture(head_norms="always"),
+    "qwen3moe": Architecture(head_norms="always", mixture=MixtureTraits(normalized=True)),
+    "olmoe": Architecture(head_norms="always", mixture=MixtureTraits()),
     "granitemoe": Architecture(
         interleaved_rope=True, scales=_GRANITE, divides_logits=True, mixture=MixtureTraits(normalized=True)
     ),
     "glm4moe": Architecture(
-        head_norms=True,
+        head_norms="if stored",
         ffn_norm="post_attention_norm",
         mixture=MixtureTraits(scoring="sigmoid"),
         extra_blocks=True,
     ),
     "ernie4_5-moe": Architecture(interleaved_rope=True, mixture=MixtureTraits(normalized=True)),
-    "dots1": Architecture(head_norms=True, mixture=MixtureTraits(scoring="sigmoid")),
+    "dots1": Architecture(head_norms="always", mixture=MixtureTraits(scoring="sigmoid")),
     "gpt-oss": Architecture(
         ffn_norm="post_attention_norm",
         activation="swiglu_oai",
@@ -102,14 +109,18 @@ ARCHITECTURES = {
     "granite": Architecture(interleaved_rope=True, scales=_GRANITE, divides_logits=True),
     "phi3": Architecture(),
     "smollm3": Architecture(interleaved_rope=True, unrotated_period=4),
-    "stablelm": Architecture(norm="layer", parallel="without ffn_norm", head_norms=True),
+    "stablelm": Architecture(norm="layer", parallel="without ffn_norm", head_norms="if stored"),
     "olmo": Architecture(interleaved_rope=True, norm="layer", clamps=True),
-    "olmo2": Architecture(head_norms=True, plain_local_rope=True),  # also OLMo 3
+    "olmo2": Architecture(head_norms="always", plain_local_rope=True),  # also OLMo 3
     "qwen": Architecture(halved_mlp=True),
     "chatglm": Architecture(interleaved_rope=True),
     "glm4": Architecture(interleaved_rope=True),
     "command-r": Architecture(
-        interleaved_rope=True, norm="layer", parallel="stated", head_norms=True, scales=frozenset({"logit_scale"})
+        interleaved_rope=True,
+        norm="layer",
+        parallel="stated",
+        head_norms="if stored",
+        scales=frozenset({"logit_scale"}),
     ),
     "cohere2": Architecture(
         rotates="windows",
@@ -131,11 +142,20 @@ ARCHITECTURES = {
     "mpt": Architecture(rotates="none", norm="layer", activation="gelu", is_gated=False, clamps=True),
     "bloom": Architecture(rotates="none", norm="layer", activation="gelu_tanh", is_gated=False, alibi_bias=8.0),
     "nemotron": Architecture(norm="layer", activation="relu_squared", is_gated=False),
-    "exaone4": Architecture(rotates="windows or all", head_norms=True, sliding_period=4),
+    "exaone4": Architecture(rotates="windows or all", head_norms="always", sliding_period=4),
     "seed_oss": Architecture(ffn_norm="post_attention_norm"),
-    "apertus": Architecture(head_norms=True, activation="xielu", is_gated=False),
+    "apertus": Architecture(head_norms="always", activation="xielu", is_gated=False),
     "ernie4_5": Architecture(interleaved_rope=True),
-    "hunyuan-dense": Architecture(head_norms=True, norms_after_rope=True),
+    "hunyuan-dense": Architecture(head_norms="always", norms_after_rope=True),
+    "lfm2": Architecture(
+        head_norms="always", mixer="short convolution", attends="stated", output_norm="token_embd_norm"
+    ),
+    "mamba": Architecture(rotates="none", mixer="mamba", attends="none", has_mlp=False),  # also Falcon Mamba
+    "mamba2": Architecture(rotates="none", mixer="mamba2", attends="none", has_mlp=False),
+    "falcon-h1": Architecture(mixer="mamba2", mixer_norm="if stored"),
+    "jamba": Architecture(
+        rotates="none", mixer="mamba", step_norms=True, attends="stated", mixture=MixtureTraits(by_router=True)
+    ),
 }
 
 # Keys that have no effect at these values (None: at any value), so that a file may have them.
@@ -200,6 +220,8 @@ class ModelConfig:
     xielu: tuple[tuple[float, float, float], ...]  # of each layer, if it is the activation: positive, negative, slope
     context: int  # the most tokens of a sequence, as the model is loaded
     mixture: Mixture | None  # None: no experts
+    attends: tuple[bool, ...]  # of each layer: whether it has attention
+    recurrent: Recurrent | None  # the mixer beside attention, or of layers without it
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Value], weights: Mapping[str, Weight]) -> "ModelConfig":
@@ -222,9 +244,8 @@ class ModelConfig:
             layers -= extra
         traits = traits.by_layers.get(layers, traits)
         width = keys.integer("embedding_length")
-        heads = keys.integer("attention.head_count")
+        heads, kv_heads, attends = read_heads(keys, layers, traits.attends)
         head_dim = keys.integer("attention.key_length", width // heads)
-        kv_heads = keys.integer("attention.head_count_kv", heads)
         keys.expect("attention.head_count", heads % kv_heads == 0, f"a multiple of the {kv_heads} key/value heads")
         value_dim = keys.integer("attention.value_length", head_dim)
 
@@ -245,7 +266,8 @@ class ModelConfig:
         eps = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}[traits.norm]
         scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}
         logit_scale = scales.get("logit_scale", 1.0)
-        ff_width = keys.integer("feed_forward_length") // (2 if traits.halved_mlp else 1)
+        ff_width = keys.integer("feed_forward_length", None if traits.has_mlp else 0, minimum=int(traits.has_mlp))
+        ff_width //= 2 if traits.halved_mlp else 1
         config = cls(
             architecture=architecture,
             traits=traits,
@@ -269,6 +291,8 @@ class ModelConfig:
             residual_scale=scales.get("residual_scale", 1.0),
             logit_scale=1 / logit_scale if traits.divides_logits else logit_scale,
             mixture=read_mixture(keys, traits.mixture, ff_width),
+            attends=attends,
+            recurrent=read_recurrent(keys, traits.mixer),
             is_parallel=_is_parallel(keys, traits, weights),
             rotated=_rotated(traits, windows),
             slopes=_slopes(keys, heads, traits.alibi_bias),

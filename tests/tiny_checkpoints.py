@@ -121,6 +121,47 @@ MIXTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 
+# The families with convolutions or scans; rows as in FAMILIES.
+RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "lfm2": (
+        "Lfm2ForCausalLM",
+        "qwen2",
+        {
+            "num_hidden_layers": 5,
+            "layer_types": ["conv", "full_attention", "conv", "conv", "full_attention"],
+            "intermediate_size": 150,
+            "block_multiple_of": 8,
+            "norm_eps": 1e-5,
+        },
+    ),
+    "mamba": (
+        "MambaForCausalLM",
+        "qwen2",
+        {"hidden_size": 40, "intermediate_size": 80, "state_size": 6, "conv_kernel": 3},
+    ),
+    "falcon-mamba": ("FalconMambaForCausalLM", "qwen2", {"hidden_size": 40, "intermediate_size": 80, "state_size": 6}),
+    "mamba2": (
+        "Mamba2ForCausalLM",
+        "qwen2",
+        {"hidden_size": 48, "num_heads": 6, "head_dim": 16, "state_size": 12, "n_groups": 2, "chunk_size": 32},
+    ),
+    "jamba": (
+        "JambaForCausalLM",
+        "llama3",
+        {
+            "hidden_size": 48,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "mamba_d_state": 6,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "num_experts": 4,
+            "intermediate_size": 40,
+        },
+    ),
+}
+
 # Three heads, of which one or two are read by all: numbers that are no powers of two.
 ODD_HEADS: dict[str, Any] = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1}
 FULL_ODD_HEADS = {"hidden_size": 48, "num_attention_heads": 3}
@@ -222,6 +263,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mpt": ("MptForCausalLM", "qwen2", {**FULL_ODD_HEADS, "max_seq_len": 512, "attn_config": {"clip_qkv": 2.0}}),
     "bloom": ("BloomForCausalLM", "qwen2", {**FULL_ODD_HEADS, "seq_length": 512}),
     **MIXTURES,
+    **RECURRENT,
 }
 
 
@@ -249,6 +291,8 @@ def make_checkpoint(
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (0.0 if adds_one(family) else 1.0))
             elif name.endswith("bias"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
+            elif name.endswith("A_log"):  # so that some states last for many tokens
+                parameter.copy_(torch.randn_like(parameter) * 1.5 - 2)
             else:
                 parameter.copy_(torch.randn_like(parameter) * 1.3 / parameter.shape[-1] ** 0.5)
         for name, buffer in model.named_buffers():

@@ -13,6 +13,7 @@ from lltool.quant.convert.families import (
     gptneox,
     llama_kin,
     llama_variants,
+    mamba,
     olmo2,
     phi,
     qwen,
@@ -25,6 +26,8 @@ from lltool.quant.convert.families.gemma3 import GEMMA3
 from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
 from lltool.quant.convert.families.gpt_oss import GPT_OSS
 from lltool.quant.convert.families.granite_moe import GRANITE_MOE
+from lltool.quant.convert.families.jamba import JAMBA
+from lltool.quant.convert.families.lfm2 import LFM2
 from lltool.quant.convert.families.llama import LLAMA, MISTRAL
 from lltool.quant.convert.families.mixtral import MIXTRAL, OLMOE
 from lltool.quant.convert.families.qwen2 import QWEN2
@@ -60,6 +63,9 @@ FAMILIES = (
     *gpt.FAMILIES,
     *gptneox.FAMILIES,
     *qwen.FAMILIES,
+    LFM2,
+    JAMBA,
+    *mamba.FAMILIES,
 )
 
 

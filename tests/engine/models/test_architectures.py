@@ -186,9 +186,10 @@ def test_logits_of_several_sequences(checkpoint: Any, case: str, executor: str) 
             rows = [wanted[start : start + n] for start, n in zip(before, turn, strict=True)]
             assert_close(found, np.concatenate(rows))
         fork, length = sequences[0].fork(), sequences[0].length
-        sequences[0].truncate(length - 20)
-        pieces = [(fork, text[length : length + 50], "all"), (sequences[0], text[length - 20 : length + 50], "all")]
-        expected = np.concatenate([wanted[length : length + 50], wanted[length - 20 : length + 50]])
+        again = sequences[0].truncate(length - 20)  # of a state of fixed size, from its last checkpoint on
+        start = length - 20 - again
+        pieces = [(fork, text[length : length + 50], "all"), (sequences[0], text[start : length + 50], "all")]
+        expected = np.concatenate([wanted[length : length + 50], wanted[start : length + 50]])
         assert_close(model.forward(pieces).all(), expected)
 
 
@@ -209,6 +210,18 @@ def test_blocks_that_predict_further_tokens_do_not_run(checkpoint: Any, tmp_path
         assert_close(model.forward([(model.new_sequence(), prompt(), "all")]).all(), wanted)
     with pytest.raises(InputError, match=r"blk\.3\.attn_norm\.weight: tensor missing"):
         load(tmp_path / "all.gguf", "cpu")
+
+
+@pytest.mark.parametrize("case", ["qwen3", "gemma3, window 64", "olmo2", "lfm2"])
+def test_norms_of_heads_that_an_architecture_always_has_must_be_there(
+    checkpoint: Any, case: str, tmp_path: Path
+) -> None:
+    path, _ = checkpoint(case)
+    with open_gguf(path) as file:
+        tensors = [tensor for tensor in file.tensors if "blk.1.attn_q_norm" not in tensor.name]
+        write_gguf(tmp_path / "m.gguf", Source(file.metadata, tensors))
+    with pytest.raises(InputError, match=r"blk\.1\.attn_q_norm\.weight: tensor missing"):
+        load(tmp_path / "m.gguf", "cpu")
 
 
 def test_baichuan_13b(tmp_path: Path) -> None:
