@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.tiny_recurrent import RECURRENT
+
 TEXT = """The quick brown fox jumps over the lazy dog. It's 2024, isn't it? They've 12345 reasons, we'll see them all.
 def main(argv: list[str]) -> int:\n    for i in range(10):\n        print(f"{i}: {i ** 2}")\n    return 0\n
 The old man went to the sea, and the sea went to the old man; the dog and the fox went there together, then rested.
@@ -117,47 +119,6 @@ MIXTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "head_dim": 32,
             "sliding_window": 64,
             **GPT_OSS_ROPE,
-        },
-    ),
-}
-
-# The families with convolutions or scans; rows as in FAMILIES.
-RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "lfm2": (
-        "Lfm2ForCausalLM",
-        "qwen2",
-        {
-            "num_hidden_layers": 5,
-            "layer_types": ["conv", "full_attention", "conv", "conv", "full_attention"],
-            "intermediate_size": 150,
-            "block_multiple_of": 8,
-            "norm_eps": 1e-5,
-        },
-    ),
-    "mamba": (
-        "MambaForCausalLM",
-        "qwen2",
-        {"hidden_size": 40, "intermediate_size": 80, "state_size": 6, "conv_kernel": 3},
-    ),
-    "falcon-mamba": ("FalconMambaForCausalLM", "qwen2", {"hidden_size": 40, "intermediate_size": 80, "state_size": 6}),
-    "mamba2": (
-        "Mamba2ForCausalLM",
-        "qwen2",
-        {"hidden_size": 48, "num_heads": 6, "head_dim": 16, "state_size": 12, "n_groups": 2, "chunk_size": 32},
-    ),
-    "jamba": (
-        "JambaForCausalLM",
-        "llama3",
-        {
-            "hidden_size": 48,
-            "num_hidden_layers": 5,
-            "num_attention_heads": 3,
-            "num_key_value_heads": 1,
-            "mamba_d_state": 6,
-            "attn_layer_period": 3,
-            "attn_layer_offset": 1,
-            "num_experts": 4,
-            "intermediate_size": 40,
         },
     ),
 }

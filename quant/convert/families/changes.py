@@ -222,23 +222,6 @@ class Squeeze(Change):
 
 
 @dataclass(frozen=True)
-class Unflatten(Change):
-    """A vector becomes a matrix with `rows` rows."""
-
-    rows: str
-
-    def to_gguf(self, tensors: Sequence[Tensor], sizes: Sizes) -> Tensors:
-        rows = sizes[self.rows]
-        for tensor in tensors:
-            if len(tensor.shape) != 1 or tensor.shape[0] % rows:
-                raise InputError(f"{tensor.name}: shape {tensor.shape}, wanted a vector of a multiple of {rows}")
-        return [_reshape(tensor, (rows, tensor.shape[0] // rows)) for tensor in tensors]
-
-    def to_checkpoint(self, tensors: Sequence[Tensor], sizes: Sizes) -> Tensors:
-        return [_reshape(tensor, (tensor.rows * tensor.columns,)) for tensor in tensors]
-
-
-@dataclass(frozen=True)
 class Transpose(Change):
     """The last two axes change places."""
 
@@ -355,17 +338,6 @@ def concatenate(tensors: Sequence[Tensor]) -> Tensor:
 
 def _as_matrix(tensor: Tensor) -> Tensor:
     return replace(tensor, shape=(tensor.rows, tensor.columns))
-
-
-def _reshape(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The tensor, which is small, with other axes."""
-    count = shape[0] if len(shape) > 1 else 1
-
-    def read(start: int, stop: int) -> Bytes:
-        rows: Bytes = tensor.read(0, tensor.rows).reshape(count, -1)[start:stop]
-        return rows
-
-    return replace(tensor, shape=shape, read=read)
 
 
 def _map(tensor: Tensor, function: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Tensor:

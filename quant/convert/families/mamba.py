@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 from lltool.gguf.metadata import Value, ValueType, u32
-from lltool.quant.convert.families.changes import NEGATIVE_EXP, SAME, Chain, Squeeze, Unflatten
+from lltool.quant.convert.families.changes import NEGATIVE_EXP, SAME, Chain, Squeeze
 from lltool.quant.convert.families.config import Config
 from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.keys import RMS_EPSILON, Expected, Fixed, Integer, Keys, Layers, Setting, Unused
 from lltool.quant.convert.families.rows import Row
+from lltool.quant.convert.families.scan_changes import Unflatten
 from lltool.quant.convert.families.stored import Stored
 from lltool.quant.convert.families.tables import decoder, layer
 

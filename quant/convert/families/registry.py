@@ -21,6 +21,7 @@ from lltool.quant.convert.families import (
 )
 from lltool.quant.convert.families.config import Config
 from lltool.quant.convert.families.ernie_moe import ERNIE_MOE
+from lltool.quant.convert.families.falcon_h1 import FALCON_H1
 from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.gemma3 import GEMMA3
 from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
@@ -65,6 +66,7 @@ FAMILIES = (
     *qwen.FAMILIES,
     LFM2,
     JAMBA,
+    FALCON_H1,
     *mamba.FAMILIES,
 )
 

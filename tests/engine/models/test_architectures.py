@@ -114,6 +114,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm, norms of heads": ("stablelm", {"qk_layernorm": True}),
     "mpt, eight heads": ("mpt", {"hidden_size": 64, "num_attention_heads": 8}),
     "falcon, all heads": ("falcon", {"multi_query": False}),
+    "falcon h1, factors, norm after the gate": (
+        "falcon-h1",
+        {
+            "embedding_multiplier": 3.0,
+            "lm_head_multiplier": 0.5,
+            "key_multiplier": 0.7,
+            "attention_in_multiplier": 1.2,
+            "attention_out_multiplier": 0.8,
+            "ssm_in_multiplier": 1.3,
+            "ssm_out_multiplier": 0.6,
+            "mlp_multipliers": [0.9, 1.1],
+            "ssm_multipliers": [0.8, 0.9, 1.1, 1.2, 0.7],
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+        },
+    ),
+    "jamba, one layer with attention and one with experts": (
+        "jamba",
+        {"num_hidden_layers": 3, "expert_layer_period": 4, "expert_layer_offset": 2},
+    ),
+    "mamba2, one group": ("mamba2", {"n_groups": 1}),
 }
 
 
