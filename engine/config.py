@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lltool.engine.models.alibi import read_slopes
 from lltool.engine.models.mixture import Mixture, MixtureTraits, read_mixture
 from lltool.engine.models.recurrent import Attends, Mixer, Recurrent, read_heads, read_recurrent
 from lltool.engine.models.rotary import Rotary, Scaling
@@ -31,7 +32,8 @@ class Architecture:
     """Properties of an architecture that its files do not state."""
 
     # The layers with rotary positions: those with a sliding window, or if there is none, none or all.
-    rotates: Literal["all", "windows", "windows or all", "none"] = "all"
+    # "stated" is the key rope.scaling.finetuned, which Granite has as a switch.
+    rotates: Literal["all", "windows", "windows or all", "none", "stated"] = "all"
     unrotated_period: int = 0  # every n-th layer has no rotary positions
     interleaved_rope: bool = False
     head_norms: Literal["none", "always", "if stored"] = "none"  # of queries and keys
@@ -153,6 +155,15 @@ ARCHITECTURES = {
     "mamba": Architecture(rotates="none", mixer="mamba", attends="none", has_mlp=False),  # also Falcon Mamba
     "mamba2": Architecture(rotates="none", mixer="mamba2", attends="none", has_mlp=False),
     "falcon-h1": Architecture(mixer="mamba2", mixer_norm="if stored"),
+    "granitehybrid": Architecture(
+        rotates="stated",
+        interleaved_rope=True,
+        scales=_GRANITE,
+        divides_logits=True,
+        mixture=MixtureTraits(normalized=True),
+        mixer="mamba2",
+        attends="stated",
+    ),
     "jamba": Architecture(
         rotates="none", mixer="mamba", step_norms=True, attends="stated", mixture=MixtureTraits(by_router=True)
     ),
@@ -294,8 +305,8 @@ class ModelConfig:
             attends=attends,
             recurrent=read_recurrent(keys, traits.mixer),
             is_parallel=_is_parallel(keys, traits, weights),
-            rotated=_rotated(traits, windows),
-            slopes=_slopes(keys, heads, traits.alibi_bias),
+            rotated=_rotated(keys, traits, windows),
+            slopes=read_slopes(keys, heads, traits.alibi_bias),
             context=context_length,
             xielu=_xielu(metadata, layers) if traits.activation == "xielu" else (),
             clamp=keys.number("attention.clamp_kqv", 0.0, *SCALES) if traits.clamps else 0.0,
@@ -320,30 +331,18 @@ def _is_parallel(keys: ArchitectureKeys, traits: Architecture, weights: Mapping[
     return stated if traits.parallel == "stated" else "blk.0.ffn_norm.weight" not in weights
 
 
-def _rotated(traits: Architecture, windows: Sequence[int]) -> tuple[bool, ...]:
+def _rotated(keys: ArchitectureKeys, traits: Architecture, windows: Sequence[int]) -> tuple[bool, ...]:
     match traits.rotates:
         case "none":
             return (False,) * len(windows)
+        case "stated":
+            return (keys.flag("rope.scaling.finetuned", True),) * len(windows)
         case "windows":
             return tuple(window > 0 for window in windows)
         case "windows or all" if any(windows):
             return tuple(window > 0 for window in windows)
     period = traits.unrotated_period
     return tuple(not period or (layer + 1) % period != 0 for layer in range(len(windows)))
-
-
-def _slopes(keys: ArchitectureKeys, heads: int, default: float) -> tuple[float, ...] | None:
-    """The slopes of ALiBi: powers of 2^(-bias / n) for n heads, n a power of two; the rest lie between them.
-
-    Source: Press et al. 2021 (ALiBi), and its published code for other numbers of heads.
-    """
-    bias = keys.number("attention.max_alibi_bias", default, 0.0, 1000.0)
-    if bias == 0:
-        return None
-    whole = 1 << (heads.bit_length() - 1)
-    first = [2 ** (-bias / whole * (head + 1)) for head in range(whole)]
-    between = [2 ** (-bias / (2 * whole) * (2 * head + 1)) for head in range(heads - whole)]
-    return tuple(first + between)
 
 
 def _rotary(keys: ArchitectureKeys, head_dim: int, context_length: int, weights: Mapping[str, Weight]) -> Rotary:

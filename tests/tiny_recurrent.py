@@ -46,4 +46,23 @@ RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
         "llama3",
         {"head_dim": 24, "mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_n_groups": 2, "mamba_d_state": 12},
     ),
+    "granitehybrid": (
+        "GraniteMoeHybridForCausalLM",
+        "llama3",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 48,
+            "shared_intermediate_size": 40,
+            "mamba_n_heads": 8,
+            "mamba_n_groups": 2,
+            "mamba_d_state": 12,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 5.0,
+        },
+    ),
 }

@@ -58,6 +58,7 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "mamba2": hybrid.trace,
     "falcon-h1": hybrid.trace,
     "jamba": hybrid.trace,
+    "granitehybrid": hybrid.trace,
 }
 
 

@@ -26,6 +26,7 @@ from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.gemma3 import GEMMA3
 from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
 from lltool.quant.convert.families.gpt_oss import GPT_OSS
+from lltool.quant.convert.families.granite_hybrid import GRANITE_HYBRID
 from lltool.quant.convert.families.granite_moe import GRANITE_MOE
 from lltool.quant.convert.families.jamba import JAMBA
 from lltool.quant.convert.families.lfm2 import LFM2
@@ -67,6 +68,7 @@ FAMILIES = (
     LFM2,
     JAMBA,
     FALCON_H1,
+    GRANITE_HYBRID,
     *mamba.FAMILIES,
 )
 

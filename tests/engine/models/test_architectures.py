@@ -135,6 +135,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_hidden_layers": 3, "expert_layer_period": 4, "expert_layer_offset": 2},
     ),
     "mamba2, one group": ("mamba2", {"n_groups": 1}),
+    "granite hybrid without experts, biases": (
+        "granitehybrid",
+        {"num_local_experts": 0, "attention_bias": True, "tie_word_embeddings": True},
+    ),
 }
 
 

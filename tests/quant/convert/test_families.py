@@ -112,7 +112,9 @@ def test_every_tensor(family: str, checkpoint: Callable[[str], Path], tmp_path: 
             np.testing.assert_array_equal(found[name].data().view(np.float32).reshape(values.shape), values, name)
 
 
-@pytest.mark.parametrize("family", [*(family for family in TINY if family not in (*MIXTURES, "jamba")), *DERIVED])
+@pytest.mark.parametrize(
+    "family", [*(family for family in TINY if family not in (*MIXTURES, "jamba", "granitehybrid")), *DERIVED]
+)
 def test_names_are_those_of_gguf(family: str, tmp_path: Path) -> None:
     """Each checkpoint tensor has the GGUF name that PyPI's gguf maps it to; or it is split, as here written out."""
     from safetensors.numpy import load_file
