@@ -3,11 +3,12 @@
 All numbers that a step depends on come from the token itself. For a text's first token, the state is 0.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from lltool.engine.program import Buffer, Operation, Tracer
+from lltool.engine.program import Buffer, Calls, Cost, Operation, Rows, Tracer, Weight
 from lltool.engine.reference.context import Context, Floats
 from lltool.engine.state import Slot
 
@@ -35,6 +36,9 @@ class SelectiveScan(Operation):
     @property
     def state(self) -> tuple[Slot]:
         return (Slot(self.a, (self.x.width, self.b.width)),)
+
+    def cost(self, calls: Calls, weights: Mapping[str, Weight]) -> Cost:
+        return _cost(calls, self.state[0])
 
     def reference(self, run: Context) -> None:
         x, b, c, a, d = run[self.x], run[self.b], run[self.c], run.weight(self.a), run.weight(self.d)
@@ -79,6 +83,9 @@ class Scan(Operation):
         heads = self.dt.width
         return (Slot(self.a, (heads, self.out.width // heads, self.states)),)
 
+    def cost(self, calls: Calls, weights: Mapping[str, Weight]) -> Cost:
+        return _cost(calls, self.state[0])
+
     def reference(self, run: Context) -> None:
         heads, shared = self.dt.width, (self.groups, self.states)
         ends = np.cumsum([self.out.width, self.groups * self.states])
@@ -94,6 +101,12 @@ class Scan(Operation):
                 h += (step[t][:, None] * x[t])[..., None] * b[t][:, None]
                 out[t] = np.einsum("hps,hs->hp", h, c[t])
         run[self.out] = (out + run.weight(self.d) * x).reshape(len(x), -1)
+
+
+def _cost(calls: Calls, state: Slot) -> Cost:
+    """Each piece of a sequence reads the state once; each token makes it decay, adds to it and multiplies it."""
+    numbers, tokens = state.bytes // 4, float(sum(calls.rows[Rows.TOKEN]))
+    return Cost(float(len(calls.pieces) * state.bytes), floats=3 * numbers * tokens)
 
 
 def softplus(x: Floats) -> Floats:

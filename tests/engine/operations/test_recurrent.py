@@ -9,9 +9,10 @@ from lltool.engine.batch import Batch
 from lltool.engine.cpu.executor import CpuExecutor
 from lltool.engine.operations.convolution import convolution
 from lltool.engine.operations.linear import linear
-from lltool.engine.operations.scan import scan, selective_scan
-from lltool.engine.program import Buffer, Program, Tracer, Weight
+from lltool.engine.operations.scan import Scan, SelectiveScan, scan, selective_scan
+from lltool.engine.program import Buffer, Calls, Cost, Program, Rows, Tracer, Weight
 from lltool.engine.reference.executor import ReferenceExecutor
+from lltool.gguf.ggml_types import GGMLType
 from tests.engine.cpu.test_cpu import ISAS, VOCAB, Array, f32_weight, program, run_all, vector
 
 SLOTS = (2, 0, 4)  # of three sequences
@@ -184,3 +185,11 @@ def test_a_scan_of_heads_is_that_of_its_formula() -> None:
                 decay = np.exp(step[s + 1 : t + 1, head].sum() * values(made, "a")[head])
                 wanted = wanted + decay * (b[s, head // 3] @ c[t, head // 3]) * step[s, head] * x[s, head]
             np.testing.assert_allclose(found[t].reshape(heads, columns)[head], wanted, atol=1e-6)
+
+
+def test_a_scan_costs_what_its_state_costs() -> None:
+    """Two pieces of three and one tokens; the states have 64 x 16 and 4 x 8 x 10 numbers of four bytes."""
+    calls = Calls({Rows.TOKEN: [3, 1]}, [(5, 3), (0, 1)], GGMLType.F16, GGMLType.F16)
+    made = [op for program in (scanning(64, 16), scanning_heads(4, 8, 2, 10)) for op in program.ops]
+    found = [op.cost(calls, {}) for op in made if isinstance(op, Scan | SelectiveScan)]
+    assert found == [Cost(2 * 4 * numbers, floats=3 * 4 * numbers) for numbers in (64 * 16, 4 * 8 * 10)]
