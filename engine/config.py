@@ -75,6 +75,8 @@ _GEMMA3 = Architecture(
     head_norms="always", activation="gelu_tanh", scaled_embedding=True, sliding_period=6, local_rope_base=10000.0
 )
 
+_LFM2 = Architecture(head_norms="always", mixer="short convolution", attends="stated", output_norm="token_embd_norm")
+
 ARCHITECTURES = {
     # Llama 1 to 3, Mistral, Mixtral, Yi, SmolLM, InternLM 3
     "llama": Architecture(interleaved_rope=True, mixture=MixtureTraits(normalized=True)),
@@ -149,9 +151,8 @@ ARCHITECTURES = {
     "apertus": Architecture(head_norms="always", activation="xielu", is_gated=False),
     "ernie4_5": Architecture(interleaved_rope=True),
     "hunyuan-dense": Architecture(head_norms="always", norms_after_rope=True),
-    "lfm2": Architecture(
-        head_norms="always", mixer="short convolution", attends="stated", output_norm="token_embd_norm"
-    ),
+    "lfm2": _LFM2,
+    "lfm2moe": replace(_LFM2, mixture=MixtureTraits(scoring="sigmoid", normalized=True)),
     "mamba": Architecture(rotates="none", mixer="mamba", attends="none", has_mlp=False),  # also Falcon Mamba
     "mamba2": Architecture(rotates="none", mixer="mamba2", attends="none", has_mlp=False),
     "falcon-h1": Architecture(mixer="mamba2", mixer_norm="if stored"),

@@ -65,4 +65,17 @@ RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
             "logits_scaling": 5.0,
         },
     ),
+    "lfm2moe": (
+        "Lfm2MoeForCausalLM",
+        "qwen2",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "conv", "full_attention", "conv"],
+            "num_dense_layers": 1,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "norm_eps": 1e-5,
+        },
+    ),
 }

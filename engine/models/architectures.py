@@ -54,6 +54,7 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "ernie4_5": llama.trace,
     "hunyuan-dense": llama.trace,
     "lfm2": hybrid.trace,
+    "lfm2moe": hybrid.trace,
     "mamba": hybrid.trace,
     "mamba2": hybrid.trace,
     "falcon-h1": hybrid.trace,

@@ -21,9 +21,9 @@ from lltool.quant.convert.families.keys import (
     Setting,
     Unused,
 )
-from lltool.quant.convert.families.lfm2 import ATTENDS, LayerHeads, attending, not_attending, only
 from lltool.quant.convert.families.llama import BIASES, NAMES, PAIRS, SIZES_7B
 from lltool.quant.convert.families.mamba import INNER, NO_LIMITS, RANK, describe_scan, mamba2_rows, restore_scan
+from lltool.quant.convert.families.mixed_layers import ATTENDS, LayerHeads, attending, not_attending, only
 from lltool.quant.convert.families.rows import Row
 from lltool.quant.convert.families.stored import Stored
 from lltool.quant.convert.families.tables import decoder, layer

@@ -17,9 +17,9 @@ from lltool.quant.convert.families.keys import (
     Setting,
     Unused,
 )
-from lltool.quant.convert.families.lfm2 import ATTENDS, LayerHeads, attending, not_attending, only
 from lltool.quant.convert.families.llama import NAMES
 from lltool.quant.convert.families.mamba import RANK, Mamba, mamba_rows
+from lltool.quant.convert.families.mixed_layers import ATTENDS, LayerHeads, attending, not_attending, only
 from lltool.quant.convert.families.rows import Row
 from lltool.quant.convert.families.stored import Stored
 from lltool.quant.convert.families.tables import decoder, layer

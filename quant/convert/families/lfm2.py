@@ -1,11 +1,7 @@
 """LFM2: short convolutions between two gates, and attention in some layers."""
 
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from lltool.gguf.metadata import ValueType, array
 from lltool.quant.convert.families.changes import Squeeze
 from lltool.quant.convert.families.config import Config
 from lltool.quant.convert.families.family import Family
@@ -19,52 +15,11 @@ from lltool.quant.convert.families.keys import (
     Keys,
     Setting,
 )
+from lltool.quant.convert.families.mixed_layers import ATTENDS, LayerHeads, attending, not_attending, only
 from lltool.quant.convert.families.rope import ROPE_TYPES, Rope
-from lltool.quant.convert.families.rows import LayerSet, Row
+from lltool.quant.convert.families.rows import Row
 from lltool.quant.convert.families.stored import Stored
 from lltool.quant.convert.families.tables import decoder, layer
-
-ATTENDS = "_attends"
-"""A derived key: for each layer, whether it has attention."""
-
-
-def attending(config: Any, number: int) -> bool:
-    return bool(config[ATTENDS][number])
-
-
-def not_attending(config: Any, number: int) -> bool:
-    return not config[ATTENDS][number]
-
-
-def only(layers: LayerSet, rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """The rows, for these layers alone."""
-    return tuple(replace(row, layers=layers) for row in rows)
-
-
-class LayerHeads(Heads):
-    """The heads, where layers without attention have no key/value heads; the config has ATTENDS."""
-
-    def describe(self, config: Config) -> Keys:
-        keys = super().describe(config)
-        counts = [config.values["num_key_value_heads"] if attends else 0 for attends in config.values[ATTENDS]]
-        return keys | {"attention.head_count_kv": array(ValueType.INT32, np.array(counts, np.int32))}
-
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        key, layers = "attention.head_count_kv", config["num_hidden_layers"]
-        heads = stored.integer("attention.head_count")
-        counts = stored.keys.get(key, heads)
-        counts = counts if isinstance(counts, list) else [counts] * layers
-        distinct = set(counts) - {0}
-        fine = len(counts) == layers and all(type(count) is int for count in counts) and len(distinct) == 1
-        stored.require(key, fine, f"for each of {layers} layers, 0 or the same number, and one with attention")
-        kv_heads = distinct.pop()
-        stored.require("attention.head_count", heads <= config["hidden_size"], "no more than embedding_length")
-        stored.require(key, kv_heads > 0 and heads % kv_heads == 0, f"a divisor of {heads}")
-        return {
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            ATTENDS: [count > 0 for count in counts],
-        }
 
 
 class _LayerKinds(Setting):
@@ -144,6 +99,19 @@ _MLP = {
 }
 _LAYER = "model.layers.{}."
 
+SETTINGS: tuple[Setting, ...] = (
+    _Tied(),
+    _LayerKinds(),
+    *(LayerHeads() if isinstance(row, Heads) else row for row in GROUPED_QUERY),
+    RMS_EPSILON,
+    HeadDim(),
+    Rope(ROPE_TYPES),
+    Integer("conv_L_cache", "shortconv.l_cache"),
+    Expected("conv_bias", False),
+    _Restored(),
+)
+"""Those that LFM2 has with experts too."""
+
 LFM2 = Family(
     architecture="lfm2",
     models=("Lfm2ForCausalLM", "LFM2ForCausalLM", "Lfm2Model"),
@@ -172,18 +140,7 @@ LFM2 = Family(
         norm="model.embedding_norm",
         norm_name="token_embd_norm",
     ),
-    settings=(
-        _Tied(),
-        _LayerKinds(),
-        _Width(),
-        *(LayerHeads() if isinstance(row, Heads) else row for row in GROUPED_QUERY),
-        RMS_EPSILON,
-        HeadDim(),
-        Rope(ROPE_TYPES),
-        Integer("conv_L_cache", "shortconv.l_cache"),
-        Expected("conv_bias", False),
-        _Restored(),
-    ),
+    settings=(_Width(), *SETTINGS),
     spelling={"rms_norm_eps": "norm_eps", "head_dim": ""},
     defaults={
         "vocab_size": 65536,

@@ -30,6 +30,7 @@ from lltool.quant.convert.families.granite_hybrid import GRANITE_HYBRID
 from lltool.quant.convert.families.granite_moe import GRANITE_MOE
 from lltool.quant.convert.families.jamba import JAMBA
 from lltool.quant.convert.families.lfm2 import LFM2
+from lltool.quant.convert.families.lfm2_moe import LFM2_MOE
 from lltool.quant.convert.families.llama import LLAMA, MISTRAL
 from lltool.quant.convert.families.mixtral import MIXTRAL, OLMOE
 from lltool.quant.convert.families.qwen2 import QWEN2
@@ -66,6 +67,7 @@ FAMILIES = (
     *gptneox.FAMILIES,
     *qwen.FAMILIES,
     LFM2,
+    LFM2_MOE,
     JAMBA,
     FALCON_H1,
     GRANITE_HYBRID,
