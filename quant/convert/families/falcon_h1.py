@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lltool.gguf.architecture_keys import SCALES
-from lltool.quant.convert.families.config import Config
+from lltool.quant.convert.families.config import Config, is_between
 from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.keys import DECODER, ByTensor, Expected, Fixed, HeadDim, Keys, Setting, Unused
 from lltool.quant.convert.families.llama import NAMES, SIZES_7B
@@ -58,8 +58,8 @@ class _Factors(Setting):
             config.number(key, None, *SCALES)
         for key, names in _LISTS.items():
             found = config.get(key, [1.0] * len(names))
-            fine = isinstance(found, list) and len(found) == len(names) and all(type(x) in (int, float) for x in found)
-            config.require(key, fine, f"{len(names)} numbers")
+            fine = isinstance(found, list) and len(found) == len(names) and all(is_between(x, *SCALES) for x in found)
+            config.require(key, fine, f"{len(names)} positive numbers")
             for name, number in zip(names, found, strict=True):
                 config.derive(name, number)
         tied, (one, other) = config.get("tie_word_embeddings"), (config.values[key] for key in _NUMBERS[:2])

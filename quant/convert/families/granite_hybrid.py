@@ -60,7 +60,7 @@ class _Kinds(Setting):
     def describe(self, config: Config) -> Keys:
         layers, kinds = config.integer("num_hidden_layers"), config.get("layer_types")
         kinds = ["mamba"] * layers if kinds is None else kinds
-        fine = isinstance(kinds, list) and len(kinds) == layers and all(kind in _KINDS for kind in kinds)
+        fine = isinstance(kinds, list) and len(kinds) == layers and all(kind in tuple(_KINDS) for kind in kinds)
         config.require("layer_types", fine, f"mamba or attention for each of {layers} layers")
         attends = [_KINDS[kind] for kind in kinds]
         both = any(attends) and not all(attends)

@@ -33,7 +33,8 @@ class _LayerKinds(Setting):
             fine = isinstance(numbers, list) and all(type(n) is int and 0 <= n < layers for n in numbers)
             config.require("full_attn_idxs", fine, f"numbers of the {layers} layers")
             kinds = ["full_attention" if number in numbers else "conv" for number in range(layers)]
-        fine = isinstance(kinds, list) and len(kinds) == layers and set(kinds) <= {"full_attention", "conv"}
+        fine = isinstance(kinds, list) and len(kinds) == layers
+        fine = fine and all(kind in ("full_attention", "conv") for kind in kinds)
         config.require("layer_types", fine, f"full_attention or conv for each of {layers} layers")
         config.derive(ATTENDS, [kind != "conv" for kind in kinds])
         return {}

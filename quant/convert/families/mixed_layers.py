@@ -41,8 +41,9 @@ class LayerHeads(Heads):
         heads = stored.integer("attention.head_count")
         counts = stored.keys.get(key, heads)
         counts = counts if isinstance(counts, list) else [counts] * layers
-        distinct = set(counts) - {0}
-        fine = len(counts) == layers and all(type(count) is int for count in counts) and len(distinct) == 1
+        fine = len(counts) == layers and all(type(count) is int for count in counts)
+        distinct: set[int] = set(counts) - {0} if fine else set()
+        fine = len(distinct) == 1
         stored.require(key, fine, f"for each of {layers} layers, 0 or the same number, and one with attention")
         kv_heads = distinct.pop()
         stored.require("attention.head_count", heads <= config["hidden_size"], "no more than embedding_length")
