@@ -193,3 +193,13 @@ def test_a_scan_costs_what_its_state_costs() -> None:
     made = [op for program in (scanning(64, 16), scanning_heads(4, 8, 2, 10)) for op in program.ops]
     found = [op.cost(calls, {}) for op in made if isinstance(op, Scan | SelectiveScan)]
     assert found == [Cost(2 * 4 * numbers, floats=3 * 4 * numbers) for numbers in (64 * 16, 4 * 8 * 10)]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "made", [convolving(75, 4, bias=True, silu=True), scanning(75, 5), scanning_heads(2, 100, 1, 16)]
+)
+def test_cuts_change_no_bit(made: Program, isa: str) -> None:
+    cpu = CpuExecutor(made, 3, slots=5, max_batch=128, threads=2, deterministic=True, instruction_set=isa)
+    for whole, found in zip(run_cuts(cpu, WHOLE), run_cuts(cpu, CUTS), strict=True):
+        assert np.array_equal(found, whole)
