@@ -40,6 +40,7 @@ def _make_cpu(program: Program, setup: Setup) -> Executor:
     return CpuExecutor(
         program,
         setup.pages,
+        slots=setup.slots,
         max_batch=setup.batch,
         threads=setup.threads,
         precision=setup.precision,

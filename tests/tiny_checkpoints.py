@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.tiny_recurrent import RECURRENT
+
 TEXT = """The quick brown fox jumps over the lazy dog. It's 2024, isn't it? They've 12345 reasons, we'll see them all.
 def main(argv: list[str]) -> int:\n    for i in range(10):\n        print(f"{i}: {i ** 2}")\n    return 0\n
 The old man went to the sea, and the sea went to the old man; the dog and the fox went there together, then rested.
@@ -222,6 +224,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mpt": ("MptForCausalLM", "qwen2", {**FULL_ODD_HEADS, "max_seq_len": 512, "attn_config": {"clip_qkv": 2.0}}),
     "bloom": ("BloomForCausalLM", "qwen2", {**FULL_ODD_HEADS, "seq_length": 512}),
     **MIXTURES,
+    **RECURRENT,
 }
 
 
@@ -249,10 +252,12 @@ def make_checkpoint(
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (0.0 if adds_one(family) else 1.0))
             elif name.endswith("bias"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
+            elif name.endswith("A_log"):  # so that some states last for many tokens
+                parameter.copy_(torch.randn_like(parameter) * 1.5 - 2)
             else:
                 parameter.copy_(torch.randn_like(parameter) * 1.3 / parameter.shape[-1] ** 0.5)
         for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):
+            if name.endswith(("correction_bias", "expert_bias")):
                 buffer.copy_(torch.randn_like(buffer) * 0.2)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder

@@ -39,6 +39,7 @@ class CpuExecutor:
         program: Program,
         pages: int,
         *,
+        slots: int = 0,
         max_batch: int,
         threads: int | Threads,
         precision: Precision = "int8",
@@ -71,6 +72,7 @@ class CpuExecutor:
             arena_width=sum(program.arena_widths.values()),
             vocabulary=program.logits.width,
             pages=pages,
+            slots=slots,
             int8=precision == "int8",
             k_type=int(GGMLType[cache_type_k.upper()]),
             v_type=int(GGMLType[cache_type_v.upper()]),
@@ -86,7 +88,7 @@ class CpuExecutor:
         self._native.finish()
 
     def run(self, batch: Batch) -> None:
-        self._native.run(batch.tokens, batch.positions, batch.sequences, batch.tables, batch.outputs)
+        self._native.run(batch.tokens, batch.positions, batch.sequences, batch.tables, batch.outputs, batch.slots)
 
     def logits(self, start: int, stop: int) -> NDArray[np.float32]:
         rows: NDArray[np.float32] = self._native.logits(start, stop)
@@ -121,3 +123,6 @@ class CpuExecutor:
 
     def copy_page(self, source: int, target: int) -> None:
         self._native.copy_page(source, target)
+
+    def copy_slot(self, source: int, target: int) -> None:
+        self._native.copy_slot(source, target)

@@ -12,13 +12,15 @@ from lltool.engine.batch import CacheType
 from lltool.engine.cpu import _native
 from lltool.engine.cpu.fuse import AnyNorm, FusedOps
 from lltool.engine.operations.attention import BLOCK_TYPES, Attention
-from lltool.engine.operations.elementwise import Activate, Add, Clamp, Gated, Multiply, Scale, Softcap, Xielu
+from lltool.engine.operations.convolution import Convolution
+from lltool.engine.operations.elementwise import Activate, Add, Clamp, Gated, Multiply, Product, Scale, Softcap, Xielu
 from lltool.engine.operations.embed import Embed, EmbedPositions
 from lltool.engine.operations.experts import Combine, ExpertLinear, Route, SharedGate
 from lltool.engine.operations.linear import Linear
 from lltool.engine.operations.norm import LayerNorm, Norm
 from lltool.engine.operations.observe import Observe
 from lltool.engine.operations.rope import Rope
+from lltool.engine.operations.scan import Scan, SelectiveScan
 from lltool.engine.operations.select import Select
 from lltool.engine.program import Buffer, Operation, Program, Rows
 from lltool.gguf.errors import InputError
@@ -162,6 +164,26 @@ def _attention(to: Target, op: Attention) -> None:
     to.native.attention(**arguments)
 
 
+def _convolution(to: Target, op: Convolution) -> None:
+    taps = to.vector(op.weight).reshape(op.x.width, op.taps)
+    to.native.convolution(
+        x=to.place(op.x),
+        out=to.place(op.out),
+        weight=np.ascontiguousarray(taps.T),
+        bias=to.vector(op.bias) if op.bias else None,
+        silu=op.activation == "silu",
+    )
+
+
+def _selective_scan(to: Target, op: SelectiveScan) -> None:
+    a = to.vector(op.a).reshape(op.x.width, op.b.width)
+    to.native.selective_scan(**to.arguments(op) | {"a": np.ascontiguousarray(a.T), "d": to.vector(op.d)})
+
+
+def _scan(to: Target, op: Scan) -> None:
+    to.native.scan(**to.arguments(op) | {name: to.vector(getattr(op, name)) for name in ("a", "d", "dt_bias")})
+
+
 def _gated(to: Target, op: Gated) -> None:
     function = _native.Function(name=op.activation)
     to.native.function(function=function, x=to.place(op.gate), y=to.place(op.up), out=to.place(op.out), group=to.group)
@@ -187,6 +209,10 @@ def _clamp(to: Target, op: Clamp) -> None:
 
 def _multiply(to: Target, op: Multiply) -> None:
     _function(to, op, _native.Function(name="multiply", vector=to.vector(op.weight), unit=op.x.width))
+
+
+def _product(to: Target, op: Product) -> None:
+    to.native.function(function=_native.Function(name="product"), **to.arguments(op), group=to.group)
 
 
 def _add(to: Target, op: Add) -> None:
@@ -226,11 +252,15 @@ KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     SharedGate: _shared_gate,
     Rope: _rope,
     Attention: _attention,
+    Convolution: _convolution,
+    SelectiveScan: _selective_scan,
+    Scan: _scan,
     Gated: _gated,
     Activate: _activate,
     Xielu: _xielu,
     Clamp: _clamp,
     Multiply: _multiply,
+    Product: _product,
     Add: _add,
     Scale: _scale,
     Softcap: _softcap,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models import gemma3, llama, olmo2, parallel
+from lltool.engine.models import gemma3, hybrid, llama, olmo2, parallel
 from lltool.engine.program import Program, Tracer, Weight
 from lltool.gguf.source import Source
 
@@ -53,6 +53,13 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "apertus": llama.trace,
     "ernie4_5": llama.trace,
     "hunyuan-dense": llama.trace,
+    "lfm2": hybrid.trace,
+    "lfm2moe": hybrid.trace,
+    "mamba": hybrid.trace,
+    "mamba2": hybrid.trace,
+    "falcon-h1": hybrid.trace,
+    "jamba": hybrid.trace,
+    "granitehybrid": hybrid.trace,
 }
 
 

@@ -1,5 +1,6 @@
 """What the reference computation of an operation works with."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from lltool.engine.batch import PAGE, Batch, CacheType
 from lltool.engine.executor import Observation
 from lltool.engine.program import Buffer, Program, Rows
-from lltool.engine.state import StateLayout
+from lltool.engine.state import Slot, StateLayout
 from lltool.quant.codec import decode
 
 Floats = NDArray[Any]  # in the context's dtype
@@ -58,6 +59,20 @@ class Context:
     def __setitem__(self, buffer: Buffer, value: Floats) -> None:
         assert value.shape[1] == buffer.width
         self._arena[self.program.place(buffer)] = value.astype(self._dtype, copy=False)
+
+    def sequences(self, *slots: Slot) -> Iterator[tuple[NDArray[np.intp], list[Floats]]]:
+        """For each sequence of the batch: its rows, in order, and its state before them in each of the slots.
+
+        A state is a view, to be overwritten with the state after the rows.
+        """
+        batch = self.batch
+        for sequence in np.unique(batch.sequences):
+            rows = np.flatnonzero(batch.sequences == sequence)
+            states = [self.slots[slot.name][batch.slots[sequence]] for slot in slots]
+            if batch.positions[rows[0]] == 0:
+                for state in states:
+                    state[:] = 0
+            yield rows, states
 
     def weight(self, name: str) -> Floats:
         """A decoded weight: a vector, or a matrix (rows, columns)."""

@@ -375,9 +375,13 @@ def _with_origin(conversion: Conversion) -> Model:
     return Model({**conversion.model.metadata, **made}, conversion.model.tensors)
 
 
+_FLOAT32 = (".ffn_gate_inp.", "_norm.weight", ".ssm_conv1d", ".shortconv.conv.")
+
+
 def _is_float32(tensor: Tensor) -> bool:
-    """Whether files have the tensor in float32, as llama.cpp reads it: vectors, biases of experts, and routers."""
-    return len(tensor.shape) == 1 or not tensor.name.endswith("weight") or ".ffn_gate_inp." in tensor.name
+    """Whether files have the tensor in float32, as llama.cpp reads it: vectors, convolutions, norms and routers."""
+    name = tensor.name
+    return len(tensor.shape) == 1 or not name.endswith("weight") or any(part in name for part in _FLOAT32)
 
 
 def _file_type(tensors: Sequence[Tensor]) -> FileType:

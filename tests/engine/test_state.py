@@ -1,7 +1,6 @@
 """States of fixed size: a forked or truncated sequence gives the logits that evaluating its text anew gives."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,60 +11,39 @@ from numpy.typing import NDArray
 from lltool.engine.batch import PAGE
 from lltool.engine.cache import Sequence
 from lltool.engine.cpu.threads import Threads
-from lltool.engine.executors import Setup, make_executor
+from lltool.engine.executors import EXECUTORS, Setup, make_executor
 from lltool.engine.model import Model
 from lltool.engine.operations.attention import attend
+from lltool.engine.operations.convolution import Convolution, convolution
 from lltool.engine.operations.embed import embed
 from lltool.engine.operations.linear import linear
 from lltool.engine.operations.select import select
-from lltool.engine.program import Buffer, Operation, Program, Tracer, Weight
+from lltool.engine.program import Program, Tracer, Weight
 from lltool.engine.reference.context import Context
-from lltool.engine.reference.executor import ReferenceExecutor
 from lltool.engine.state import KeyValue, Slot, StateLayout
-from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 
 VOCAB, WIDTH, CONTEXT, EVERY, MOST = 50, 32, 512, 256, 4
-DECAY = 0.9
-
-
-@dataclass(frozen=True)
-class RunningSum(Operation):
-    """out[t] = x[t] + DECAY * out[t - 1], for each sequence; its state is the last out."""
-
-    x: Buffer
-    out: Buffer
-    layer: int
-
-    @property
-    def state(self) -> tuple[Slot]:
-        return (Slot(f"blk.{self.layer}.running_sum", (self.x.width,)),)
-
-    def reference(self, run: Context) -> None:
-        x, states, batch = run[self.x], run.slots[self.state[0].name], run.batch
-        out = np.empty_like(x)
-        for row, (token, sequence, position) in enumerate(zip(x, batch.sequences, batch.positions, strict=True)):
-            slot = batch.slots[sequence]
-            states[slot] = out[row] = token + (DECAY * states[slot] if position else 0)
-        run[self.out] = out
+TAPS = 4
 
 
 def make_program() -> Program:
     random = np.random.default_rng(5)
 
-    def weight(name: str, rows: int) -> Weight:
-        values = (random.normal(size=(rows, WIDTH)) / WIDTH**0.5).astype(np.float32)
+    def weight(name: str, rows: int, columns: int = WIDTH) -> Weight:
+        values = (random.normal(size=(rows, columns)) / columns**0.5).astype(np.float32)
         return Weight(name, GGMLType.F32, values.shape, values.view(np.uint8))
 
     weights = [
         weight("embed", VOCAB),
         *(weight(f"{name}.weight", WIDTH) for name in "qkvo"),
         weight("head.weight", VOCAB),
+        *(weight(f"blk.{layer}.conv.weight", WIDTH, TAPS) for layer in range(2)),
     ]
     g = Tracer({w.name: w for w in weights})
     x = embed(g, "embed", VOCAB, WIDTH)
     for layer in range(2):
-        out = g.add(RunningSum(x, g.like(x), layer)).out
+        out = convolution(g, x, f"blk.{layer}.conv.weight", TAPS)
         q, k, v = linear(g, out, ["q.weight", "k.weight", "v.weight"], [WIDTH] * 3)
         y = attend(g, q, k, v, layer=layer, head_dim=8, scale=0.3, window=0, softcap=0)
         (x,) = linear(g, y, ["o.weight"], [WIDTH], residual=out)
@@ -73,24 +51,24 @@ def make_program() -> Program:
     return g.finish()
 
 
-def make_model(sequences: int = 4) -> Model:
+def make_model(kind: str, sequences: int = 4) -> Model:
     program = make_program()
     setup = Setup(sequences * CONTEXT // PAGE, 100, Threads.of(1), "f32", "f32", "f32", slots=sequences * (1 + MOST))
-    executor = ReferenceExecutor(program, setup.pages, slots=setup.slots)
+    executor = make_executor(kind, program, setup)
     file = SimpleNamespace(path="sums.gguf", check_unchanged=lambda: None, close=lambda: None)
     return Model(cast(Any, file), cast(Any, SimpleNamespace(vocab=VOCAB)), program, executor, setup, CONTEXT)
 
 
-@pytest.fixture
-def model() -> Model:
-    return make_model()
+@pytest.fixture(params=EXECUTORS)
+def model(request: pytest.FixtureRequest) -> Model:
+    return make_model(request.param)
 
 
 TEXT = np.random.default_rng(6).integers(0, VOCAB, CONTEXT).tolist()
 
 
 def logits_anew(tokens: list[int]) -> NDArray[np.float32]:
-    fresh = make_model(1)
+    fresh = make_model("reference", 1)
     return fresh.evaluate(fresh.new_sequence(), tokens)
 
 
@@ -102,8 +80,8 @@ def assert_same(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> None
 def test_a_program_says_what_it_keeps() -> None:
     layout = StateLayout.of(make_program())
     assert layout.key_values == (KeyValue(0, 4, 8, 8), KeyValue(1, 4, 8, 8))
-    assert layout.slots == (Slot("blk.0.running_sum", (WIDTH,)), Slot("blk.1.running_sum", (WIDTH,)))
-    assert (layout.token_width, layout.slot_bytes) == (2 * 2 * WIDTH, 2 * 4 * WIDTH)
+    assert layout.slots == tuple(Slot(f"blk.{layer}.conv.weight", (TAPS - 1, WIDTH)) for layer in range(2))
+    assert (layout.token_width, layout.slot_bytes) == (2 * 2 * WIDTH, 2 * (TAPS - 1) * 4 * WIDTH)
     assert KeyValue(0, 1, 576, 512, value_is_key=True).token_width == 576
 
 
@@ -160,19 +138,20 @@ def test_forks_go_their_own_ways(model: Model) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ArithmeticError])
 def test_a_run_that_fails_half_way_leaves_a_right_state(
-    model: Model, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute = RunningSum.reference
+    compute = Convolution.reference
 
-    def fail(op: RunningSum, run: Context) -> None:
+    def fail(op: Convolution, run: Context) -> None:
         compute(op, run)
         raise error
 
+    model = make_model("reference")
     sequence = model.new_sequence()
     model.evaluate(sequence, TEXT[:300])
     model.evaluate(sequence, TEXT[300:340])
     with monkeypatch.context() as patch:
-        patch.setattr(RunningSum, "reference", fail)
+        patch.setattr(Convolution, "reference", fail)
         with pytest.raises(error):
             model.evaluate(sequence, [1, 2, 3])
     assert sequence.length == 300
@@ -187,9 +166,3 @@ def test_slots_come_back(model: Model, end: Callable[[Sequence], None]) -> None:
         end(sequence)
         del sequence
     assert (model.free_pages, len(model.new_sequence().pool.free_slots)) == (model.setup.pages, model.setup.slots)
-
-
-def test_the_cpu_executor_refuses_a_program_with_slots() -> None:
-    setup = Setup(1, 1, Threads.of(1), "int8", "f16", "f16", slots=5)
-    with pytest.raises(InputError, match=r"no kernel for the operation RunningSum, .* with executor=.reference"):
-        make_executor("cpu", make_program(), setup)

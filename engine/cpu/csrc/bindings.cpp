@@ -12,13 +12,12 @@
 #include "attention_op.h"
 #include "isa.h"
 #include "probe.h"
+#include "recurrent_bindings.h"
 #include "sample.h"
 #include "session.h"
 
 namespace nb = nanobind;
 using namespace lltool;
-
-using Floats = Array1<float>;
 
 // A matrix of a linear with its output.
 struct Product {
@@ -35,8 +34,6 @@ struct Function {
   double factor;
   int64_t unit;
 };
-
-static std::vector<float> floats_or_none(const std::optional<Floats>& a) { return a ? floats(*a) : std::vector<float>(); }
 
 static std::unique_ptr<FunctionOp> make_function(const Session& s, const Function& f, Place x, Place y, Place out) {
   const NamedFunction& known = s.executor.kernels.function(f.name);
@@ -323,16 +320,18 @@ NB_MODULE(_native, m) {
       .def(nb::init<std::string, std::optional<Floats>, double, int64_t>(), nb::kw_only(), nb::arg("name"),
            nb::arg("vector").noconvert() = nb::none(), nb::arg("factor") = 0.0, nb::arg("unit") = 1);
   bind_sampling(m);
-  nb::class_<Session>(m, "Executor")
+  nb::class_<Session> executor(m, "Executor");
+  bind_recurrent(executor);
+  executor
       .def(
           "__init__",
           [](Session* self, const std::string& isa, Team decode, Team batch, int poll, int max_batch, int head_rows,
-             int64_t arena_width, int64_t vocabulary, int64_t pages, bool int8, int k_type, int v_type, bool deterministic) {
-            new (self) Session(checked(Settings{isa, 0, max_batch, head_rows, arena_width, vocabulary, pages, int8, {}, {},
+             int64_t arena_width, int64_t vocabulary, int64_t pages, int64_t slots, bool int8, int k_type, int v_type, bool deterministic) {
+            new (self) Session(checked(Settings{isa, 0, max_batch, head_rows, arena_width, vocabulary, pages, slots, int8, {}, {},
                                                 deterministic, std::move(decode), std::move(batch), poll}, k_type, v_type));
           },
           nb::kw_only(), nb::arg("isa"), nb::arg("decode"), nb::arg("batch"), nb::arg("poll"), nb::arg("max_batch"),
-          nb::arg("head_rows"), nb::arg("arena_width"), nb::arg("vocabulary"), nb::arg("pages"), nb::arg("int8"),
+          nb::arg("head_rows"), nb::arg("arena_width"), nb::arg("vocabulary"), nb::arg("pages"), nb::arg("slots"), nb::arg("int8"),
           nb::arg("k_type"), nb::arg("v_type"), nb::arg("deterministic"))
       // An operation is added by its name, with named arguments.
       .def("embed", &Session::embed, nb::kw_only(), nb::arg("out"), nb::arg("type"), nb::arg("data").noconvert(), nb::arg("scale"),
@@ -376,7 +375,7 @@ NB_MODULE(_native, m) {
       })
       .def("finish", &Session::finish)
       .def("run", &Session::run, nb::arg("ids").noconvert(), nb::arg("positions").noconvert(), nb::arg("sequences").noconvert(),
-           nb::arg("tables").noconvert(), nb::arg("outputs").noconvert())
+           nb::arg("tables").noconvert(), nb::arg("outputs").noconvert(), nb::arg("slots").noconvert())
       .def("logits", [](Session& s, int64_t start, int64_t stop) {
         const auto lock = s.ready();
         const float* rows;
@@ -407,5 +406,9 @@ NB_MODULE(_native, m) {
       .def("copy_page", [](Session& s, int64_t source, int64_t target) {
         const auto lock = s.ready();
         s.executor.copy_page(source, target);
+      }, nb::arg("source"), nb::arg("target"))
+      .def("copy_slot", [](Session& s, int64_t source, int64_t target) {
+        const auto lock = s.ready();
+        s.executor.copy_slot(source, target);
       }, nb::arg("source"), nb::arg("target"));
 }

@@ -109,6 +109,15 @@ void Executor::cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) 
   }
 }
 
+int64_t Executor::add_state(int64_t floats) {
+  if (settings.slots < 1) throw std::invalid_argument("an operation with a state of fixed size in an executor without slots");
+  checked_mul(floats, 2 * sizeof(float)); // twice, so that additions cannot overflow
+  const int64_t offset = slot_floats, more = (floats + 15) / 16 * 16; // whole lines of the cache
+  checked_mul(settings.slots, offset + more, 2 * sizeof(float));
+  slot_floats += more;
+  return offset;
+}
+
 void Executor::reserve_columns(int64_t K) { columns_ = std::max(columns_, padded(K)); }
 
 void Executor::reserve_rows(int64_t rows, int64_t K, bool int8, bool floats) {
@@ -137,11 +146,12 @@ void Executor::finish() {
   own_rows_ = Memory<float>(checked_mul(threads, columns_));
   cache_ = Memory<uint8_t>(checked_mul(settings.pages, page_bytes) + 64);
   advise_large_pages(cache_.data(), cache_.size());
+  slots_ = Memory<float>(checked_mul(settings.slots, slot_floats));
   attention_ = Memory<float>(checked_mul(attention_floats_, threads));
   partials_ = Memory<float>(int64_t(partial_floats_));
   for (const auto& op : ops_) op->finish(*this);
   const std::shared_ptr<Pool> pool = Pool::of_process();
-  pool->reserve(settings.threads, 2 + 3 * int(ops_.size()));
+  pool->reserve(settings.threads, 3 + 3 * int(ops_.size()));
   pool_ = pool;
 }
 
@@ -161,6 +171,18 @@ void Executor::fill_ropes(Pool::Worker& worker, const Batch& batch) {
         rope.sine.data()[row + i] = float(std::sin(angle)) * rope.magnitude;
       }
     }
+  });
+}
+
+void Executor::clear_new_states(Pool::Worker& worker) const {
+  const auto is_new = [](const Segment& s) { return s.position == 0; };
+  if (slot_floats == 0 || std::none_of(segments_.begin(), segments_.end(), is_new)) return;
+  constexpr int64_t block = 1 << 14; // floats
+  const int64_t blocks = (slot_floats + block - 1) / block;
+  worker.parallel(int64_t(segments_.size()) * blocks, [&](int64_t i) {
+    const Segment& s = segments_[size_t(i / blocks)];
+    const int64_t begin = i % blocks * block, end = std::min(begin + block, slot_floats);
+    if (is_new(s)) std::fill(state(s, begin), state(s, end), 0.0f);
   });
 }
 
@@ -201,6 +223,7 @@ void Executor::run(const Batch& batch) {
   const bool with_head = batch.outputs > 0 && batch.outputs <= settings.head_rows;
   pool_->run(team(batch.tokens), settings.poll, [&](Pool::Worker& worker) {
     fill_ropes(worker, batch);
+    clear_new_states(worker);
     const Run body{*this, batch, batch.tokens, 0, worker};
     run_ops(0, head_, body);
     if (!with_head) return;
@@ -274,6 +297,12 @@ void Executor::copy_page(int64_t source, int64_t target) {
     throw std::invalid_argument("copy_page: no such page");
   if (source == target) return;
   std::memcpy(cache_.data() + target * page_bytes, cache_.data() + source * page_bytes, size_t(page_bytes));
+}
+
+void Executor::copy_slot(int64_t source, int64_t target) {
+  if (source < 0 || target < 0 || source >= settings.slots || target >= settings.slots)
+    throw std::invalid_argument("copy_slot: no such slot");
+  if (source != target) std::copy_n(slot(source), slot_floats, slot(target));
 }
 
 } // namespace lltool

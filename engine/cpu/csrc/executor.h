@@ -47,7 +47,7 @@ struct Buffer {
 struct Settings {
   std::string isa;
   int threads, max_batch, head_rows;
-  int64_t arena_width, vocabulary, pages;
+  int64_t arena_width, vocabulary, pages, slots;
   bool int8;
   CacheType k_type, v_type;
   bool deterministic; // batches of one or two tokens, and few tokens with float weights, are computed as larger ones are
@@ -55,13 +55,14 @@ struct Settings {
   int poll;
 };
 
-// The tokens of one call. `tables` is (sequences, table_width) page ids.
+// The tokens of one call. `tables` is (sequences, table_width) page ids; `slots` are the sequences' slots, or null if the
+// program has no states of fixed size.
 struct Batch {
   int64_t tokens = 0, outputs = 0, table_width = 0;
-  const int32_t *ids, *positions, *sequences, *tables, *output_rows;
+  const int32_t *ids, *positions, *sequences, *tables, *output_rows, *slots;
 };
 
-// Consecutive positions of one sequence in a batch.
+// Consecutive positions of one sequence in a batch. If the program has slots, a sequence has one segment in a batch.
 struct Segment {
   int64_t row;
   int tokens, position, sequence;
@@ -132,6 +133,8 @@ public:
   int add_rope_table(std::vector<float> frequencies, float magnitude);
   void add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim);
   int add_tiling(int group, int window);
+  // Adds a part of `floats` numbers to each slot, for an operation that keeps a state of fixed size; returns its offset.
+  int64_t add_state(int64_t floats);
   void reserve_columns(int64_t K); // for a linear that reads K columns of its input
   // For prepared activations of more rows than a batch has, of K columns each.
   void reserve_rows(int64_t rows, int64_t K, bool int8, bool floats);
@@ -145,6 +148,7 @@ public:
   // row to `out`, in the order of engine/reference/compare.py.
   void compare(int64_t start, int64_t count, const float* base, const int32_t* targets, double* out);
   void copy_page(int64_t source, int64_t target);
+  void copy_slot(int64_t source, int64_t target);
 
   // The number of operations; row operations that run together count as one.
   size_t operations() const { return ops_.size(); }
@@ -171,6 +175,11 @@ public:
     std::vector<Piece> pieces;
   };
 
+  const std::vector<Segment>& segments() const { return segments_; } // of the running batch
+  // A part of the slot of the segment's sequence: the state before the segment's tokens, all zero at position 0. The
+  // operation that added the part leaves the state after the tokens there.
+  float* state(const Segment& s, int64_t offset) const { return slot(batch_.slots[s.sequence]) + offset; }
+
   uint8_t* keys(const CacheLayer& c, int64_t page) const { return cache_.data() + page * page_bytes + c.offset; }
   uint8_t* values(const CacheLayer& c, int64_t page) const { return keys(c, page) + c.kv_heads * c.k_bytes; }
   float* at(Buffer b) const { return b.offset < 0 ? logits_.data() : arena_.data() + b.offset * settings.max_batch; }
@@ -183,7 +192,7 @@ public:
   const bool pairs; // attention multiplies pairs of int16
   std::vector<RopeTable> ropes;
   std::vector<CacheLayer> cache;
-  int64_t page_bytes = 0;
+  int64_t page_bytes = 0, slot_floats = 0;
   std::vector<Tiling> tilings;
   Quantized quantized{};         // activations of the running linear, shared by the threads
   float* packed = nullptr;
@@ -199,13 +208,15 @@ private:
   void check_rows(int64_t start, int64_t count) const;
   void check_targets(int64_t count, const int32_t* targets) const;
   void fill_ropes(Pool::Worker& worker, const Batch& batch);
+  void clear_new_states(Pool::Worker& worker) const;
+  float* slot(int64_t number) const { return slots_.data() + number * slot_floats; }
 
   std::vector<std::unique_ptr<Op>> ops_;
   std::vector<int64_t> times_; // empty: timing is off
   size_t head_ = 0;
   RowOps* open_ = nullptr; // the row operations that the next one joins; null: none
   std::shared_ptr<Pool> pool_; // that of the process
-  Memory<float> arena_, logits_, attention_, partials_, packed_, own_rows_;
+  Memory<float> arena_, logits_, attention_, partials_, packed_, own_rows_, slots_;
   Memory<uint8_t> scratch_, own_, cache_;
   Memory<int8_t> q_;
   Memory<float> q_scale_;

@@ -14,7 +14,7 @@
 namespace lltool {
 
 constexpr int page_tokens = 64; // tokens in a page of the KV cache
-constexpr int max_head_dim = 512, max_layers = 1 << 16, max_experts = 1 << 16;
+constexpr int max_head_dim = 512, max_layers = 1 << 16, max_experts = 1 << 16, max_taps = 64;
 
 // Columns of quantized activations in row layout; those after the weight's own columns are zero.
 constexpr int64_t padded(int64_t columns) { return (columns + 127) / 128 * 128; }
@@ -121,6 +121,41 @@ struct AttentionTask {
   float* partial; // null, or the output instead of `out` for a part of the keys: attention_partial(...) floats per row
 };
 
+// A causal convolution of each column of some tokens of a sequence: out[t] = the sum of weight[k] x[t - taps + 1 + k].
+struct ConvolutionTask {
+  const float* x;
+  float* out;
+  int64_t tokens, columns, stride; // floats between tokens in x and out, and between rows of weight and state
+  int taps;
+  const float* weight; // (taps, columns)
+  const float* bias;   // null, or (columns,)
+  bool silu;           // apply it to the sum
+  float* state;        // (taps - 1, columns): the inputs just before the first token, then those just before the next one
+};
+
+// The selective scan of some columns over tokens of a sequence (engine/operations/scan.py).
+struct SelectiveScanTask {
+  const float *x, *dt;
+  const float *b, *c; // (tokens, states)
+  float* out;
+  int64_t tokens, columns, stride, states; // stride: floats between tokens in x, dt and out
+  const float* a;                          // (states, columns), times log2(e)
+  const float* d;
+  float* state;         // (states, columns)
+  int64_t state_stride; // floats between rows of a and state, which are readable to whole vectors
+};
+
+// The scan of a head of a state-space dual model over tokens of a sequence; strides are floats between tokens.
+struct ScanTask {
+  const float *x, *b, *c, *dt; // columns, states, states and one number of a token
+  float* out;
+  int64_t x_stride, bc_stride, dt_stride, out_stride;
+  int64_t tokens, columns, states;
+  float a, d, dt_bias;
+  float* state;         // (states, columns)
+  int64_t state_stride; // floats between rows, which hold whole vectors
+};
+
 // The largest logit of a row: its first place, its value, and ln(sum(e^(x - value))) over the row.
 struct Peak {
   int64_t place;
@@ -200,6 +235,10 @@ struct EngineKernels {
   void (*merge_attention)(const AttentionTask& task, const float* parts, int count, int64_t stride);
   // Stores a token's key or value of one head in its slot of a page.
   void (*store_cache)(CacheType type, bool pairs, const float* x, int64_t dim, void* page, int slot, bool is_key);
+
+  void (*convolve)(const ConvolutionTask& task);
+  void (*selective_scan)(const SelectiveScanTask& task);
+  void (*scan)(const ScanTask& task);
 
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
   void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);

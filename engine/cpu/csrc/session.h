@@ -9,6 +9,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -27,6 +28,7 @@ namespace nb = nanobind;
 
 template <class T, int rank = 1> using Array = nb::ndarray<T, nb::ndim<rank>, nb::c_contig, nb::device::cpu>;
 template <class T> using Array1 = Array<const T>;
+using Floats = Array1<float>;
 using Bytes2 = Array<const uint8_t, 2>;
 using Tables = Array<const int32_t, 2>;
 using Rows = Array<const float, 2>;
@@ -38,6 +40,8 @@ inline std::vector<float> floats(const Array1<float>& a) {
   require_aligned(a);
   return {a.data(), a.data() + a.size()};
 }
+
+inline std::vector<float> floats_or_none(const std::optional<Floats>& a) { return a ? floats(*a) : std::vector<float>(); }
 
 // For settings and factors only: NaN and infinity in weights give useless numbers, but do no harm.
 inline void require_finite(std::initializer_list<double> numbers) {
@@ -61,6 +65,7 @@ inline Settings checked(Settings s, int k_type, int v_type) {
   require(s.head_rows >= 1 && s.head_rows <= s.max_batch, "head_rows is 1 to max_batch");
   require(s.arena_width >= 1 && s.vocabulary >= 1 && s.pages >= 1, "arena_width, vocabulary and pages are at least 1");
   require(s.pages <= std::numeric_limits<int32_t>::max(), "pages have numbers of 32 bits");
+  require(s.slots >= 0 && s.slots <= std::numeric_limits<int32_t>::max(), "slots have numbers of 32 bits");
   checked_mul(s.arena_width, s.max_batch, sizeof(float));
   checked_mul(s.vocabulary, s.head_rows, sizeof(float));
   require(is_cache_type(k_type) && is_cache_type(v_type), "k_type and v_type are F32, F16, BF16, Q8_0 or Q4_0");
@@ -219,12 +224,13 @@ public:
     executor.finish();
   }
 
-  void run(Array1<int32_t> ids, Array1<int32_t> positions, Array1<int32_t> sequences, Tables tables, Array1<int32_t> outputs) {
+  void run(Array1<int32_t> ids, Array1<int32_t> positions, Array1<int32_t> sequences, Tables tables, Array1<int32_t> outputs,
+           Array1<int32_t> slots) {
     const auto lock = ready();
     const size_t n = ids.size();
     if (n == 0 || n > size_t(executor.settings.max_batch) || positions.size() != n || sequences.size() != n || outputs.size() > n)
       throw std::invalid_argument("run: a batch of wrong size");
-    for (const auto* array : {&ids, &positions, &sequences, &outputs}) require_aligned(*array);
+    for (const auto* array : {&ids, &positions, &sequences, &outputs, &slots}) require_aligned(*array);
     require_aligned(tables);
     for (size_t i = 0; i < n; ++i) {
       const bool fits = ids.data()[i] >= 0 && ids.data()[i] < token_ids_ && sequences.data()[i] >= 0 &&
@@ -237,7 +243,12 @@ public:
       if (tables.data()[i] < 0 || tables.data()[i] >= executor.settings.pages) throw std::invalid_argument("run: no such page");
     for (size_t i = 0; i < outputs.size(); ++i)
       if (outputs.data()[i] < 0 || size_t(outputs.data()[i]) >= n) throw std::invalid_argument("run: no such output row");
-    Arrays arrays{copy(ids), copy(positions), copy(sequences), {tables.data(), tables.data() + tables.size()}, copy(outputs)};
+    if (executor.slot_floats > 0) {
+      if (slots.size() != tables.shape(0)) throw std::invalid_argument("run: wanted a slot for each sequence");
+      for (size_t i = 0; i < slots.size(); ++i)
+        if (slots.data()[i] < 0 || slots.data()[i] >= executor.settings.slots) throw std::invalid_argument("run: no such slot");
+    }
+    Arrays arrays{copy(ids), copy(positions), copy(sequences), {tables.data(), tables.data() + tables.size()}, copy(outputs), copy(slots)};
     Batch batch;
     batch.tokens = int64_t(n);
     batch.outputs = int64_t(arrays.outputs.size());
@@ -247,7 +258,9 @@ public:
     batch.sequences = arrays.sequences.data();
     batch.tables = arrays.tables.data();
     batch.output_rows = arrays.outputs.data();
+    batch.slots = arrays.slots.data();
     require_own_places(batch);
+    if (executor.slot_floats > 0) require_own_slots(batch, arrays.slots);
     arrays_ = std::move(arrays);
     nb::gil_scoped_release release;
     executor.run(batch);
@@ -269,13 +282,26 @@ private:
     require(std::adjacent_find(taken.begin(), taken.end()) == taken.end(), "run: two tokens in one place of the cache");
   }
 
+  // A slot has one state, which follows a sequence from token to token.
+  static void require_own_slots(const Batch& batch, std::vector<int32_t> slots) {
+    std::sort(slots.begin(), slots.end());
+    require(std::adjacent_find(slots.begin(), slots.end()) == slots.end(), "run: two sequences in one slot");
+    std::vector<bool> seen(slots.size());
+    for (int64_t t = 0; t < batch.tokens; ++t) {
+      const size_t sequence = size_t(batch.sequences[t]);
+      const bool follows = t > 0 && batch.sequences[t - 1] == batch.sequences[t] && batch.positions[t - 1] + 1 == batch.positions[t];
+      require(follows || !seen[sequence], "run: the tokens of a sequence with a slot are not in order");
+      seen[sequence] = true;
+    }
+  }
+
   std::atomic<long> runs_in_{0}; // id of the process that runs it; 0: none
   int64_t token_ids_ = std::numeric_limits<int32_t>::max(); // rows of the embedding
   int64_t positions_ = std::numeric_limits<int32_t>::max(); // rows of the embedding of positions
   LinearOp* linear_ = nullptr;                              // the executor's last operation, if that is a linear
   GroupPlaces columns_;                                     // the places that its groups use
   struct Arrays {
-    std::vector<int32_t> ids, positions, sequences, tables, outputs;
+    std::vector<int32_t> ids, positions, sequences, tables, outputs, slots;
   } arrays_;
 };
 

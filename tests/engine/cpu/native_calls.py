@@ -16,9 +16,10 @@ SETTINGS: dict[str, Any] = {
     "poll": 0,
     "max_batch": 4,
     "head_rows": 2,
-    "arena_width": 720,
+    "arena_width": 960,
     "vocabulary": 40,
     "pages": 2,
+    "slots": 3,
     "int8": True,
     "k_type": 1,
     "v_type": 8,
@@ -97,6 +98,7 @@ def whole_program() -> list[Call]:
         ),
         ("observe", {"x": h, "chosen": None, "assigned": False}),
         *mixture(h, x),
+        *recurrent(h),
         ("linear", {"x": h, "groups": [[product(up, 0, weight(64, 256))]], "residual": x, "norm": None}),
         ("function", {"function": function("silu"), "x": up, "y": x, "out": up, "group": 0}),
         ("function", {"function": function("softcap", 30.0), "x": up, "y": None, "out": up, "group": -1}),
@@ -106,7 +108,17 @@ def whole_program() -> list[Call]:
         ("finish", {}),
     ]
     uses: list[tuple[str, list[Any]]] = [
-        ("run", [int32(0, 49, 3), int32(0, 1, 0), int32(0, 0, 1), np.array([[0], [1]], np.int32), int32(0, 1, 2)]),
+        (
+            "run",
+            [
+                int32(0, 49, 3),
+                int32(0, 1, 0),
+                int32(0, 0, 1),
+                np.array([[0], [1]], np.int32),
+                int32(0, 1, 2),
+                int32(2, 0),
+            ],
+        ),
         ("logits", [1, 3]),
         ("score", [0, int32(1, 2, 3), np.empty(3)]),
         ("compare", [0, np.ones((2, 40), np.float32), int32(0, 39), np.empty((2, 7))]),
@@ -114,7 +126,8 @@ def whole_program() -> list[Call]:
         ("take_sums", [1, np.empty((4, 32)), np.empty(4, np.int64)]),
         ("take_times", []),
         ("copy_page", [0, 1]),
-        ("run", [int32(7), int32(1), int32(0), np.array([[1]], np.int32), int32(0)]),
+        ("copy_slot", [0, 1]),
+        ("run", [int32(7), int32(1), int32(0), np.array([[1]], np.int32), int32(0), int32(1)]),
         ("logits", [0, 1]),
     ]
     return [(name, [], named) for name, named in adds] + [(name, arguments, {}) for name, arguments in uses]
@@ -154,6 +167,22 @@ def mixture(h: tuple[int, int], residual: tuple[int, int]) -> list[tuple[str, di
         ),
         ("combine", {"x": down, "chosen": chosen, "weights": weights, "out": out, "residual": residual}),
         ("shared_gate", {"x": out, "h": h, "out": out, "weight": np.ones(64, np.float32)}),
+    ]
+
+
+def recurrent(h: tuple[int, int]) -> list[tuple[str, dict[str, Any]]]:
+    """Calls with every operation that keeps a state of fixed size, in places from 720 on."""
+    out, taps, bias = (720, 64), np.ones((4, 64), np.float32), np.ones(64, np.float32)
+    b, scanned, narrow = (784, 16), (800, 64), (864, 32)
+    heads = np.ones(16, np.float32)
+    return [
+        ("convolution", {"x": h, "out": out, "weight": taps, "bias": bias, "silu": True}),
+        ("linear", {"x": h, "groups": [[product(b, 0, weight(16, 256))]], "residual": None, "norm": None}),
+        (
+            "selective_scan",
+            {"x": out, "dt": h, "b": b, "c": b, "out": scanned, "a": np.ones((16, 64), np.float32), "d": bias},
+        ),
+        ("scan", {"xbc": scanned, "dt": b, "out": narrow, "groups": 4, "a": heads, "d": heads, "dt_bias": heads}),
     ]
 
 

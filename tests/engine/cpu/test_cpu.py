@@ -18,6 +18,7 @@ from lltool.engine.batch import PAGE, Batch
 from lltool.engine.cpu.executor import CpuExecutor, _native
 from lltool.engine.operations.attention import attend
 from lltool.engine.operations.elementwise import add, gated, scale, softcap
+from lltool.engine.operations.elementwise import product as multiply_elements
 from lltool.engine.operations.embed import embed
 from lltool.engine.operations.linear import linear
 from lltool.engine.operations.norm import norm
@@ -125,6 +126,7 @@ def test_elementwise_operations(isa: str) -> None:
         y = gated(g, y, x, "gelu_tanh")
         y = norm(g, y, "heads", 1e-5, groups=3)
         y = add(g, scale(g, y, 0.3), x)
+        y = multiply_elements(g, y, x)
         y = softcap(g, y, 5.0)
         return softcap(g, y, 1e4)  # all but the identity: small arguments keep their digits
 
@@ -215,7 +217,7 @@ from lltool.engine.cpu import _native
 memory = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (memory + (1 << 28),) * 2)
 session = _native.Executor(isa="scalar", decode=[[]] * 1000, batch=[[]], poll=0, max_batch=1, head_rows=1,
-                           arena_width=16, vocabulary=16, pages=1, int8=True, k_type=1, v_type=1,
+                           arena_width=16, vocabulary=16, pages=1, slots=0, int8=True, k_type=1, v_type=1,
                            deterministic=False)
 session.embed(out=(0, 16), type=0, data=numpy.zeros((1, 64), numpy.uint8), scale=1.0)
 session.select(x=(0, 16), out=(-1, 16))
@@ -292,6 +294,7 @@ def test_operations_whose_shapes_do_not_agree_are_refused(name: str, named: dict
         arena_width=256,
         vocabulary=40,
         pages=1,
+        slots=0,
         int8=True,
         k_type=1,
         v_type=1,

@@ -55,6 +55,8 @@ def test_the_calls_are_right_as_they_stand(isa: str) -> None:
         ({"arena_width": 2**61}, "more than any memory holds"),
         ({"vocabulary": 2**62}, "more than any memory holds"),
         ({"pages": 2**31}, "32 bits"),
+        ({"slots": 2**31}, "32 bits"),
+        ({"slots": -1}, "32 bits"),
         ({"k_type": 3}, "k_type and v_type"),
         ({"v_type": 2**31 - 1}, "k_type and v_type"),
         ({"isa": "mmx"}, "'mmx' is not one of"),
@@ -85,7 +87,7 @@ def embedding(data: Any = F32, **changes: Any) -> dict[str, Any]:
         ("embed", embedding(type=4), "no native format of type 4"),
         ("embed", embedding(scale=np.nan), "infinite, NaN"),
         ("embed", embedding(F32[:0]), "without weights"),
-        ("function", {"function": rms(64), "x": X, "out": (700, 64)}, "does not lie in the arena"),
+        ("function", {"function": rms(64), "x": X, "out": (930, 64)}, "does not lie in the arena"),
         ("function", {"function": rms(64), "x": X, "out": (2**62, 64)}, "does not lie in the arena"),
         ("function", {"function": rms(64), "x": X, "out": (32, 64)}, "overlaps another in part"),
         ("function", {"function": rms(40), "x": LOGITS, "out": (64, 40)}, "only the head writes logits"),
@@ -162,7 +164,7 @@ def test_the_head_is_not_the_body() -> None:
         executor.finish()
 
 
-@pytest.mark.parametrize("name", ["run", "logits", "score", "compare", "copy_page", "take_times"])
+@pytest.mark.parametrize("name", ["run", "logits", "score", "compare", "copy_page", "copy_slot", "take_times"])
 def test_nothing_runs_before_finish(name: str) -> None:
     executor = build("function")
     step = next(step for step in whole_program() if step[0] == name)
@@ -172,7 +174,7 @@ def test_nothing_runs_before_finish(name: str) -> None:
 
 def test_nothing_is_added_after_finish() -> None:
     executor = build()
-    for step in whole_program()[:21]:
+    for step in whole_program()[:25]:
         with pytest.raises(RuntimeError, match="is finished: no operation can be added"):
             call(executor, *step)
 
@@ -192,12 +194,24 @@ def test_nothing_is_added_after_finish() -> None:
         ("compare", [0, np.ones((1, 40), np.float32), int32(-1), np.empty((1, 7))]),
         ("copy_page", [0, 2]),
         ("copy_page", [-(2**63), 0]),
+        ("copy_slot", [0, 3]),
+        ("copy_slot", [-(2**63), 0]),
         ("take_sums", [2, np.empty((1, 64)), np.empty(1, np.int64)]),
         ("take_sums", [1, np.empty((1, 128)), np.empty(1, np.int64)]),
         ("take_sums", [1, np.empty((4, 32)), np.empty(1, np.int64)]),
-        ("run", [int32(0, 1), int32(5, 5), int32(0, 0), np.array([[0]], np.int32), int32()]),  # one place for two
-        ("run", [int32(0, 1), int32(5, 5), int32(0, 1), np.array([[0], [0]], np.int32), int32()]),
-        ("run", [int32(50), int32(0), int32(0), np.array([[0]], np.int32), int32()]),
+        (
+            "run",
+            [int32(0, 1), int32(5, 5), int32(0, 0), np.array([[0]], np.int32), int32(), int32(0)],
+        ),  # one place for two
+        ("run", [int32(0, 1), int32(5, 5), int32(0, 1), np.array([[0], [0]], np.int32), int32(), int32(0, 1)]),
+        ("run", [int32(50), int32(0), int32(0), np.array([[0]], np.int32), int32(), int32(0)]),
+        ("run", [int32(1), int32(0), int32(0), np.array([[0]], np.int32), int32(), int32(3)]),  # no such slot
+        ("run", [int32(1), int32(0), int32(0), np.array([[0]], np.int32), int32(), int32(-1)]),
+        ("run", [int32(1), int32(0), int32(0), np.array([[0]], np.int32), int32(), int32()]),
+        ("run", [int32(0, 1), int32(5, 5), int32(0, 1), np.array([[0], [1]], np.int32), int32(), int32(1, 1)]),
+        ("run", [int32(0, 1), int32(5, 4), int32(0, 0), np.array([[0]], np.int32), int32(), int32(0)]),  # backwards
+        ("run", [int32(0, 1), int32(3, 5), int32(0, 0), np.array([[0]], np.int32), int32(), int32(0)]),  # a gap
+        ("run", [int32(0, 1, 2), int32(0, 0, 1), int32(0, 1, 0), np.array([[0], [1]], np.int32), int32(), int32(0, 1)]),
     ],
 )
 def test_what_is_out_of_range_is_refused(name: str, arguments: list[Any]) -> None:

@@ -47,6 +47,8 @@ def test_round_trip_is_the_same_model(family: str, tmp_path: Path) -> None:
         if adds_one(family) and name.endswith("norm.weight"):
             # 1 + weight, of values up to 2, was rounded once to float32.
             torch.testing.assert_close(state[name], values, rtol=0, atol=2**-23)
+        elif name.endswith("A_log"):  # the logarithm of its rounded exponential
+            torch.testing.assert_close(state[name], values, rtol=0, atol=2**-21)
         else:
             assert torch.equal(state[name], values), name
     ids = torch.randint(0, 370, (1, TOKENS), generator=torch.Generator().manual_seed(2))
@@ -169,7 +171,7 @@ def test_folder_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("general.architecture", string("mamba"), "general.architecture: found 'mamba'; this version exports"),
+        ("general.architecture", string("rwkv6"), "general.architecture: found 'rwkv6'; this version exports"),
         ("general.architecture", array(ValueType.STRING, ["a"]), "general.architecture: found "),
         ("llama.block_count", string("3"), "llama.block_count: found '3', wanted a positive integer"),
         ("llama.block_count", u32(0), "llama.block_count: found 0, wanted a positive integer"),
