@@ -13,6 +13,7 @@ from lltool.engine.cpu import _native
 from lltool.engine.cpu.fuse import AnyNorm, FusedOps
 from lltool.engine.operations.attention import BLOCK_TYPES, Attention
 from lltool.engine.operations.convolution import Convolution
+from lltool.engine.operations.delta import GatedDelta
 from lltool.engine.operations.elementwise import Activate, Add, Clamp, Gated, Multiply, Scale, Softcap, Xielu
 from lltool.engine.operations.embed import Embed, EmbedPositions
 from lltool.engine.operations.experts import Combine, ExpertLinear, Route, SharedGate
@@ -21,6 +22,7 @@ from lltool.engine.operations.norm import LayerNorm, Norm
 from lltool.engine.operations.observe import Observe
 from lltool.engine.operations.rope import Rope
 from lltool.engine.operations.select import Select
+from lltool.engine.operations.split import Split
 from lltool.engine.program import Buffer, Operation, Program, Rows
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
@@ -174,6 +176,18 @@ def _convolution(to: Target, op: Convolution) -> None:
     )
 
 
+def _gated_delta(to: Target, op: GatedDelta) -> None:
+    if op.key_dim > _native.MAX_DELTA_DIM:
+        raise InputError(f"layer {op.layer}: keys of {op.key_dim}; the kernel takes at most {_native.MAX_DELTA_DIM}")
+    arguments = to.arguments(op) | {"rate": to.vector(op.rate), "bias": to.vector(op.bias)}
+    del arguments["layer"]
+    to.native.gated_delta(**arguments)
+
+
+def _split(to: Target, op: Split) -> None:
+    to.native.split(x=to.place(op.x), outs=[to.place(out) for out in op.outs], groups=op.groups)
+
+
 def _gated(to: Target, op: Gated) -> None:
     function = _native.Function(name=op.activation)
     to.native.function(function=function, x=to.place(op.gate), y=to.place(op.up), out=to.place(op.out), group=to.group)
@@ -239,6 +253,8 @@ KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     Rope: _rope,
     Attention: _attention,
     Convolution: _convolution,
+    GatedDelta: _gated_delta,
+    Split: _split,
     Gated: _gated,
     Activate: _activate,
     Xielu: _xielu,

@@ -194,8 +194,9 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
 
 
 def _is_float32(tensor: Tensor) -> bool:
-    """Whether files have the tensor in float32, as llama.cpp reads it: vectors, biases of experts, and routers."""
-    return len(tensor.shape) == 1 or not tensor.name.endswith("weight") or ".ffn_gate_inp." in tensor.name
+    """Whether files have the tensor in float32, as llama.cpp reads it: vectors, biases, and some matrices."""
+    is_float32 = any(part in tensor.name for part in (".ffn_gate_inp.", ".ssm_conv1d."))
+    return len(tensor.shape) == 1 or not tensor.name.endswith("weight") or is_float32
 
 
 def _file_type(tensors: Sequence[Tensor]) -> FileType:

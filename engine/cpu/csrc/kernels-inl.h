@@ -4,6 +4,7 @@
 #include "attention-inl.h"
 #include "compare-inl.h"
 #include "convolution-inl.h"
+#include "delta-inl.h"
 #include "floats-inl.h"
 #include "observe-inl.h"
 #include "probe-inl.h"
@@ -106,6 +107,10 @@ void swiglu_oai(const float* gate, const float* up, float, int64_t n, float* out
   });
 }
 
+void sigmoid(const float* gate, const float* up, float, int64_t n, float* out) {
+  map(gate, up, n, out, [](vf g, vf u) { return u / (exp(-g) + 1.0f); });
+}
+
 void clamp(const float* x, const float*, float limit, int64_t n, float* out) {
   map(x, x, n, out, [limit](vf v, vf) { return min(max(v, splat(-limit)), splat(limit)); });
 }
@@ -134,6 +139,7 @@ constexpr lltool::NamedFunction functions[] = {
     {"gelu_tanh", gelu_tanh, 0, -INFINITY},
     {"swiglu_oai", swiglu_oai, 0, -INFINITY},
     {"gelu", gelu, 0, -INFINITY},
+    {"sigmoid", sigmoid, 0, -INFINITY},
     {"activate_gelu_tanh", activate<gelu_tanh_of>, 0, -INFINITY},
     {"activate_gelu", activate<gelu_of>, 0, -INFINITY},
     {"activate_relu_squared", activate<relu_squared_of>, 0, -INFINITY},
@@ -194,6 +200,7 @@ const EngineKernels LLTOOL_TABLE = {
     .merge_attention = merge_attention,
     .store_cache = store_cache,
     .convolve = convolve,
+    .gated_delta = gated_delta,
     .add_squares = add_squares,
     .rotate_halves = rotate_halves,
     .rotate_pairs = rotate_pairs,

@@ -16,6 +16,7 @@ from lltool.quant.convert.families import (
     olmo2,
     phi,
     qwen,
+    qwen3_next,
     stablelm,
 )
 from lltool.quant.convert.families.config import Config
@@ -60,6 +61,7 @@ FAMILIES = (
     *gpt.FAMILIES,
     *gptneox.FAMILIES,
     *qwen.FAMILIES,
+    *qwen3_next.FAMILIES,
 )
 
 

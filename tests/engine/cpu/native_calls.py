@@ -16,7 +16,7 @@ SETTINGS: dict[str, Any] = {
     "poll": 0,
     "max_batch": 4,
     "head_rows": 2,
-    "arena_width": 784,
+    "arena_width": 864,
     "vocabulary": 40,
     "pages": 2,
     "slots": 3,
@@ -171,9 +171,15 @@ def mixture(h: tuple[int, int], residual: tuple[int, int]) -> list[tuple[str, di
 
 
 def recurrent(h: tuple[int, int]) -> list[tuple[str, dict[str, Any]]]:
-    """Calls with every operation that keeps a state of fixed size, in places from 720 on."""
+    """Calls with every operation that keeps a state of fixed size, and what they need, in places from 720 on."""
     out, taps, bias = (720, 64), np.ones((4, 64), np.float32), np.ones(64, np.float32)
-    return [("convolution", {"x": h, "out": out, "weight": taps, "bias": bias, "silu": True})]
+    parts, made = [(784, 2), (786, 62)], (848, 16)
+    sizes = {"key_heads": 1, "key_dim": 24, "tiled": True, "rate": bias[:2], "bias": bias[:2]}
+    return [
+        ("convolution", {"x": h, "out": out, "weight": taps, "bias": bias, "silu": True}),
+        ("split", {"x": h, "outs": parts, "groups": 2}),
+        ("gated_delta", {"qkv": out, "beta": parts[0], "alpha": parts[0], "out": made, **sizes}),
+    ]
 
 
 def call(executor: _native.Executor, name: str, arguments: list[Any], named: dict[str, Any]) -> Any:
