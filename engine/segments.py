@@ -59,7 +59,7 @@ def weight_names(ops: tuple[Operation, ...]) -> list[str]:
 
 
 def parallel_batch(windows: NDArray[np.int32], outputs: NDArray[np.integer]) -> tuple[Batch, int]:
-    """A batch with a new sequence for each row of `windows`, and the number of cache pages that it needs."""
+    """A batch with a new sequence, and a slot, for each row of `windows`; and the number of cache pages it needs."""
     count, length = windows.shape
     pages = -(-length // PAGE)
     batch = Batch(
@@ -68,5 +68,6 @@ def parallel_batch(windows: NDArray[np.int32], outputs: NDArray[np.integer]) -> 
         sequences=np.repeat(np.arange(count, dtype=np.int32), length),
         tables=np.arange(count * pages, dtype=np.int32).reshape(count, pages),
         outputs=outputs.astype(np.int32),
+        slots=np.arange(count, dtype=np.int32),
     )
     return batch, count * pages

@@ -89,6 +89,7 @@ def _make_executor(program: Program, batch: Batch, pages: int, threads: int) -> 
     return CpuExecutor(
         program,
         pages,
+        slots=len(batch.slots),
         max_batch=len(batch.tokens),
         threads=threads,
         precision="f32",
