@@ -11,7 +11,7 @@ HeadOrder = Literal["grouped", "tiled"]
 """Where heads of values share a head of keys: whether they are neighbours, or as many heads apart as keys have."""
 
 _PERIOD = 4  # every 4th layer has attention if a file does not say otherwise
-MOST_HEADS = 1 << 16
+MOST_HEADS, MOST_TAPS = 1 << 16, 64
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def read_delta_net(keys: ArchitectureKeys, order: HeadOrder | None, layers: int)
     if order is None:
         return None
     key_heads, heads = keys.integer("ssm.group_count"), keys.integer("ssm.time_step_rank")
-    inner = keys.integer("ssm.inner_size")
+    taps, inner = keys.integer("ssm.conv_kernel"), keys.integer("ssm.inner_size")
+    keys.expect("ssm.conv_kernel", 2 <= taps <= MOST_TAPS, f"2 to {MOST_TAPS}")
     keys.expect("ssm.time_step_rank", heads % key_heads == 0, f"a multiple of the {key_heads} heads of keys")
     keys.expect("ssm.time_step_rank", heads <= MOST_HEADS, f"at most {MOST_HEADS}")
     keys.expect("ssm.inner_size", inner % heads == 0, f"a multiple of the {heads} heads of values")
@@ -51,7 +52,7 @@ def read_delta_net(keys: ArchitectureKeys, order: HeadOrder | None, layers: int)
     fine = isinstance(flags, np.ndarray) and len(flags) >= layers  # it may have those of layers that do not run
     keys.expect("attention.recurrent_layers", fine, f"a flag for each of {layers} layers")
     return DeltaNet(
-        taps=keys.integer("ssm.conv_kernel"),
+        taps=taps,
         key_heads=key_heads,
         key_dim=keys.integer("ssm.state_size"),
         value_heads=heads,
