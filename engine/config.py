@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lltool.engine.models.alibi import read_slopes
+from lltool.engine.models.delta_net import DeltaNet, HeadOrder, read_delta_net
 from lltool.engine.models.mixture import Mixture, MixtureTraits, read_mixture
 from lltool.engine.models.recurrent import Attends, Mixer, Recurrent, read_heads, read_recurrent
 from lltool.engine.models.rotary import Rotary, Scaling
@@ -44,6 +45,8 @@ class Architecture:
         ""  # when attention and MLP read the same x; stated: if not else
     )
     norms_after_rope: bool = False  # of heads
+    gates_attention: bool = False  # the sigmoid of a gate for each query multiplies the output
+    delta_net: HeadOrder | None = None  # None: no layer has one
     sinks: bool = False  # an attention logit without a value for each head
     mixture: MixtureTraits | None = None  # None: its models have no experts
     extra_blocks: bool = False  # after the last, files may have blocks that predict further tokens, which do not run
@@ -70,6 +73,14 @@ class Architecture:
 
 _GRANITE: frozenset[Scaled] = frozenset({"embedding_scale", "residual_scale", "logit_scale"})
 
+_QWEN3_NEXT = Architecture(
+    head_norms="always",
+    ffn_norm="post_attention_norm",
+    mixture=MixtureTraits(normalized=True),
+    extra_blocks=True,
+    gates_attention=True,
+    delta_net="tiled",
+)
 _GEMMA2 = Architecture(activation="gelu_tanh", scaled_embedding=True, sliding_period=2)
 _GEMMA3 = Architecture(
     head_norms="always", activation="gelu_tanh", scaled_embedding=True, sliding_period=6, local_rope_base=10000.0
@@ -84,6 +95,9 @@ ARCHITECTURES = {
     "qwen2moe": Architecture(mixture=MixtureTraits()),
     "qwen3": Architecture(head_norms="always"),
     "qwen3moe": Architecture(head_norms="always", mixture=MixtureTraits(normalized=True)),
+    "qwen3next": replace(_QWEN3_NEXT, delta_net="grouped"),
+    "qwen35": _QWEN3_NEXT,
+    "qwen35moe": _QWEN3_NEXT,
     "olmoe": Architecture(head_norms="always", mixture=MixtureTraits()),
     "granitemoe": Architecture(
         interleaved_rope=True, scales=_GRANITE, divides_logits=True, mixture=MixtureTraits(normalized=True)
@@ -176,6 +190,7 @@ NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "tensor_data_layout": None,
     "pooling_type": None,
     "rope.scaling.finetuned": None,
+    "rope.dimension_sections": None,  # of images' positions; in a text, all sections have the token's
     "attention.causal": (True,),
     "attention.max_alibi_bias": (0,),
     "attention.clamp_kqv": (0,),
@@ -234,6 +249,7 @@ class ModelConfig:
     mixture: Mixture | None  # None: no experts
     attends: tuple[bool, ...]  # of each layer: whether it has attention
     recurrent: Recurrent | None  # the mixer beside attention, or of layers without it
+    delta_net: DeltaNet | None  # None: no layer has one
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Value], weights: Mapping[str, Weight]) -> "ModelConfig":
@@ -278,7 +294,8 @@ class ModelConfig:
         eps = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}[traits.norm]
         scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}
         logit_scale = scales.get("logit_scale", 1.0)
-        ff_width = keys.integer("feed_forward_length", None if traits.has_mlp else 0, minimum=int(traits.has_mlp))
+        absent = keys.raw("expert_feed_forward_length") if traits.has_mlp else 0  # files without dense layers lack it
+        ff_width = keys.integer("feed_forward_length", absent, minimum=int(traits.has_mlp))
         ff_width //= 2 if traits.halved_mlp else 1
         config = cls(
             architecture=architecture,
@@ -305,6 +322,7 @@ class ModelConfig:
             mixture=read_mixture(keys, traits.mixture, ff_width),
             attends=attends,
             recurrent=read_recurrent(keys, traits.mixer),
+            delta_net=read_delta_net(keys, traits.delta_net, layers),
             is_parallel=_is_parallel(keys, traits, weights),
             rotated=_rotated(keys, traits, windows),
             slopes=read_slopes(keys, heads, traits.alibi_bias),

@@ -8,7 +8,7 @@ comments: T tokens of the batch, H heads, KvH key/value heads, Hd head dim.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -220,7 +220,7 @@ NOT_MULTIPLIED = frozenset(
 class Tracer:
     """Records operations. Weights have their names in the file; asking for a missing or misshapen one is an error."""
 
-    weights: Mapping[str, Weight]
+    weights: dict[str, Weight]
     ops: list[Operation] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
@@ -273,6 +273,8 @@ class Tracer:
         weight = self.weights.get(name)
         if weight is None:
             raise InputError(f"{name}: tensor missing, wanted one of shape {shape}")
+        if weight.shape == (1, *shape) and weight.type == GGMLType.F32:  # some converters give vectors a second axis
+            weight = self.weights[name] = replace(weight, shape=shape)
         if weight.shape != shape:
             raise InputError(f"{name}: shape {weight.shape}, wanted {shape}")
         if weight.type in NOT_MULTIPLIED:

@@ -165,7 +165,7 @@ class _Chooser:
 
     def is_kept(self, tensor: Tensor) -> bool:
         name = tensor.name
-        if len(tensor.shape) < 2 or not name.endswith("weight") or any(part in name for part in self.kept):
+        if tensor.rows < 2 or not name.endswith("weight") or any(part in name for part in self.kept):
             return True
         return name == OUTPUT and self.options.leave_output_tensor
 

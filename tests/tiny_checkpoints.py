@@ -58,6 +58,18 @@ DEEPSEEK_ROUTING: dict[str, Any] = {
     "norm_topk_prob": True,
 }
 
+LINEAR = ("qwen3next", "qwen35", "qwen35moe")
+"""Families with gated delta nets; tests of their tensors are in tests/quant/convert/test_linear_attention.py."""
+
+LINEAR_ATTENTION: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+
 # The families with experts; rows as in FAMILIES.
 MIXTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2moe": (
@@ -120,6 +132,16 @@ MIXTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "sliding_window": 64,
             **GPT_OSS_ROPE,
         },
+    ),
+    "qwen3next": (
+        "Qwen3NextForCausalLM",
+        "qwen2",
+        LINEAR_ATTENTION | EXPERTS | {"shared_expert_intermediate_size": 40},
+    ),
+    "qwen35moe": (
+        "Qwen3_5MoeForCausalLM",
+        "qwen2",
+        LINEAR_ATTENTION | EXPERTS | {"shared_expert_intermediate_size": 40, "tie_word_embeddings": True},
     ),
 }
 
@@ -223,6 +245,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "mpt": ("MptForCausalLM", "qwen2", {**FULL_ODD_HEADS, "max_seq_len": 512, "attn_config": {"clip_qkv": 2.0}}),
     "bloom": ("BloomForCausalLM", "qwen2", {**FULL_ODD_HEADS, "seq_length": 512}),
+    "qwen35": ("Qwen3_5ForCausalLM", "qwen2", LINEAR_ATTENTION),
     **MIXTURES,
     **RECURRENT,
 }
@@ -250,6 +273,8 @@ def make_checkpoint(
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and name.endswith("weight"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (0.0 if adds_one(family) else 1.0))
+            elif name.endswith("A_log"):  # half of the state is left after 1 to 40 tokens
+                parameter.copy_(torch.rand_like(parameter) * 4 - 4)
             elif name.endswith("bias"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
             elif name.endswith("A_log"):  # so that some states last for many tokens
@@ -265,7 +290,7 @@ def make_checkpoint(
 
 def adds_one(family: str) -> bool:
     """Whether the model multiplies by 1 + the weight of a norm."""
-    return family.startswith(("gemma", "nemotron"))
+    return family.startswith(("gemma", "nemotron", *LINEAR))
 
 
 def write_byte_level(folder: Path, split: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ PAGE_TOKENS: int = 64
 
 MAX_HEAD_DIM: int = 512
 
+MAX_DELTA_DIM: int = 256
+
 MAX_GROUP: int = 128
 
 def available_isas() -> list[str]:
@@ -57,6 +59,8 @@ class Executor:
 
     def scan(self, *, xbc: tuple[int, int], dt: tuple[int, int], out: tuple[int, int], groups: int, a: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], d: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], dt_bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 
+    def gated_delta(self, *, qkv: tuple[int, int], beta: tuple[int, int], alpha: tuple[int, int], out: tuple[int, int], key_heads: int, key_dim: int, tiled: bool, rate: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
     def embed(self, *, out: tuple[int, int], type: int, data: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scale: float, by_position: bool = False) -> None: ...
 
     def function(self, *, function: Function, x: tuple[int, int], y: tuple[int, int] | None = None, out: tuple[int, int], group: int = -1) -> None: ...
@@ -72,6 +76,8 @@ class Executor:
     def route(self, *, logits: tuple[int, int], chosen: tuple[int, int], weights: tuple[int, int], sigmoid: bool, normalized: bool, factor: float, groups: int = 1, groups_used: int = 1, bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> None: ...
 
     def experts(self, *, x: tuple[int, int], assigned: bool, chosen: tuple[int, int], products: Sequence[Product], activation: Function | None = None, out: tuple[int, int] | None = None) -> None: ...
+
+    def split(self, *, x: tuple[int, int], outs: Sequence[tuple[int, int]], groups: int) -> None: ...
 
     def combine(self, *, x: tuple[int, int], chosen: tuple[int, int], weights: tuple[int, int], out: tuple[int, int], residual: tuple[int, int] | None = None) -> None: ...
 

@@ -13,6 +13,7 @@ from lltool.engine.cpu import _native
 from lltool.engine.cpu.fuse import AnyNorm, FusedOps
 from lltool.engine.operations.attention import BLOCK_TYPES, Attention
 from lltool.engine.operations.convolution import Convolution
+from lltool.engine.operations.delta import GatedDelta
 from lltool.engine.operations.elementwise import Activate, Add, Clamp, Gated, Multiply, Product, Scale, Softcap, Xielu
 from lltool.engine.operations.embed import Embed, EmbedPositions
 from lltool.engine.operations.experts import Combine, ExpertLinear, Route, SharedGate
@@ -22,6 +23,7 @@ from lltool.engine.operations.observe import Observe
 from lltool.engine.operations.rope import Rope
 from lltool.engine.operations.scan import Scan, SelectiveScan
 from lltool.engine.operations.select import Select
+from lltool.engine.operations.split import Split
 from lltool.engine.program import Buffer, Operation, Program, Rows
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
@@ -184,6 +186,18 @@ def _scan(to: Target, op: Scan) -> None:
     to.native.scan(**to.arguments(op) | {name: to.vector(getattr(op, name)) for name in ("a", "d", "dt_bias")})
 
 
+def _gated_delta(to: Target, op: GatedDelta) -> None:
+    if op.key_dim > _native.MAX_DELTA_DIM:
+        raise InputError(f"layer {op.layer}: keys of {op.key_dim}; the kernel takes at most {_native.MAX_DELTA_DIM}")
+    arguments = to.arguments(op) | {"rate": to.vector(op.rate), "bias": to.vector(op.bias)}
+    del arguments["layer"]
+    to.native.gated_delta(**arguments)
+
+
+def _split(to: Target, op: Split) -> None:
+    to.native.split(x=to.place(op.x), outs=[to.place(out) for out in op.outs], groups=op.groups)
+
+
 def _gated(to: Target, op: Gated) -> None:
     function = _native.Function(name=op.activation)
     to.native.function(function=function, x=to.place(op.gate), y=to.place(op.up), out=to.place(op.out), group=to.group)
@@ -255,6 +269,8 @@ KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     Convolution: _convolution,
     SelectiveScan: _selective_scan,
     Scan: _scan,
+    GatedDelta: _gated_delta,
+    Split: _split,
     Gated: _gated,
     Activate: _activate,
     Xielu: _xielu,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models import gemma3, hybrid, llama, olmo2, parallel
+from lltool.engine.models import gemma3, hybrid, llama, olmo2, parallel, qwen3_next
 from lltool.engine.program import Program, Tracer, Weight
 from lltool.gguf.source import Source
 
@@ -15,6 +15,9 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "qwen2moe": llama.trace,
     "qwen3": llama.trace,
     "qwen3moe": llama.trace,
+    "qwen3next": qwen3_next.trace,
+    "qwen35": qwen3_next.trace,
+    "qwen35moe": qwen3_next.trace,
     "olmoe": llama.trace,
     "granitemoe": llama.trace,
     "glm4moe": llama.trace,
@@ -67,7 +70,7 @@ def trace_program(config: ModelConfig, weights: Mapping[str, Weight]) -> Program
     """Raises InputError if a tensor is missing, misshapen, of an unsupported type, or not used by the architecture."""
     if config.traits.extra_blocks:
         weights = {name: weight for name, weight in weights.items() if _block(name) < config.layers}
-    tracer = Tracer(weights)
+    tracer = Tracer(dict(weights))
     TRACES[config.architecture](tracer, config)
     return tracer.finish()
 

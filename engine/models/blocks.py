@@ -2,11 +2,9 @@
 
 from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lltool.engine.config import ModelConfig
 from lltool.engine.models.norms import norm_heads, normed
+from lltool.engine.models.rotary import stored_divisors
 from lltool.engine.operations.attention import attend
 from lltool.engine.operations.elementwise import (
     Activation,
@@ -23,6 +21,7 @@ from lltool.engine.operations.embed import embed, embed_positions
 from lltool.engine.operations.linear import linear
 from lltool.engine.operations.rope import rope
 from lltool.engine.operations.select import select
+from lltool.engine.operations.split import split
 from lltool.engine.program import Buffer, Tracer
 
 
@@ -40,17 +39,20 @@ def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: B
     name = f"blk.{layer}."
     head_dim, window = config.head_dim, config.windows[layer]
     names = [f"{name}attn_q.weight", f"{name}attn_k.weight", f"{name}attn_v.weight"]
-    widths = [config.heads * head_dim, config.kv_heads * head_dim, config.kv_heads * config.value_dim]
+    queries = config.heads * head_dim
+    q_width = 2 * queries if config.traits.gates_attention else queries  # each head's queries, then its gate
+    widths = [q_width, config.kv_heads * head_dim, config.kv_heads * config.value_dim]
     if (fused := f"{name}attn_qkv.weight") in g.weights:
         names = [fused] * 3
     q, k, v = linear(g, x, names, widths)
+    q, *gate = split(g, q, [queries] * 2, config.heads) if config.traits.gates_attention else (q,)
     if config.clamp:
         q, k, v = (clamp(g, part, config.clamp) for part in (q, k, v))
     if not config.traits.norms_after_rope:
         q, k = norm_heads(g, config, name, q, k)
     if config.rotated[layer]:
         rotary = config.local_rotary if window else config.rotary
-        frequencies = rotary.frequencies(_divisors(g, config, rotary.dims // 2))
+        frequencies = rotary.frequencies(stored_divisors(g, config.rotary, config.context))
         q = rope(g, q, head_dim, frequencies, rotary.magnitude, config.traits.interleaved_rope)
         k = rope(g, k, head_dim, frequencies, rotary.magnitude, config.traits.interleaved_rope)
     if config.traits.norms_after_rope:
@@ -68,6 +70,8 @@ def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: B
         sinks=f"{name}attn_sinks.weight" if config.traits.sinks else None,
         slopes=config.slopes,
     )
+    if gate:
+        out = gated(g, gate[0], out, "sigmoid")
     return project(g, config, out, f"{name}attn_output.weight", residual)
 
 
@@ -109,14 +113,3 @@ def project(g: Tracer, config: ModelConfig, x: Buffer, weight: str, residual: Bu
         return linear(g, x, [weight], [config.width], residual)[0]
     out = scale(g, linear(g, x, [weight], [config.width])[0], config.residual_scale)
     return out if residual is None else add(g, residual, out)
-
-
-def _divisors(g: Tracer, config: ModelConfig, pairs: int) -> NDArray[np.float64] | None:
-    """The divisors (pairs,) of rotary frequencies, if the file has them: of Llama 3.1, or the two sets of LongRoPE.
-
-    As in llama.cpp, the context that a model is loaded with decides between LongRoPE's sets, not the text's length.
-    """
-    if "rope_factors_long.weight" in g.weights:
-        short, long = (g.constants(f"rope_factors_{kind}.weight", pairs) for kind in ("short", "long"))
-        return long if config.context > config.rotary.original_context else short
-    return g.constants("rope_freqs.weight", pairs) if "rope_freqs.weight" in g.weights else None

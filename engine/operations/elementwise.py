@@ -10,15 +10,20 @@ import numpy as np
 from lltool.engine.program import Buffer, Operation, Tracer
 from lltool.engine.reference.context import Context, Floats
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "swiglu_oai"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "swiglu_oai", "sigmoid"]
 """Of a gate, whose result is multiplied."""
 
 PlainActivation = Literal["gelu_tanh", "gelu", "relu_squared"]
 """Of a layer without a gate."""
 
 
+def sigmoid(x: Floats) -> Floats:
+    out: Floats = 0.5 + 0.5 * np.tanh(0.5 * x)  # a tanh does not overflow
+    return out
+
+
 def silu(x: Floats) -> Floats:
-    out: Floats = x * (0.5 + 0.5 * np.tanh(0.5 * x))  # sigmoid as a tanh, which does not overflow
+    out: Floats = x * sigmoid(x)
     return out
 
 
@@ -49,6 +54,7 @@ ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
     "gelu_tanh": gelu_tanh,
     "gelu": gelu,
     "relu_squared": relu_squared,
+    "sigmoid": sigmoid,
 }
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from lltool.engine.operations.attention import Attention, attend
 from lltool.engine.operations.elementwise import Scale, add, gated, scale, softcap
 from lltool.engine.operations.embed import embed
+from lltool.engine.operations.experts import shared_gate
 from lltool.engine.operations.linear import Linear, linear
 from lltool.engine.operations.norm import norm
 from lltool.engine.operations.rope import rope
@@ -161,6 +162,18 @@ def test_an_operation_runs_over_one_kind_of_rows() -> None:
     x = embed(g, "embd", VOCAB, 16)
     with pytest.raises(AssertionError, match="mixes kinds of rows"):
         add(g, select(g, x), x)
+
+
+def test_a_vector_may_have_a_second_axis() -> None:
+    """As llama.cpp's converter writes the gate of a shared expert."""
+    values = np.arange(16, dtype=np.float32)[None].view(np.uint8)
+    g = Tracer({"embd": WEIGHTS["embd"], "gate.weight": Weight("gate.weight", GGMLType.F32, (1, 16), values)})
+    x = embed(g, "embd", VOCAB, 16)
+    linear(g, select(g, shared_gate(g, x, x, "gate.weight")), ["embd"], [VOCAB])
+    assert g.finish().weights["gate.weight"].shape == (16,)
+    doubled = Weight("gate.weight", GGMLType.F32, (2, 16), values.repeat(2, axis=0))
+    with pytest.raises(InputError, match=r"gate\.weight: shape \(2, 16\), wanted \(16,\)"):
+        shared_gate(Tracer({"gate.weight": doubled}), x, x, "gate.weight")
 
 
 def test_weights_are_checked_where_they_are_used() -> None:

@@ -105,6 +105,11 @@ def test_small_and_sensitive_matrices_are_kept(name: str) -> None:
     assert types([tensor(name, 32, 64), *UNTIED], "Q4_0")[0] == "F16"
 
 
+def test_a_matrix_of_one_row_is_kept_as_a_vector_is() -> None:
+    """As in ggml, where trailing axes of length 1 do not count."""
+    assert types([tensor("blk.0.ffn_gate_inp_shexp.weight", 1, 64), *UNTIED], "Q4_0")[0] == "F16"
+
+
 @pytest.mark.parametrize(
     ("recipe", "columns", "expected"),
     [("Q6_K", 576, "Q8_0"), ("Q6_K", 100, "F16"), ("Q4_0", 48, "F16"), ("BF16", 7, "BF16"), ("Q2_0", 96, "Q4_0")],

@@ -302,6 +302,7 @@ static void bind_sampling(nb::module_& m) {
 NB_MODULE(_native, m) {
   m.attr("PAGE_TOKENS") = page_tokens;
   m.attr("MAX_HEAD_DIM") = max_head_dim;
+  m.attr("MAX_DELTA_DIM") = max_delta_dim;
   m.attr("MAX_GROUP") = attention_rows; // query heads per key/value head
   m.def("available_isas", &available_isas, "Instruction sets this processor can run, best first.");
   m.def("built_isas", &built_isas, "Instruction sets that this module was compiled for, best first.");
@@ -353,6 +354,7 @@ NB_MODULE(_native, m) {
            nb::arg("bias").noconvert() = nb::none())
       .def("experts", &add_experts, nb::kw_only(), nb::arg("x"), nb::arg("assigned"), nb::arg("chosen"), nb::arg("products").noconvert(),
            nb::arg("activation").noconvert() = nb::none(), nb::arg("out") = nb::none())
+      .def("split", &Session::split, nb::kw_only(), nb::arg("x"), nb::arg("outs"), nb::arg("groups"))
       .def("combine", &add_combine, nb::kw_only(), nb::arg("x"), nb::arg("chosen"), nb::arg("weights"), nb::arg("out"),
            nb::arg("residual") = nb::none())
       .def("shared_gate", &add_shared_gate, nb::kw_only(), nb::arg("x"), nb::arg("h"), nb::arg("out"), nb::arg("weight").noconvert())

@@ -3,6 +3,7 @@
 
 #include "attention-inl.h"
 #include "compare-inl.h"
+#include "delta-inl.h"
 #include "floats-inl.h"
 #include "observe-inl.h"
 #include "probe-inl.h"
@@ -110,6 +111,10 @@ void swiglu_oai(const float* gate, const float* up, float, int64_t n, float* out
   });
 }
 
+void sigmoid(const float* gate, const float* up, float, int64_t n, float* out) {
+  map(gate, up, n, out, [](vf g, vf u) { return u / (exp(-g) + 1.0f); });
+}
+
 void clamp(const float* x, const float*, float limit, int64_t n, float* out) {
   map(x, x, n, out, [limit](vf v, vf) { return min(max(v, splat(-limit)), splat(limit)); });
 }
@@ -139,6 +144,7 @@ constexpr lltool::NamedFunction functions[] = {
     {"gelu_tanh", gelu_tanh, 0, -INFINITY},
     {"swiglu_oai", swiglu_oai, 0, -INFINITY},
     {"gelu", gelu, 0, -INFINITY},
+    {"sigmoid", sigmoid, 0, -INFINITY},
     {"activate_gelu_tanh", activate<gelu_tanh_of>, 0, -INFINITY},
     {"activate_gelu", activate<gelu_of>, 0, -INFINITY},
     {"activate_relu_squared", activate<relu_squared_of>, 0, -INFINITY},
@@ -201,6 +207,7 @@ const EngineKernels LLTOOL_TABLE = {
     .convolve = convolve,
     .selective_scan = selective_scan,
     .scan = scan,
+    .gated_delta = gated_delta,
     .add_squares = add_squares,
     .rotate_halves = rotate_halves,
     .rotate_pairs = rotate_pairs,

@@ -156,6 +156,33 @@ struct ScanTask {
   int64_t state_stride; // floats between rows, which hold whole vectors
 };
 
+// The state of a head of linear attention is in tiles of so many of its columns; a tile has a row for each dimension of the
+// keys, and zeros up to a multiple of four.
+constexpr int delta_tile(int lanes) { return 2 * lanes; }
+constexpr int64_t delta_rows(int64_t key_dim) { return (key_dim + 3) / 4 * 4; }
+constexpr int64_t delta_floats(int lanes, int64_t key_dim, int64_t value_dim) {
+  return (value_dim + delta_tile(lanes) - 1) / delta_tile(lanes) * delta_tile(lanes) * delta_rows(key_dim);
+}
+constexpr int max_delta_dim = 256; // of keys
+constexpr float delta_epsilon = 1e-6f; // is added to the squared lengths of queries and keys
+
+// One head of the gated delta rule (engine/operations/delta.py), for consecutive tokens of a sequence. Pointers are to the
+// first token, and each is followed by its floats between tokens.
+struct DeltaTask {
+  const float *q, *k, *v; // of this head
+  int64_t stride;
+  const float* beta;
+  int64_t beta_stride;
+  const float* alpha; // one number, or one for each dimension of the key
+  int64_t alpha_stride, alpha_width;
+  float rate;
+  const float* bias;
+  float* out;
+  int64_t out_stride;
+  int64_t tokens, key_dim, value_dim;
+  float* state; // delta_floats
+};
+
 // The largest logit of a row: its first place, its value, and ln(sum(e^(x - value))) over the row.
 struct Peak {
   int64_t place;
@@ -239,6 +266,7 @@ struct EngineKernels {
   void (*convolve)(const ConvolutionTask& task);
   void (*selective_scan)(const SelectiveScanTask& task);
   void (*scan)(const ScanTask& task);
+  void (*gated_delta)(const DeltaTask& task);
 
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
   void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);

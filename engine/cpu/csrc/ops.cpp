@@ -40,6 +40,16 @@ void RopeOp::columns(const Run& run, int64_t t, int64_t begin, int64_t end) cons
   }
 }
 
+void SplitOp::row(const Run& run, int64_t t) const {
+  const float* from = run.executor.at(x) + t * x.width;
+  for (int64_t g = 0; g < groups; ++g)
+    for (const Buffer& out : outs) {
+      const int64_t n = out.width / groups;
+      std::copy_n(from, n, run.executor.at(out) + t * out.width + g * n);
+      from += n;
+    }
+}
+
 void SelectOp::row(const Run& run, int64_t r) const {
   const int64_t from = run.batch.output_rows[run.first_output + r];
   std::copy_n(run.executor.at(x) + from * x.width, x.width, run.executor.at(out) + r * x.width);

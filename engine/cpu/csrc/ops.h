@@ -39,6 +39,15 @@ struct RopeOp : ColumnOp {
   void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
 };
 
+// Copies columns of x to each of `outs`, in each of `groups` equal parts of a row.
+struct SplitOp : RowOp {
+  Buffer x;
+  std::vector<Buffer> outs;
+  int64_t groups;
+  SplitOp(Buffer x_, std::vector<Buffer> o, int64_t g) : x(x_), outs(std::move(o)), groups(g) {}
+  void row(const Run& run, int64_t t) const override;
+};
+
 struct SelectOp : RowOp {
   Buffer x, out;
   SelectOp(Buffer x_, Buffer o) : x(x_), out(o) {}

@@ -5,6 +5,7 @@
 
 #include "convolution_op.h"
 #include "scan_op.h"
+#include "delta_op.h"
 
 namespace lltool {
 
@@ -52,6 +53,23 @@ static void add_scan(Session& s, Place xbc, Place dt, Place out, int64_t groups,
   s.places.make(buffer(out));
 }
 
+static void add_gated_delta(Session& s, Place qkv, Place beta, Place alpha, Place out, int key_heads, int key_dim, bool tiled,
+                            Floats rate, Floats bias) {
+  const auto lock = s.build();
+  require(key_heads >= 1 && key_dim >= 1 && key_dim <= max_delta_dim, "gated_delta: no such heads");
+  const int64_t keys = checked_mul(key_heads, key_dim), heads = beta.second;
+  require(heads >= 1 && heads % key_heads == 0 && out.second >= heads && out.second % heads == 0 &&
+              qkv.second == checked_mul(2, keys) + out.second && (alpha.second == heads || alpha.second == checked_mul(heads, key_dim)) &&
+              int64_t(rate.size()) == heads && int64_t(bias.size()) == alpha.second,
+          "gated_delta: shapes do not agree");
+  for (Place read : {qkv, beta, alpha}) require(out != read, "gated_delta: the output in the place of an input");
+  s.require_body("gated_delta: the head has no sequences");
+  s.check({qkv, beta, alpha}, &out, -1);
+  s.add_op(std::make_unique<GatedDeltaOp>(buffer(qkv), buffer(beta), buffer(alpha), buffer(out), key_heads, key_dim, tiled,
+                                          floats(rate), floats(bias), s.executor));
+  s.places.make(buffer(out));
+}
+
 void bind_recurrent(nb::class_<Session>& executor) {
   executor.def("convolution", &add_convolution, nb::kw_only(), nb::arg("x"), nb::arg("out"), nb::arg("weight").noconvert(),
                nb::arg("bias").noconvert() = nb::none(), nb::arg("silu") = false);
@@ -59,6 +77,8 @@ void bind_recurrent(nb::class_<Session>& executor) {
                nb::arg("out"), nb::arg("a").noconvert(), nb::arg("d").noconvert());
   executor.def("scan", &add_scan, nb::kw_only(), nb::arg("xbc"), nb::arg("dt"), nb::arg("out"), nb::arg("groups"),
                nb::arg("a").noconvert(), nb::arg("d").noconvert(), nb::arg("dt_bias").noconvert());
+  executor.def("gated_delta", &add_gated_delta, nb::kw_only(), nb::arg("qkv"), nb::arg("beta"), nb::arg("alpha"), nb::arg("out"),
+               nb::arg("key_heads"), nb::arg("key_dim"), nb::arg("tiled"), nb::arg("rate").noconvert(), nb::arg("bias").noconvert());
 }
 
 } // namespace lltool

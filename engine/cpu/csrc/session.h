@@ -205,6 +205,23 @@ public:
     places.make(buffer(out));
   }
 
+  void split(Place x, const std::vector<Place>& outs, int64_t groups) {
+    const auto lock = build();
+    int64_t width = 0;
+    std::vector<Buffer> to;
+    require(groups >= 1 && !outs.empty(), "split: no part");
+    for (Place out : outs) {
+      require(out.second >= groups && out.second % groups == 0 && out.second <= x.second - width && out != x, "split: shapes do not agree");
+      require(std::count(outs.begin(), outs.end(), out) == 1, "split: two parts in one place");
+      check({x}, &out, -1);
+      width += out.second;
+      to.push_back(buffer(out));
+    }
+    require(width == x.second, "split: shapes do not agree");
+    add_row(std::make_unique<SplitOp>(buffer(x), std::move(to), groups));
+    for (Place out : outs) places.make(buffer(out));
+  }
+
   void select(Place x, Place out) {
     const auto lock = build();
     require(x.second == out.second && x != out, "select: shapes do not agree");

@@ -56,10 +56,11 @@ class Family:
 
     `models` are classes of transformers and `model_types` those of their configs; `defaults` are the config class's,
     and `spelling` gives its names of keys that the tables name as Llama's config does, empty for a key that it lacks.
-    `prefixes` of checkpoint names are replaced before the table is used, `further` is a key that says how many layers
-    after the last are left out, as transformers leaves them out, and `base` begins the names that a model without its
-    output matrix leaves out; tensors whose names contain one of `ignored` are left out. Of families with one
-    architecture, export takes the first that `restores` a file. If there is no way back, `no_export` says why.
+    `prefixes` of checkpoint names are replaced before the table is used, and `base` begins the names that a model
+    without its output matrix leaves out; tensors whose names contain one of `ignored` are left out. So are layers that
+    predict further tokens, as transformers leaves them out: their names begin with `predictors`, or `further` is a key
+    that says how many there are after the last. Of families with one architecture, export takes the first that
+    `restores` a file. If there is no way back, `no_export` says why.
     """
 
     architecture: str
@@ -72,6 +73,7 @@ class Family:
     prefixes: Mapping[str, str] = field(default_factory=dict)
     base: str = "model."
     further: str = ""
+    predictors: str = ""
     ignored: tuple[str, ...] = IGNORED
     restores: Callable[[Stored], bool] = _always
     no_export: str = ""
@@ -123,7 +125,7 @@ class Family:
                 names[plain] = name
         block = next(row.checkpoint for row in self.rows if row.is_of_layer)
         start, stated = block.partition("{}")[0], config.integer("num_hidden_layers")
-        if self.further:
+        if self.further or self.predictors:
             self._drop_further(names, start, config)
         layers = count_layers(names, start)
         if not layers:
@@ -142,10 +144,11 @@ class Family:
 
     def _drop_further(self, names: dict[str, str], start: str, config: Config) -> None:
         """Takes out the tensors of layers that predict further tokens."""
-        layers, further = config.integer("num_hidden_layers"), config.get(self.further, 0)
+        layers, further = config.integer("num_hidden_layers"), config.get(self.further, 0) if self.further else 0
         config.require(self.further, type(further) is int and 0 <= further < 1000, "an integer from 0, below 1000")
-        starts = tuple(f"{start}{layers + number}." for number in range(further))
-        dropped = [name for name in names if name.startswith(starts)] if starts else []
+        starts = [f"{start}{layers + number}." for number in range(further)]
+        starts += [self.predictors] if self.predictors else []
+        dropped = [name for name in names if name.startswith(tuple(starts))]
         for name in dropped:
             del names[name]
         if dropped:

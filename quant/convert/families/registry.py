@@ -17,6 +17,7 @@ from lltool.quant.convert.families import (
     olmo2,
     phi,
     qwen,
+    qwen3_next,
     stablelm,
 )
 from lltool.quant.convert.families.config import Config
@@ -72,6 +73,7 @@ FAMILIES = (
     FALCON_H1,
     GRANITE_HYBRID,
     *mamba.FAMILIES,
+    *qwen3_next.FAMILIES,
 )
 
 

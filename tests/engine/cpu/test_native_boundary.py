@@ -75,6 +75,15 @@ def embedding(data: Any = F32, **changes: Any) -> dict[str, Any]:
     return {"out": FREE, "type": 0, "data": data, "scale": 1.0} | changes
 
 
+VECTOR = np.ones(64, np.float32)
+
+
+def delta(**changes: Any) -> dict[str, Any]:
+    """A call that would be right if `beta` and `alpha` had been made."""
+    sizes = {"key_heads": 1, "key_dim": 24, "tiled": False, "rate": VECTOR[:1], "bias": VECTOR[:1]}
+    return {"qkv": X, "beta": (128, 1), "alpha": (128, 1), "out": (64, 16), **sizes} | changes
+
+
 @pytest.mark.parametrize(
     ("name", "named", "message"),
     [
@@ -87,7 +96,7 @@ def embedding(data: Any = F32, **changes: Any) -> dict[str, Any]:
         ("embed", embedding(type=4), "no native format of type 4"),
         ("embed", embedding(scale=np.nan), "infinite, NaN"),
         ("embed", embedding(F32[:0]), "without weights"),
-        ("function", {"function": rms(64), "x": X, "out": (930, 64)}, "does not lie in the arena"),
+        ("function", {"function": rms(64), "x": X, "out": (1000, 64)}, "does not lie in the arena"),
         ("function", {"function": rms(64), "x": X, "out": (2**62, 64)}, "does not lie in the arena"),
         ("function", {"function": rms(64), "x": X, "out": (32, 64)}, "overlaps another in part"),
         ("function", {"function": rms(40), "x": LOGITS, "out": (64, 40)}, "only the head writes logits"),
@@ -108,6 +117,20 @@ def embedding(data: Any = F32, **changes: Any) -> dict[str, Any]:
         ("function", {"function": function("add"), "x": X, "out": FREE, "group": 0}, "without a linear just before"),
         ("function", {"function": function("sum"), "x": X, "out": FREE}, "no function 'sum'"),
         ("select", {"x": X, "out": X}, "select: shapes do not agree"),
+        ("split", {"x": X, "outs": [(64, 32), (96, 30)], "groups": 2}, "split: shapes do not agree"),
+        ("split", {"x": X, "outs": [(64, 31), (96, 33)], "groups": 2}, "split: shapes do not agree"),
+        ("split", {"x": X, "outs": [(64, 32), (64, 32)], "groups": 2}, "two parts in one place"),
+        ("split", {"x": X, "outs": [(64, 2**62), (64, 32)], "groups": 2}, "split: shapes do not agree"),
+        ("split", {"x": X, "outs": [X], "groups": 1}, "split: shapes do not agree"),
+        ("split", {"x": X, "outs": [], "groups": 0}, "no part"),
+        ("gated_delta", delta(out=(64, 10)), "gated_delta: shapes do not agree"),
+        ("gated_delta", delta(key_dim=2**30), "no such heads"),
+        ("gated_delta", delta(key_heads=2**31 - 1), "gated_delta: shapes do not agree"),
+        ("gated_delta", delta(rate=VECTOR[:3]), "gated_delta: shapes do not agree"),
+        ("gated_delta", delta(bias=VECTOR[:2]), "gated_delta: shapes do not agree"),
+        ("gated_delta", delta(beta=(0, 0)), "gated_delta: shapes do not agree"),
+        ("gated_delta", delta(alpha=(64, 2)), "gated_delta: shapes do not agree"),
+        ("gated_delta", delta(alpha=(64, 1)), "none before it has made"),
         ("observe", {"x": FREE}, "none before it has made"),
     ],
 )
@@ -174,7 +197,7 @@ def test_nothing_runs_before_finish(name: str) -> None:
 
 def test_nothing_is_added_after_finish() -> None:
     executor = build()
-    for step in whole_program()[:25]:
+    for step in whole_program()[:27]:
         with pytest.raises(RuntimeError, match="is finished: no operation can be added"):
             call(executor, *step)
 

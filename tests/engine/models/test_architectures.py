@@ -98,6 +98,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt-oss",
         {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
     ),
+    "qwen3-next": ("qwen3next", {}),
+    "qwen3-next, other sizes of keys and values": (
+        "qwen3next",
+        {
+            "linear_num_value_heads": 3,
+            "linear_key_head_dim": 24,
+            "linear_value_head_dim": 40,
+            "linear_conv_kernel_dim": 3,
+            "layer_types": ["full_attention", "linear_attention", "full_attention", "linear_attention"],
+        },
+    ),
+    "qwen3.5 with experts": ("qwen35moe", {}),
+    "qwen3.5, yarn, heads of six": (
+        "qwen35",
+        {"head_dim": 24, "rope_parameters": YARN["rope_parameters"] | {"partial_rotary_factor": 0.5}},
+    ),
     "gemma3, window 64": ("gemma3", {}),
     "gemma3, linear rope, own scale": ("gemma3", {"query_pre_attn_scalar": 20, **GEMMA_LINEAR}),
     **{family: (family, {}) for family in (*FAMILIES, *DERIVED) if not set(OLDER) & {family, family.partition("-")[0]}},
@@ -217,9 +233,11 @@ def test_logits_of_several_sequences(checkpoint: Any, case: str, executor: str) 
             found = model.forward(pieces).all()
             rows = [wanted[start : start + n] for start, n in zip(before, turn, strict=True)]
             assert_close(found, np.concatenate(rows))
+            if sequences[0].length < 100:
+                sequences[0].checkpoint()  # to which a state of fixed size goes back
         fork, length = sequences[0].fork(), sequences[0].length
-        again = sequences[0].truncate(length - 20)  # of a state of fixed size, from its last checkpoint on
-        start = length - 20 - again
+        start = length - 20 - sequences[0].truncate(length - 20)  # of a state of fixed size, its last checkpoint
+        assert start == sequences[0].length > 0
         pieces = [(fork, text[length : length + 50], "all"), (sequences[0], text[start : length + 50], "all")]
         expected = np.concatenate([wanted[length : length + 50], wanted[start : length + 50]])
         assert_close(model.forward(pieces).all(), expected)

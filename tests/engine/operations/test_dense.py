@@ -102,6 +102,7 @@ def test_activations_are_those_of_torch() -> None:
         "gelu_tanh": torch.nn.functional.gelu(t, approximate="tanh"),
         "silu": torch.nn.functional.silu(t),
         "relu_squared": torch.relu(t) ** 2,
+        "sigmoid": torch.sigmoid(t),
     }
     assert wanted.keys() == ACTIVATIONS.keys()
     for name, values in wanted.items():

@@ -26,7 +26,7 @@ from lltool.quant.convert.pretokenizer_match import PROBES
 from lltool.tools.cli import main
 from tests.conftest import GoldenFile
 from tests.derived_checkpoints import make_derived
-from tests.tiny_checkpoints import CHAT, FAMILIES, TEXT, YARN, adds_one, make_checkpoint
+from tests.tiny_checkpoints import CHAT, FAMILIES, LINEAR, TEXT, YARN, adds_one, make_checkpoint
 
 TOKENS = 100
 INTEGERS = array(ValueType.INT32, np.array([1, 2], np.int32))
@@ -54,7 +54,8 @@ def test_round_trip_is_the_same_model(family: str, tmp_path: Path) -> None:
     ids = torch.randint(0, 370, (1, TOKENS), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         spread = theirs(ids).logits.max() - theirs(ids).logits.min()
-        torch.testing.assert_close(ours(ids).logits / spread, theirs(ids).logits / spread, rtol=0, atol=1e-6)
+        bound = 1e-5 if family in LINEAR else 1e-6  # states sum up what the rounding of norms and decays changed
+        torch.testing.assert_close(ours(ids).logits / spread, theirs(ids).logits / spread, rtol=0, atol=bound)
     loaded = AutoTokenizer.from_pretrained(folder)
     with open_gguf(gguf) as file:
         tokenizer = Tokenizer.from_gguf(file.metadata)

@@ -17,7 +17,7 @@ from lltool.quant.convert.conversion import convert, plan_conversion
 from lltool.quant.convert.families.registry import FAMILIES, find_family
 from tests.derived_checkpoints import DERIVED, make_with_original
 from tests.tiny_checkpoints import FAMILIES as TINY
-from tests.tiny_checkpoints import MIXTURES, make_checkpoint
+from tests.tiny_checkpoints import LINEAR, MIXTURES, make_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,9 @@ def expected_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, NDArr
 
 
 NAMED = [
-    family for family in TINY if family.startswith(("llama", "mistral", "qwen", "gemma3")) and family not in MIXTURES
+    family
+    for family in TINY
+    if family.startswith(("llama", "mistral", "qwen", "gemma3")) and family not in (*MIXTURES, *LINEAR)
 ]
 
 
@@ -113,7 +115,8 @@ def test_every_tensor(family: str, checkpoint: Callable[[str], Path], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "family", [*(family for family in TINY if family not in (*MIXTURES, "jamba", "granitehybrid", "lfm2moe")), *DERIVED]
+    "family",
+    [*(family for family in TINY if family not in (*MIXTURES, *LINEAR, "jamba", "granitehybrid", "lfm2moe")), *DERIVED],
 )
 def test_names_are_those_of_gguf(family: str, tmp_path: Path) -> None:
     """Each checkpoint tensor has the GGUF name that PyPI's gguf maps it to; or it is split, as here written out."""
@@ -224,6 +227,18 @@ KEYS: dict[str, dict[str, Any]] = {
     "mistral": {"llama.attention.sliding_window": 64, "tokenizer.ggml.model": "llama"},
     "qwen2-yarn": {"qwen2.rope.scaling.type": "yarn", "tokenizer.ggml.pre": "qwen2"},
     "qwen3": {"qwen3.attention.key_length": 32, "qwen3.attention.value_length": 32},
+    "qwen35": {
+        "qwen35.ssm.conv_kernel": 4,
+        "qwen35.ssm.state_size": 16,
+        "qwen35.ssm.group_count": 3,
+        "qwen35.ssm.time_step_rank": 6,
+        "qwen35.ssm.inner_size": 96,
+        "qwen35.full_attention_interval": 4,
+        "qwen35.attention.recurrent_layers": pytest.approx([True, True, True, False]),
+        "qwen35.attention.key_length": 32,
+        "qwen35.rope.dimension_count": 8,
+        "qwen35.rope.dimension_sections": pytest.approx([11, 11, 10, 0]),
+    },
     "gemma3": {
         "gemma3.attention.sliding_window": 64,
         "gemma3.attention.key_length": 32,
