@@ -20,6 +20,7 @@ from lltool.tools.arguments import (
 )
 from lltool.tools.engine_arguments import add_engine_arguments, engine_options
 from lltool.tools.parser import CommandParser
+from lltool.tools.sampling_arguments import add_sampling_arguments, given_settings
 from lltool.tools.talk import note
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def parser() -> CommandParser:
     network("--ssl-keyfile", "--ssl-key-file", type=Path, metavar="FILE", help="the private key for HTTPS, PEM")
     network("--ssl-certfile", "--ssl-cert-file", type=Path, metavar="FILE", help="the certificate for HTTPS, PEM")
     network("--no-page", "--no-ui", "--no-webui", action="store_true", help="no web page at /")
+    add_sampling_arguments(parser)
     add_engine_arguments(parser)
     return parser
 
@@ -171,6 +173,7 @@ def _settings(arguments: argparse.Namespace) -> "ServerSettings":
             "precision": arguments.precision,
             **engine_options(arguments),
         },
+        sampling=given_settings(arguments),
         chat_template=arguments.chat_template_file,
         reasoning_format=arguments.reasoning_format,
         models_max=arguments.models_max,

@@ -6,7 +6,7 @@ from typing import Any
 
 from lltool.engine.request import StopStrings
 from lltool.engine.server.errors import ApiError
-from lltool.engine.server.job import Job, Piece, Score, read_pieces
+from lltool.engine.server.job import NO_TOKEN, Job, Piece, Score, read_pieces
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -97,7 +97,13 @@ class Answer:
             raise ApiError(500, self.job.detail, code="generation_failed")
         if piece is None and self.job.reason == "cancelled":
             raise ApiError(503, self.job.detail, code="stopping")
-        return Delta(content, reasoning, scores, () if piece is None else (piece.token.id,), piece is None)
+        return Delta(
+            content,
+            reasoning,
+            scores,
+            () if piece is None or piece.token.id == NO_TOKEN else (piece.token.id,),
+            piece is None,
+        )
 
     def _release(self, piece: Piece | None) -> list[Score]:
         """The scores of the tokens whose text has been sent; those of a stop string are dropped."""

@@ -52,7 +52,7 @@ class Served:
         """Loads a model. Raises InputError as `load_model` does."""
         model = load_model(path, sequences=settings.parallel, **settings.load)
         try:
-            _ = model.tokenizer, shipped_settings(model.file.metadata)
+            _ = model.tokenizer, shipped_settings(model.file.metadata, given=list(settings.sampling))
             runner = Runner(model, most=settings.parallel + settings.queue, keep=settings.keep)
         except BaseException:
             model.close()
@@ -65,7 +65,9 @@ class Served:
 
     @cached_property
     def shipped(self) -> dict[str, Any]:
-        return shipped_settings(self.model.file.metadata)
+        """The settings of sampling that a request need not give: those of the server, and beyond them the file's."""
+        given = self.settings.sampling
+        return shipped_settings(self.model.file.metadata, given=list(given)) | given
 
     @cached_property
     def template(self) -> ChatTemplate:

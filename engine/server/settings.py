@@ -36,6 +36,7 @@ class ServerSettings:
     keep: int = 64  # texts that stay in the cache when they are over, as long as there is room
     limits: RequestLimits = field(default_factory=RequestLimits)
     load: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)  # in place of what the models' files ship
     chat_template: Path | None = None
     reasoning_format: ReasoningFormat = "auto"
     logs_prompts: bool = False

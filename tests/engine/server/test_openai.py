@@ -226,6 +226,16 @@ def test_bad_fields_are_named(client: TestClient, path: str, change: dict[str, A
     assert error["param"] == param
 
 
+def test_settings_of_the_server_are_defaults(tiny_path: Path) -> None:
+    settings = {"temperature": 1.0, "top_k": 5, "seed": 9}
+    with running(tiny_path, sampling=settings) as client:
+        found = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 12}).json()["choices"][0]["text"]
+        greedy = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 12, "temperature": 0}).json()
+        assert client.get("/props").json()["default_generation_settings"]["params"]["top_k"] == 5
+    assert found == continued(tiny_path, "abc", 12, **settings)[0]
+    assert greedy["choices"][0]["text"] == continued(tiny_path, "abc", 12)[0]
+
+
 def test_a_model_without_a_template(tmp_path: Path) -> None:
     with running(write_tiny(tmp_path / "plain.gguf", template=None)) as client:
         response = client.post("/v1/chat/completions", json=CHAT)
