@@ -91,6 +91,7 @@ def parser() -> CommandParser:
         metavar="N",
         help="unload a model that nobody has used for so long (default -1: never)",
     )
+    add("--max-body", type=byte_size, default=4 << 20, metavar="SIZE", help="the largest request (default 4 MiB)")
     network = parser.add_argument_group("network and security").add_argument
     network("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1)")
     network("--port", type=_port, default=8080, help="the port; 0: any free one (default 8080)")
@@ -166,7 +167,7 @@ def _settings(arguments: argparse.Namespace) -> "ServerSettings":
         cors_origins=arguments.cors_origins,
         parallel=arguments.parallel,
         queue=arguments.queue,
-        limits=RequestLimits(seconds=arguments.timeout),
+        limits=RequestLimits(body_bytes=arguments.max_body, seconds=arguments.timeout),
         load={
             "context": arguments.ctx_size,
             "batch": arguments.batch_size,

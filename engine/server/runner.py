@@ -126,8 +126,9 @@ class Runner:
         known = {*self._scheduler.running, *self._scheduler.waiting}
         with self._wake:
             begun = [job for job in self._jobs if job not in self._submitted and not job.is_over]
+        path = self.model.file.path
         for job in [job for job in begun if job not in known] or begun:
-            job.end("error", str(error))
+            job.end("error", str(error).replace(str(path), path.name))  # a client need not know the folder
             self._scheduler.cancel(job)
 
     def _deliver(self, pieces: list[tuple[Job, Piece | None]]) -> None:

@@ -12,7 +12,7 @@ ReasoningFormat = Literal["auto", "none"]
 class RequestLimits:
     """What one request may ask for; each has a message of its own when it asks for more."""
 
-    body_bytes: int = 16 << 20
+    body_bytes: int = 4 << 20
     messages: int = 10_000
     stops: int = 64
     stop_characters: int = 1000
