@@ -184,6 +184,10 @@ class Request(Task):
         times.text_seconds += self._lap()
         return Token(id, text)
 
+    def flush(self) -> str:
+        """What is held back of the text, for a request that is ended from outside."""
+        return self._held.flush(self._decoder.flush())
+
     def end(self, reason: str, detail: str) -> None:
         self.reason, self.detail, self.is_over = reason, detail, True
 

@@ -100,6 +100,7 @@ _MAPPED = "-lm says how the file is loaded: mmap (the default), none or mlock"
 _LOG = "there is no log; notes and progress go to stderr, and -q leaves them out"
 _TEMPLATE = "the chat template is always run as Jinja"
 _SERVER = "it concerns llama.cpp's server"
+_SERVED = "`lltool serve` always does what it can of this"
 _BATCH = "--prio and --poll hold for one token and for many"
 _SHIFT = "a text ends when the context is full"
 _TEXT_ONLY = "lltool reads text only"
@@ -136,6 +137,12 @@ IGNORED = (
     Ignored("-cram --cache-ram", 1, _SERVER),
     Ignored("--cont-batching -cb --no-cont-batching -nocb", 0, _SERVER),
     Ignored("--log-prompts-dir", 1, _SERVER),
+    Ignored("--metrics --slots --props --ui --webui", 0, _SERVED),
+    Ignored("--embedding --embeddings", 0, "the same server generates and embeds"),
+    Ignored("--threads-http", 1, "one thread is enough for the network"),
+    Ignored("--cache-prompt --cache-idle-slots --no-cache-idle-slots --reuse-port", 0, _SERVED),
+    Ignored("-sps --slot-prompt-similarity --cache-reuse --sse-ping-interval", 1, _SERVED),
+    Ignored("--prefill-assistant --models-autoload", 0, _SERVED),
     Ignored("--prio-batch", 1, _BATCH),
     Ignored("--poll-batch", 1, _BATCH),
     Ignored("--warmup --no-warmup", 0, "there is no warm-up outside of `lltool bench`"),

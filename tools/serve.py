@@ -20,6 +20,7 @@ from lltool.tools.arguments import (
 )
 from lltool.tools.engine_arguments import add_engine_arguments, engine_options
 from lltool.tools.parser import CommandParser
+from lltool.tools.sampling_arguments import add_sampling_arguments, given_settings
 from lltool.tools.talk import note
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def parser() -> CommandParser:
         metavar="N",
         help="unload a model that nobody has used for so long (default -1: never)",
     )
+    add("--max-body", type=byte_size, default=4 << 20, metavar="SIZE", help="the largest request (default 4 MiB)")
     network = parser.add_argument_group("network and security").add_argument
     network("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1)")
     network("--port", type=_port, default=8080, help="the port; 0: any free one (default 8080)")
@@ -101,6 +103,7 @@ def parser() -> CommandParser:
     network("--ssl-keyfile", "--ssl-key-file", type=Path, metavar="FILE", help="the private key for HTTPS, PEM")
     network("--ssl-certfile", "--ssl-cert-file", type=Path, metavar="FILE", help="the certificate for HTTPS, PEM")
     network("--no-page", "--no-ui", "--no-webui", action="store_true", help="no web page at /")
+    add_sampling_arguments(parser)
     add_engine_arguments(parser)
     return parser
 
@@ -164,13 +167,14 @@ def _settings(arguments: argparse.Namespace) -> "ServerSettings":
         cors_origins=arguments.cors_origins,
         parallel=arguments.parallel,
         queue=arguments.queue,
-        limits=RequestLimits(seconds=arguments.timeout),
+        limits=RequestLimits(body_bytes=arguments.max_body, seconds=arguments.timeout),
         load={
             "context": arguments.ctx_size,
             "batch": arguments.batch_size,
             "precision": arguments.precision,
             **engine_options(arguments),
         },
+        sampling=given_settings(arguments),
         chat_template=arguments.chat_template_file,
         reasoning_format=arguments.reasoning_format,
         models_max=arguments.models_max,

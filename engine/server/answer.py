@@ -6,7 +6,7 @@ from typing import Any
 
 from lltool.engine.request import StopStrings
 from lltool.engine.server.errors import ApiError
-from lltool.engine.server.job import Job, Piece, Score, read_pieces
+from lltool.engine.server.job import NO_TOKEN, Job, Piece, Score, read_pieces
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -26,11 +26,15 @@ class ReasoningSplitter:
     """Cuts a text that arrives in pieces at its think tags. Text before the first tag may be white space only."""
 
     def __init__(self, *, is_open: bool) -> None:
-        self._is_reasoning = is_open
         self._begins = not is_open  # the text can still begin with the tag
         self._held = ""
         self._closed: StopStrings | None = StopStrings([CLOSE]) if is_open else None
         self._trims = False  # white space between the parts is dropped
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self._closed is not None
 
     def push(self, text: str) -> tuple[str, str]:
         """Adds text; returns what it gives of the reasoning and of the answer."""
@@ -77,6 +81,7 @@ class Answer:
     keeps_end: bool = False  # whether the token that ends the text has a score too
     content: str = ""
     reasoning: str = ""
+    reasoning_tokens: int = 0  # the tokens of the tags included
     scores: list[Score] = field(default_factory=list)
     _held: list[tuple[Score, int]] = field(default_factory=list)  # scores, and where in the bytes their tokens begin
     _sent: int = 0
@@ -89,7 +94,10 @@ class Answer:
             reasoning, content = self.splitter.flush() if self.splitter else ("", "")
         else:
             text = piece.token.text
+            was_reasoning = self.splitter is not None and self.splitter.is_reasoning
             reasoning, content = self.splitter.push(text) if self.splitter else ("", text)
+            is_reasoning = self.splitter is not None and self.splitter.is_reasoning
+            self.reasoning_tokens += was_reasoning or is_reasoning
         self.content += content
         self.reasoning += reasoning
         self.scores += scores
@@ -97,7 +105,13 @@ class Answer:
             raise ApiError(500, self.job.detail, code="generation_failed")
         if piece is None and self.job.reason == "cancelled":
             raise ApiError(503, self.job.detail, code="stopping")
-        return Delta(content, reasoning, scores, () if piece is None else (piece.token.id,), piece is None)
+        return Delta(
+            content,
+            reasoning,
+            scores,
+            () if piece is None or piece.token.id == NO_TOKEN else (piece.token.id,),
+            piece is None,
+        )
 
     def _release(self, piece: Piece | None) -> list[Score]:
         """The scores of the tokens whose text has been sent; those of a stop string are dropped."""

@@ -14,31 +14,16 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from lltool import __version__
-from lltool.engine.server import ollama
-from lltool.engine.server.anthropic import count_tokens, messages
-from lltool.engine.server.embeddings import embeddings, ollama_embed
+from lltool.engine.server.endpoints import ENDPOINTS
 from lltool.engine.server.errors import ApiError, error_response
 from lltool.engine.server.guard import Guard
+from lltool.engine.server.json_body import JsonResponse
 from lltool.engine.server.log import RequestLog
-from lltool.engine.server.metrics import Metrics, metrics, slots
-from lltool.engine.server.native import completion, infill
-from lltool.engine.server.openai_chat import chat_completions
-from lltool.engine.server.openai_completions import completions
+from lltool.engine.server.metrics import Metrics
+from lltool.engine.server.openapi import make_document
 from lltool.engine.server.page_files import PageFiles
 from lltool.engine.server.registry import Registry
-from lltool.engine.server.responses import responses
 from lltool.engine.server.settings import ServerSettings
-from lltool.engine.server.utilities import (
-    apply_template,
-    detokenize,
-    health,
-    load_model,
-    model,
-    models,
-    props,
-    tokenize,
-    unload_model,
-)
 from lltool.gguf.errors import InputError
 
 _log = logging.getLogger("lltool.server")
@@ -55,7 +40,7 @@ def make_app(registry: Registry, settings: ServerSettings) -> Starlette:
         registry.close()
 
     page = settings.page
-    counts = Metrics(frozenset(route.path for route in _routes() if isinstance(route, Route)))
+    counts = Metrics(frozenset(path for each in ENDPOINTS for path in each.paths))
     middleware = [Middleware(RequestLog, observe=counts.observe)]
     if settings.cors_origins:
         middleware.append(
@@ -79,34 +64,12 @@ def make_app(registry: Registry, settings: ServerSettings) -> Starlette:
 
 
 def _routes() -> list[BaseRoute]:
-    get, post = ["GET"], ["POST"]
+    async def show_document(request: Request) -> Response:
+        return JsonResponse(make_document(__version__))
+
     return [
-        *(Route(path, health, methods=get) for path in ("/health", "/v1/health")),
-        *(Route(path, models, methods=get) for path in ("/v1/models", "/models")),
-        Route("/models/load", load_model, methods=post),
-        Route("/models/unload", unload_model, methods=post),
-        Route("/v1/models/{name:path}", model, methods=get),
-        *(Route(path, chat_completions, methods=post) for path in ("/v1/chat/completions", "/chat/completions")),
-        Route("/v1/completions", completions, methods=post),
-        Route("/v1/responses", responses, methods=post),
-        Route("/v1/messages", messages, methods=post),
-        Route("/v1/messages/count_tokens", count_tokens, methods=post),
-        *(Route(path, embeddings, methods=post) for path in ("/v1/embeddings", "/embeddings")),
-        *(Route(path, completion, methods=post) for path in ("/completion", "/completions")),
-        Route("/infill", infill, methods=post),
-        Route("/api/chat", ollama.chat, methods=post),
-        Route("/api/generate", ollama.generate, methods=post),
-        Route("/api/embed", ollama_embed, methods=post),
-        Route("/api/show", ollama.show, methods=post),
-        Route("/api/tags", ollama.tags, methods=get),
-        Route("/api/ps", ollama.running, methods=get),
-        Route("/api/version", ollama.version, methods=get),
-        Route("/tokenize", tokenize, methods=post),
-        Route("/detokenize", detokenize, methods=post),
-        Route("/apply-template", apply_template, methods=post),
-        Route("/props", props, methods=get),
-        Route("/slots", slots, methods=get),
-        Route("/metrics", metrics, methods=get),
+        Route("/openapi.json", show_document, methods=["GET"]),
+        *(Route(path, each.handler, methods=[each.method]) for each in ENDPOINTS for path in each.paths),
     ]
 
 

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from lltool.engine.request import Request, Token
 
+NO_TOKEN = -1
+"""In place of a token's id, where a piece is only the text that was held back."""
+
 
 @dataclass(frozen=True)
 class Score:

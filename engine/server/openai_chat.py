@@ -90,7 +90,7 @@ class _Chat:
             **self.head,
             "object": "chat.completion",
             "choices": choices,
-            "usage": usage(self.jobs, self.jobs[:1]),
+            "usage": self._usage(),
             "timings": timings(self.jobs[0]),
         }
 
@@ -103,8 +103,13 @@ class _Chat:
             if delta.is_last:
                 yield self._chunk([self._choice(answer, {}, [], answer.job.reason)], timings=timings(answer.job))
         if self.fields.stream_options and self.fields.stream_options.include_usage:
-            yield self._chunk([], usage=usage(self.jobs, self.jobs[:1]))
+            yield self._chunk([], usage=self._usage())
         yield b"data: [DONE]\n\n"
+
+    def _usage(self) -> dict[str, Any]:
+        reasoning = sum(answer.reasoning_tokens for answer in self.answers)
+        details = {"completion_tokens_details": {"reasoning_tokens": reasoning}} if reasoning else {}
+        return {**usage(self.jobs, self.jobs[:1]), **details}
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         return event({**self.head, "object": "chat.completion.chunk", "choices": choices, **more})

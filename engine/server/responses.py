@@ -108,7 +108,7 @@ class _Reply:
             "input_tokens": job.prompt_tokens,
             "input_tokens_details": {"cached_tokens": job.timings.cached, "cache_write_tokens": 0},
             "output_tokens": job.timings.tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self.answer.reasoning_tokens},
             "total_tokens": job.prompt_tokens + job.timings.tokens,
         }
         return {

@@ -9,9 +9,10 @@ from time import perf_counter
 
 from lltool.engine.generate import generate_step
 from lltool.engine.model import Model
+from lltool.engine.request import Token
 from lltool.engine.scheduler import Scheduler
 from lltool.engine.server.errors import ApiError
-from lltool.engine.server.job import Job, Piece
+from lltool.engine.server.job import NO_TOKEN, Job, Piece
 from lltool.gguf.errors import InputError
 
 _log = logging.getLogger("lltool.server")
@@ -106,16 +107,18 @@ class Runner:
             except InputError as error:
                 job.end("error", str(error))
         now = perf_counter()
-        late = [task for task in (*self._scheduler.running, *self._scheduler.waiting) if _is_late(task, now)]
-        for task in late:
-            assert isinstance(task, Job)
-            task.end("length", "the time for the request is over")
-            self._scheduler.cancel(task)
+        tasks = (*self._scheduler.running, *self._scheduler.waiting)
+        late = [task for task in tasks if isinstance(task, Job) and not task.is_over and now > task.deadline]
+        pieces: list[tuple[Job, Piece | None]] = []
+        for job in late:
+            job.end("length", "the time for the request is over")
+            self._scheduler.cancel(job)
+            pieces.append((job, Piece(Token(NO_TOKEN, job.flush()), None)))
         for job in cancelled:
             if not job.is_over:
                 job.end("cancelled", "the client has gone")
                 self._scheduler.cancel(job)
-        self._deliver([])
+        self._deliver(pieces)
         return not is_closing
 
     def _fail(self, error: Exception) -> None:
@@ -123,8 +126,9 @@ class Runner:
         known = {*self._scheduler.running, *self._scheduler.waiting}
         with self._wake:
             begun = [job for job in self._jobs if job not in self._submitted and not job.is_over]
+        path = self.model.file.path
         for job in [job for job in begun if job not in known] or begun:
-            job.end("error", str(error))
+            job.end("error", str(error).replace(str(path), path.name))  # a client need not know the folder
             self._scheduler.cancel(job)
 
     def _deliver(self, pieces: list[tuple[Job, Piece | None]]) -> None:
@@ -140,10 +144,6 @@ class Runner:
         for loop, items in by_loop.items():
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_deliver_all, items)
-
-
-def _is_late(task: object, now: float) -> bool:
-    return isinstance(task, Job) and not task.is_over and now > task.deadline
 
 
 def _deliver_all(items: list[tuple[Job, Piece | None]]) -> None:

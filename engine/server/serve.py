@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def serve(
     """Loads the first `loaded` models and answers requests; `ready` is called with the address when it listens.
 
     SIGINT and SIGTERM end it: it takes no more requests, and those that run have `shutdown_seconds` to finish. Raises
-    InputError if a model cannot be loaded or the port not be had.
+    InputError if a model cannot be loaded, the port not be had, or the certificate not be used.
     """
+    if ssl_certfile is not None:
+        _check_certificate(ssl_certfile, ssl_keyfile)
     with listen(settings.host, settings.port) as listener:
         registry = Registry(sources, settings)
         try:
@@ -58,6 +61,15 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise InputError(f"{host}, port {port}: cannot listen there: {error.strerror or error}; see --port") from None
+
+
+def _check_certificate(certificate: Path, key: Path | None) -> None:
+    """Raises InputError if the files are no certificate with its private key."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # an SSLError is one
+        reason = error.strerror or str(error)
+        raise InputError(f"{certificate} and {key}: no certificate with its private key, both PEM: {reason}") from None
 
 
 class _Server(uvicorn.Server):

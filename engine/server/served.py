@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.text_file import read_text
 
 T = TypeVar("T")
+_LONG = 100_000  # characters, above which texts are encoded one at a time
 _OWN_VARIABLES = frozenset(
     ("messages", "bos_token", "eos_token", "add_generation_prompt", "date", "parse_special", "self")
 )
@@ -46,13 +48,14 @@ class Served:
     model: Model
     runner: Runner
     created: int = field(default_factory=lambda: int(time.time()))
+    _long_texts: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
     def load(cls, name: str, path: Path, settings: ServerSettings) -> "Served":
         """Loads a model. Raises InputError as `load_model` does."""
         model = load_model(path, sequences=settings.parallel, **settings.load)
         try:
-            _ = model.tokenizer, shipped_settings(model.file.metadata)
+            _ = model.tokenizer, shipped_settings(model.file.metadata, given=list(settings.sampling))
             runner = Runner(model, most=settings.parallel + settings.queue, keep=settings.keep)
         except BaseException:
             model.close()
@@ -65,7 +68,9 @@ class Served:
 
     @cached_property
     def shipped(self) -> dict[str, Any]:
-        return shipped_settings(self.model.file.metadata)
+        """The settings of sampling that a request need not give: those of the server, and beyond them the file's."""
+        given = self.settings.sampling
+        return shipped_settings(self.model.file.metadata, given=list(given)) | given
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -80,33 +85,44 @@ class Served:
 
     async def encode_text(self, text: str) -> list[int]:
         """The tokens of a text to continue, with the begin token that the model wants."""
-        return await asyncio.to_thread(self._encode_text, text)
+        return await self._in_turn(len(text), lambda: self._encode_text(text))
 
     async def encode_chat(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[int]:
         """The tokens of a conversation; if its last message is the assistant's, this is what is continued."""
-        return await self._with_template(lambda: self._encode_chat(messages, variables), variables)
+        size = sum(len(message["content"]) for message in messages)
+        return await self._in_turn(size, lambda: self._encode_chat(messages, variables), variables)
 
     async def render_chat(
         self, messages: Sequence[Message], variables: Mapping[str, Any], *, add_generation_prompt: bool = True
     ) -> str:
         """The conversation as the model sees it."""
-        return await self._with_template(
-            lambda: self.template.render(messages, add_generation_prompt=add_generation_prompt, **variables), variables
+        return await self._in_turn(
+            0,
+            lambda: self.template.render(messages, add_generation_prompt=add_generation_prompt, **variables),
+            variables,
         )
 
     async def read_template(self) -> str:
         """The source of the template. Raises ApiError if there is none."""
-        return await self._with_template(lambda: self.template.source, {})
+        return await self._in_turn(0, lambda: self.template.source)
 
-    async def _with_template(self, do: Callable[[], T], variables: Mapping[str, Any]) -> T:
-        if own := _OWN_VARIABLES.intersection(variables):
+    async def _in_turn(self, size: int, do: Callable[[], T], variables: Mapping[str, Any] | None = None) -> T:
+        """Does work on texts of `size` characters in a thread; of long ones, one at a time, as they take memory."""
+        if own := _OWN_VARIABLES.intersection(variables or ()):
             raise bad_request(f"chat_template_kwargs: {min(own)} is set by the server", "chat_template_kwargs")
         try:
-            return await asyncio.to_thread(do)
+            async with self._long_texts if size > _LONG else nullcontext():
+                return await asyncio.to_thread(do)
         except InputError as error:
             raise bad_request(str(error).removeprefix(f"{self.path}: "), "messages") from None
 
     def _encode_text(self, text: str) -> list[int]:
+        """Raises ApiError, without encoding it, for a text that has too many tokens however it is encoded."""
+        if len(text) > _LONG:
+            # A quarter of the bytes: normalizing can shorten a text.
+            least = len(text.encode("utf-8", "replace")) // (4 * self._longest_piece)
+            if least >= self.model.context:
+                raise self._too_long(f"at least {least}", least, "prompt")
         return self.tokenizer.with_begin(self.tokenizer.encode(text, add_special=False, parse_special=True))
 
     def _encode_chat(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[int]:
@@ -118,18 +134,26 @@ class Served:
 
     def check_prompt(self, ids: Sequence[int], *, param: str = "prompt") -> None:
         """Raises ApiError for a prompt that fills the context, or has unknown tokens."""
-        context = self.model.context
-        if len(ids) >= context:
-            raise ApiError(
-                400,
-                f"the {param} has {len(ids)} tokens and the context {context}, of which one must be left for the "
-                "answer; shorten the prompt or start the server with a larger context (-c)",
-                param,
-                "context_length_exceeded",
-                {"n_prompt_tokens": len(ids), "n_ctx": context},
-            )
+        if len(ids) >= self.model.context:
+            raise self._too_long(str(len(ids)), len(ids), param)
         if unknown := [id for id in ids if id >= self.model.config.vocab]:
             raise bad_request(f"{param}: token {unknown[0]}, wanted one from 0 to {self.model.config.vocab - 1}", param)
+
+    @cached_property
+    def _longest_piece(self) -> int:
+        """The bytes of the longest token."""
+        return max(len(self.tokenizer.piece(id)) for id in range(self.tokenizer.size))
+
+    def _too_long(self, shown: str, count: int, param: str) -> ApiError:
+        context = self.model.context
+        return ApiError(
+            400,
+            f"the {param} has {shown} tokens and the context {context}, of which one must be left for the answer; "
+            "shorten the prompt or start the server with a larger context (-c)",
+            param,
+            "context_length_exceeded",
+            {"n_prompt_tokens": count, "n_ctx": context},
+        )
 
     def make_jobs(
         self,

@@ -12,7 +12,7 @@ ReasoningFormat = Literal["auto", "none"]
 class RequestLimits:
     """What one request may ask for; each has a message of its own when it asks for more."""
 
-    body_bytes: int = 16 << 20
+    body_bytes: int = 4 << 20
     messages: int = 10_000
     stops: int = 64
     stop_characters: int = 1000
@@ -36,6 +36,7 @@ class ServerSettings:
     keep: int = 64  # texts that stay in the cache when they are over, as long as there is room
     limits: RequestLimits = field(default_factory=RequestLimits)
     load: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)  # in place of what the models' files ship
     chat_template: Path | None = None
     reasoning_format: ReasoningFormat = "auto"
     logs_prompts: bool = False

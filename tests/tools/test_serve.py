@@ -1,6 +1,7 @@
 """`lltool serve`: its options, and a server on a real socket from start to stop."""
 
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -23,14 +24,20 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--host", "0.0.0.0"], "anyone who reaches this address could use the server"),
         (["--port", "65536"], "is not a port"),
         (["--ssl-keyfile", "key.pem"], "belong together"),
+        (["--ssl-keyfile", "{model}", "--ssl-certfile", "{model}"], "no certificate with its private key"),
         (["--alias", "a,a", "{model}"], "two models have the name"),
-        (["--host", "203.0.113.1", "--insecure"], "cannot listen there"),
     ],
 )
 def test_refusals(tiny_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = [argument.format(model=tiny_path) for argument in arguments]
     assert cli.main(["serve", str(tiny_path), *given]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_refused(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert cli.main(["serve", str(tiny_path), "--port", str(other.getsockname()[1])]) == 2
+    assert "cannot listen there: Address already in use" in capsys.readouterr().err
 
 
 def test_a_file_without_keys_is_refused(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,12 @@
 /**
  * `npm run e2e` starts two servers with a real model, one of which wants a key, and uses the page in Chromium. It wants
- * the repository's .venv, and the model and port that it names here.
+ * the repository's .venv, and the model and ports that are named here.
  */
 import { existsSync } from "node:fs";
 import { defineConfig } from "@playwright/test";
 
-const system = ["/usr/bin/chromium", "/usr/bin/google-chrome"].find(existsSync); // else the one that Playwright installs
+// Else the one that Playwright installs.
+const system = ["/usr/bin/chromium", "/usr/bin/google-chrome"].find(existsSync);
 const root = "../../..";
 const serve = `${root}/.venv/bin/lltool serve ${root}/.cache/models/smollm2-q4_1.gguf -c 2048`;
 export const OPEN = "http://127.0.0.1:8173/";
@@ -28,6 +29,11 @@ export default defineConfig({
   },
   webServer: [
     { command: `${serve} --port 8173`, url: `${OPEN}health`, reuseExistingServer: true, stderr: "ignore" },
-    { command: `${serve} --port 8174 --api-key ${KEY}`, url: `${LOCKED}health`, reuseExistingServer: true, stderr: "ignore" },
+    {
+      command: `${serve} --port 8174 --api-key ${KEY}`,
+      url: `${LOCKED}health`,
+      reuseExistingServer: true,
+      stderr: "ignore",
+    },
   ],
 });

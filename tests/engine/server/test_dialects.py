@@ -149,6 +149,7 @@ def test_reasoning_is_a_part_of_its_own(tmp_path: Path) -> None:
         assert starts == ["thinking", "text"]
         response = client.post("/v1/responses", json={"input": "abc", "max_output_tokens": 3, **bias}).json()
         assert [item["type"] for item in response["output"]] == ["reasoning", "message"]
+        assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 3}
         options = {"num_predict": 3, **bias}
         chat = {"model": "thinks", "messages": MESSAGES, "options": options, "stream": False}
         assert client.post("/api/chat", json=chat).json()["message"]["thinking"] == "QQQ"

@@ -56,6 +56,22 @@ def test_a_body_over_the_limit_is_413(tiny_path: Path) -> None:
     assert "1000" in response.json()["error"]["message"]
 
 
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token has at most four bytes (of </s>), so that 200,000 bytes are at least 12,500 tokens."""
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("encoded")
+
+    with running(tiny_path) as client:
+        monkeypatch.setattr("lltool.engine.text.tokenizer.Tokenizer.encode", refuse)
+        response = client.post("/v1/completions", json={**PROMPT, "prompt": "a" * 200_000})
+    assert response.status_code == 400
+    assert response.json()["error"]["n_prompt_tokens"] == 12_500
+    assert "at least 12500 tokens and the context 256" in response.json()["error"]["message"]
+
+
 def test_unknown_paths_and_methods(client: TestClient) -> None:
     for response, status in ((client.get("/nothing"), 404), (client.get(CHAT), 405)):
         assert response.status_code == status

@@ -226,6 +226,16 @@ def test_bad_fields_are_named(client: TestClient, path: str, change: dict[str, A
     assert error["param"] == param
 
 
+def test_settings_of_the_server_are_defaults(tiny_path: Path) -> None:
+    settings = {"temperature": 1.0, "top_k": 5, "seed": 9}
+    with running(tiny_path, sampling=settings) as client:
+        found = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 12}).json()["choices"][0]["text"]
+        greedy = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 12, "temperature": 0}).json()
+        assert client.get("/props").json()["default_generation_settings"]["params"]["top_k"] == 5
+    assert found == continued(tiny_path, "abc", 12, **settings)[0]
+    assert greedy["choices"][0]["text"] == continued(tiny_path, "abc", 12)[0]
+
+
 def test_a_model_without_a_template(tmp_path: Path) -> None:
     with running(write_tiny(tmp_path / "plain.gguf", template=None)) as client:
         response = client.post("/v1/chat/completions", json=CHAT)
@@ -245,3 +255,21 @@ def test_reasoning_comes_apart(tmp_path: Path, format: str, splits: bool) -> Non
         message = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
     assert message.get("reasoning_content") == ("QQQ" if splits else None)
     assert message["content"] == ("" if splits else "QQQ")
+
+
+@pytest.mark.extra
+def test_lm_evaluation_harness_reads_the_engine_s_likelihoods(client: TestClient, tiny_path: Path) -> None:
+    """A request as its local-completions sends it, read by its own parser."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    rows = log_probabilities(tiny_path, ids := [94, *range(3, 30)])
+    greedy = [*ids, int(rows[-1].argmax())]
+    for tokens, context in ((ids, 20), (greedy, len(ids))):
+        body = {"model": "tiny", "prompt": [tokens], "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True}
+        answer = client.post("/v1/completions", json={**body, "seed": 1234}).json()
+        ((found, is_greedy),) = LocalCompletionsAPI.parse_logprobs(answer, tokens=[tokens], ctxlens=[context])
+        wanted = [(row[id], row.argmax() == id) for row, id in zip(rows[context - 1 :], tokens[context:], strict=False)]
+        assert found == pytest.approx(sum(logprob for logprob, _ in wanted), abs=1e-9)
+        assert is_greedy == all(is_best for _, is_best in wanted)
+    assert is_greedy

@@ -107,11 +107,15 @@ test("a failure is said plainly, and the next try takes its place", async ({ pag
   await expect(page.locator(".versions")).toHaveCount(0);
 });
 
-test("a prompt over the context is refused with the server's words, and a busy server says when to come again", async ({ page }) => {
+test("a prompt over the context is refused with the server's words, and a busy server says when to come again", async ({
+  page,
+}) => {
   await openChat(page);
   await send(page, "word ".repeat(3000));
   await expect(page.locator(".answer")).toContainText(/The server refused: .*2,?048/);
-  await page.route("**/v1/chat/completions", (route) => route.fulfill({ status: 503, headers: { "Retry-After": "7" }, body: "{}" }));
+  await page.route("**/v1/chat/completions", (route) =>
+    route.fulfill({ status: 503, headers: { "Retry-After": "7" }, body: "{}" }),
+  );
   await page.getByRole("button", { name: "Try again" }).click();
   await expect(page.locator(".answer")).toContainText("The server is busy. Try again in 7 seconds.");
 });

@@ -8,8 +8,8 @@ const ATTACKS = [
   '[click](javascript:window.hit=1) ![x](https://example.org/x.png) <svg onload="window.hit=1">',
   '<iframe srcdoc="<script>parent.hit=1</script>"></iframe><style>@import "https://example.org/x";</style>',
   '```html"onmouseover="window.hit=1\n<script>window.hit=1</script>\n```',
-  '$\\href{javascript:window.hit=1}{x} \\url{https://example.org} \\includegraphics{https://example.org/x.png}$',
-  '$\\htmlStyle{background:url(https://example.org/x)}{x} \\def\\a{\\a\\a}\\a$',
+  "$\\href{javascript:window.hit=1}{x} \\url{https://example.org} \\includegraphics{https://example.org/x.png}$",
+  "$\\htmlStyle{background:url(https://example.org/x)}{x} \\def\\a{\\a\\a}\\a$",
   '<think><img src=x onerror="window.hit=1"></think>| a |\n|---|\n| <img src=x onerror="window.hit=1"> |',
   '[x]: javascript:window.hit=1\n[x] <a href="javascript:window.hit=1">y</a> <base href="https://example.org/">',
 ];
@@ -32,7 +32,12 @@ test("text that attacks stays text", async ({ page }) => {
 test("Markdown has code to copy, tables and formulas", async ({ page, context }) => {
   await context.grantPermissions(["clipboard-read", "clipboard-write"]);
   await openChat(page);
-  await importFile(page, fileOf("```python\nprint(1 < 2)\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\nSo \\(x^2\\) and\n\n$$\\int_0^1 x\\,dx$$"));
+  await importFile(
+    page,
+    fileOf(
+      "```python\nprint(1 < 2)\n```\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\nSo \\(x^2\\) and\n\n$$\\int_0^1 x\\,dx$$",
+    ),
+  );
   await page.getByRole("link", { name: "Imported" }).click();
   await expect(page.locator(".code-head")).toContainText("python");
   await expect(page.locator(".hljs-built_in")).toHaveText("print");
@@ -46,12 +51,36 @@ test("Markdown has code to copy, tables and formulas", async ({ page, context })
 
 test("the server takes every setting", async ({ page }) => {
   const settings = {
-    temperature: "0.5", top_k: "20", top_p: "0.9", min_p: "0.02", seed: "7", max_tokens: "8", stop: "zzz\n\\n\\n", repeat_penalty: "1.1",
-    repeat_last_n: "-1", presence_penalty: "0.1", frequency_penalty: "-0.1", dry_multiplier: "0.8", dry_base: "1.5",
-    dry_allowed_length: "3", dry_penalty_last_n: "-1", dry_sequence_breakers: "\\n\n:", typical_p: "0.9", top_n_sigma: "2",
-    xtc_probability: "0.1", xtc_threshold: "0.2", dynatemp_range: "0.1", dynatemp_exponent: "1.1", mirostat: "0",
-    mirostat_tau: "4", mirostat_eta: "0.2", adaptive_target: "0.5", adaptive_decay: "0.8",
-    samplers: "top_k; top_p; temperature; adaptive_p", logit_bias: "5+1, 6-2.5", ignore_eos: "on",
+    temperature: "0.5",
+    top_k: "20",
+    top_p: "0.9",
+    min_p: "0.02",
+    seed: "7",
+    max_tokens: "8",
+    stop: "zzz\n\\n\\n",
+    repeat_penalty: "1.1",
+    repeat_last_n: "-1",
+    presence_penalty: "0.1",
+    frequency_penalty: "-0.1",
+    dry_multiplier: "0.8",
+    dry_base: "1.5",
+    dry_allowed_length: "3",
+    dry_penalty_last_n: "-1",
+    dry_sequence_breakers: "\\n\n:",
+    typical_p: "0.9",
+    top_n_sigma: "2",
+    xtc_probability: "0.1",
+    xtc_threshold: "0.2",
+    dynatemp_range: "0.1",
+    dynatemp_exponent: "1.1",
+    mirostat: "0",
+    mirostat_tau: "4",
+    mirostat_eta: "0.2",
+    adaptive_target: "0.5",
+    adaptive_decay: "0.8",
+    samplers: "top_k; top_p; temperature; adaptive_p",
+    logit_bias: "5+1, 6-2.5",
+    ignore_eos: "on",
   };
   await openChat(page, settings);
   const request = page.waitForRequest("**/v1/chat/completions");
@@ -170,7 +199,10 @@ for (const scheme of ["light", "dark"] as const) {
       expect(violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)])).toEqual([]);
     };
     await check();
-    await importFile(page, fileOf("# A\n\n```python\ndef f(x): return 'a'  # b\n```\n\n| a |\n|---|\n| $x$ |\n\n[b](https://example.org)"));
+    await importFile(
+      page,
+      fileOf("# A\n\n```python\ndef f(x): return 'a'  # b\n```\n\n| a |\n|---|\n| $x$ |\n\n[b](https://example.org)"),
+    );
     await page.getByRole("link", { name: "Imported" }).click();
     await expect(page.locator(".katex")).toBeVisible();
     await expect(page.locator(".notice")).toBeHidden();
@@ -186,9 +218,22 @@ test.describe("on a phone", () => {
 
   test("everything fits, and the list slides over", async ({ page }) => {
     await openChat(page);
-    const fits = async () => expect(await page.evaluate(() => document.documentElement.scrollWidth)).toBeLessThanOrEqual(360);
+    const fits = async () =>
+      expect(await page.evaluate(() => document.documentElement.scrollWidth)).toBeLessThanOrEqual(360);
     await fits();
-    await importFile(page, fileOf("```\n" + "x".repeat(300) + "\n```\n\n" + "y".repeat(300) + "\n\n| " + "a | ".repeat(12) + "\n|" + "---|".repeat(12)));
+    await importFile(
+      page,
+      fileOf(
+        "```\n" +
+          "x".repeat(300) +
+          "\n```\n\n" +
+          "y".repeat(300) +
+          "\n\n| " +
+          "a | ".repeat(12) +
+          "\n|" +
+          "---|".repeat(12),
+      ),
+    );
     await fits();
     await page.getByRole("button", { name: "Show conversations" }).tap();
     await page.getByRole("link", { name: "Imported" }).tap();

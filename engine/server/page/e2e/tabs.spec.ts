@@ -19,7 +19,15 @@ test("two tabs see each other's work and lose nothing", async ({ page, context }
 
   // A tab that has no news of the others goes on from the same message: both ways are kept.
   const late = await context.newPage();
-  await late.addInitScript(() => Reflect.set(window, "BroadcastChannel", class { postMessage() {} }));
+  await late.addInitScript(() =>
+    Reflect.set(
+      window,
+      "BroadcastChannel",
+      class {
+        postMessage() {}
+      },
+    ),
+  );
   await openChat(late);
   await late.getByRole("link", { name: "Write a story about a fox." }).click();
   await expect(late.locator(".answer")).toHaveCount(1);
@@ -77,9 +85,13 @@ test("conversations are renamed, found, exported, deleted and imported", async (
   await expect(page.locator(".item")).toHaveCount(0);
 
   await page.getByRole("button", { name: "Settings" }).click();
-  await page.locator('input[type="file"][accept*="json"]').setInputFiles({ name: "a.json", mimeType: "application/json", buffer: text });
+  await page
+    .locator('input[type="file"][accept*="json"]')
+    .setInputFiles({ name: "a.json", mimeType: "application/json", buffer: text });
   await expect(page.locator(".notice")).toHaveText("Imported 2 conversations with 4 new messages.");
-  await page.locator('input[type="file"][accept*="json"]').setInputFiles({ name: "a.json", mimeType: "", buffer: Buffer.from("{}") });
+  await page
+    .locator('input[type="file"][accept*="json"]')
+    .setInputFiles({ name: "a.json", mimeType: "", buffer: Buffer.from("{}") });
   await expect(page.locator(".notice")).toContainText("holds no exported conversations");
   await page.keyboard.press("Escape");
   await page.getByRole("link", { name: "What is the capital of Japan?" }).click();

@@ -1,7 +1,9 @@
 import { render } from "preact";
 import "./style/base.css";
 import "./style/layout.css";
+import "./style/list.css";
 import "./style/messages.css";
+import "./style/prose.css";
 import "./style/windows.css";
 import { t } from "./language";
 import { loadList, openFromAddress } from "./state/chats";

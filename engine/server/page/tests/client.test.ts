@@ -12,7 +12,10 @@ function answerWith(body: string, status = 200, headers: Record<string, string> 
 }
 
 async function failureOf(work: Promise<unknown>): Promise<Partial<ServerError>> {
-  const error = await work.then(() => undefined, (reason) => reason);
+  const error = await work.then(
+    () => undefined,
+    (reason) => reason,
+  );
   expect(error).toBeInstanceOf(ServerError);
   const { failure, message, status, retryAfter } = error as ServerError;
   return { failure, message, status, retryAfter };
@@ -22,7 +25,10 @@ const chatAll = () => all(chat({ messages: [] }, "", new AbortController().signa
 
 test("the key goes with each request, and only then", async () => {
   const fetched = answerWith('{"data":[{"id":"a"},{"id":"b","status":{"value":"unloaded"}}]}');
-  expect(await listModels("secret")).toEqual([{ name: "a", isLoaded: true }, { name: "b", isLoaded: false }]);
+  expect(await listModels("secret")).toEqual([
+    { name: "a", isLoaded: true },
+    { name: "b", isLoaded: false },
+  ]);
   expect(new Headers(fetched.mock.calls[0]![1].headers).get("Authorization")).toBe("Bearer secret");
   await listModels("");
   expect(new Headers(fetched.mock.calls[1]![1].headers).has("Authorization")).toBe(false);
@@ -53,9 +59,13 @@ test("an answer without its end was cut", async () => {
 });
 
 test("an answer ends at [DONE], and its request asks for figures", async () => {
-  const fetched = answerWith('data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\ndata: x\n\n');
+  const fetched = answerWith(
+    'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\ndata: x\n\n',
+  );
   expect((await chatAll()).map(({ text }) => text)).toEqual(["a"]);
   expect(JSON.parse(String(fetched.mock.calls[0]![1].body))).toEqual({
-    messages: [], stream: true, stream_options: { include_usage: true },
+    messages: [],
+    stream: true,
+    stream_options: { include_usage: true },
   });
 });

@@ -12,7 +12,9 @@ async function conversationOf(...texts: string[]): Promise<{ id: string; message
   await database.addConversation(conversation);
   const messages: Message[] = [];
   for (const text of texts) {
-    messages.push(newMessage(conversation.id, messages.at(-1)?.id ?? null, messages.length % 2 ? "assistant" : "user", text));
+    messages.push(
+      newMessage(conversation.id, messages.at(-1)?.id ?? null, messages.length % 2 ? "assistant" : "user", text),
+    );
   }
   await database.putMessages(...messages);
   return { id: conversation.id, messages };
@@ -20,7 +22,10 @@ async function conversationOf(...texts: string[]): Promise<{ id: string; message
 
 test("changes of two tabs to one conversation are both kept", async () => {
   const { id } = await conversationOf("a");
-  await Promise.all([database.changeConversation(id, { title: "t" }), database.changeConversation(id, { system: "s" })]);
+  await Promise.all([
+    database.changeConversation(id, { title: "t" }),
+    database.changeConversation(id, { system: "s" }),
+  ]);
   expect(await database.conversation(id)).toMatchObject({ title: "t", system: "s" });
 });
 
@@ -53,7 +58,11 @@ test("an import adds what is missing and changes nothing", async () => {
 
 const GOOD = { id: "m", parent: null, role: "user", text: "a", created: 1 };
 const file = (...messages: unknown[]) =>
-  JSON.stringify({ format: "lltool-conversations", version: 1, conversations: [{ id: "c", title: "", created: 1, updated: 1, messages }] });
+  JSON.stringify({
+    format: "lltool-conversations",
+    version: 1,
+    conversations: [{ id: "c", title: "", created: 1, updated: 1, messages }],
+  });
 
 test.each([
   ["{", "import.not_json", ""],

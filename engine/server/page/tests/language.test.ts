@@ -14,7 +14,10 @@ test.each(Object.keys(en) as (keyof typeof en)[])("%s has the same values in bot
 });
 
 test("every setting and group has its words", () => {
-  const keys = [...SETTINGS.flatMap(({ name }) => [`setting.${name}`, `setting.${name}.help`]), ...GROUPS.map((each) => `group.${each}`)];
+  const keys = [
+    ...SETTINGS.flatMap(({ name }) => [`setting.${name}`, `setting.${name}.help`]),
+    ...GROUPS.map((each) => `group.${each}`),
+  ];
   expect(keys.filter((key) => !(key in en))).toEqual([]);
 });
 

@@ -45,7 +45,7 @@ test("code has its language and its colours", () => {
   const html = htmlOf("```python\nx = 1 < 2\n```");
   expect(html).toContain('<div class="code" data-language="python">');
   expect(html).toContain('<span class="hljs-number">1</span> &lt; <span class="hljs-number">2</span>');
-  expect(htmlOf("```nolanguage\n<b>\n```")).toContain('<code>&lt;b&gt;</code>');
+  expect(htmlOf("```nolanguage\n<b>\n```")).toContain("<code>&lt;b&gt;</code>");
 });
 
 test.each(["$a<b$", "\\(a<b\\)"])("a formula %j keeps its source", (source) => {

@@ -7,11 +7,22 @@ test("only what was typed goes into a request, in its own type", () => {
   expect(requestSettings({})).toEqual({});
   expect(
     requestSettings({
-      temperature: " 0.5", top_k: "20", seed: "-1", ignore_eos: "on", samplers: "top_k; temperature", stop: "a b\n\\n\n\\\\n",
-      logit_bias: "15043+1, 42-5.5", unknown: "1",
+      temperature: " 0.5",
+      top_k: "20",
+      seed: "-1",
+      ignore_eos: "on",
+      samplers: "top_k; temperature",
+      stop: "a b\n\\n\n\\\\n",
+      logit_bias: "15043+1, 42-5.5",
+      unknown: "1",
     }),
   ).toEqual({
-    temperature: 0.5, top_k: 20, seed: -1, ignore_eos: true, samplers: ["top_k", "temperature"], stop: ["a b", "\n", "\\n"],
+    temperature: 0.5,
+    top_k: 20,
+    seed: -1,
+    ignore_eos: true,
+    samplers: ["top_k", "temperature"],
+    stop: ["a b", "\n", "\\n"],
     logit_bias: { 15043: 1, 42: -5.5 },
   });
 });

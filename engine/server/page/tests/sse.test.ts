@@ -16,7 +16,8 @@ function bodyOf(text: string, size: number): ReadableStream<Uint8Array> {
 const collect = (text: string, size: number) => all(eventsOf(bodyOf(text, size)));
 
 test.each([1, 2, 3, 7, 1000])("events are whole whatever the pieces of %i bytes cut", async (size) => {
-  const text = 'data: {"a":"水 🙂"}\n\n: a comment\r\ndata: one\r\ndata:two\r\n\r\nevent: x\nid: 4\n\ndata: [DONE]\n\n';
+  const first = 'data: {"a":"水 🙂"}\n\n: a comment\r\n';
+  const text = `${first}data: one\r\ndata:two\r\n\r\nevent: x\nid: 4\n\ndata: [DONE]\n\n`;
   expect(await collect(text, size)).toEqual(['{"a":"水 🙂"}', "one\ntwo", "[DONE]"]);
 });
 
@@ -25,11 +26,18 @@ test.each([1, 4])("an event at the end counts without an empty line", async (siz
 });
 
 test("a part holds text, reasoning, end, usage and timings", () => {
-  expect(readPart('{"model":"m","choices":[{"delta":{"content":"a","reasoning_content":"b"},"finish_reason":null}]}')).toMatchObject({
-    text: "a", reasoning: "b", finish: "", model: "m",
+  expect(
+    readPart('{"model":"m","choices":[{"delta":{"content":"a","reasoning_content":"b"},"finish_reason":null}]}'),
+  ).toMatchObject({
+    text: "a",
+    reasoning: "b",
+    finish: "",
+    model: "m",
   });
   expect(readPart('{"choices":[],"usage":{"prompt_tokens":3},"timings":{"predicted_n":4}}')).toMatchObject({
-    text: "", usage: { prompt_tokens: 3 }, timings: { predicted_n: 4 },
+    text: "",
+    usage: { prompt_tokens: 3 },
+    timings: { predicted_n: 4 },
   });
 });
 

@@ -22,7 +22,9 @@ test.each([
 test("a request has the branch without reasoning and without answers that never came", () => {
   const asked = (text: string) => newMessage("c", null, "user", text);
   const said = (text: string) => newMessage("c", null, "assistant", text);
-  expect(requestMessages("Be brief.", [asked("a"), said("<think>x</think>b"), asked("c"), said(""), asked("d")])).toEqual([
+  expect(
+    requestMessages("Be brief.", [asked("a"), said("<think>x</think>b"), asked("c"), said(""), asked("d")]),
+  ).toEqual([
     { role: "system", content: "Be brief." },
     { role: "user", content: "a" },
     { role: "assistant", content: "b" },

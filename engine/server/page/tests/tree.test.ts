@@ -3,13 +3,22 @@ import { lastUnder, pathTo, siblingsOf } from "../src/data/tree";
 import { newMessage, type Message } from "../src/data/types";
 
 function node(id: string, parent: string | null, created: number): Message {
-  return { ...newMessage("c", parent, parent === null || parent.startsWith("a") ? "user" : "assistant", id), id, created };
+  return {
+    ...newMessage("c", parent, parent === null || parent.startsWith("a") ? "user" : "assistant", id),
+    id,
+    created,
+  };
 }
 
 // u1 – a1 – u2 – a2, a second answer a1b to u1 with u3 below it, and u1b as another beginning
 const MESSAGES = [
-  node("a2", "u2", 4), node("u1", null, 1), node("a1", "u1", 2), node("u2", "a1", 3), node("a1b", "u1", 5),
-  node("u3", "a1b", 6), node("u1b", null, 7),
+  node("a2", "u2", 4),
+  node("u1", null, 1),
+  node("a1", "u1", 2),
+  node("u2", "a1", 3),
+  node("a1b", "u1", 5),
+  node("u3", "a1b", 6),
+  node("u1b", null, 7),
 ];
 const ids = (messages: Message[]) => messages.map(({ id }) => id);
 

@@ -5,7 +5,12 @@ export type Failure = "unreachable" | "key" | "busy" | "refused" | "cut" | "serv
 
 /** What went wrong; `message` is the server's own sentence, where it gave one. */
 export class ServerError extends Error {
-  constructor(readonly failure: Failure, message = "", readonly status = 0, readonly retryAfter = 0) {
+  constructor(
+    readonly failure: Failure,
+    message = "",
+    readonly status = 0,
+    readonly retryAfter = 0,
+  ) {
     super(message);
   }
 }
@@ -101,7 +106,10 @@ export async function* chat(request: ChatRequest, key: string, signal: AbortSign
 export function readPart(data: string): Part {
   let event: {
     model?: string;
-    choices?: { delta?: { content?: string | null; reasoning_content?: string | null }; finish_reason?: string | null }[];
+    choices?: {
+      delta?: { content?: string | null; reasoning_content?: string | null };
+      finish_reason?: string | null;
+    }[];
     usage?: Usage | null;
     timings?: Timings | null;
     error?: { message?: string; code?: unknown } | string;
@@ -139,7 +147,12 @@ async function ask(path: string, key: string, options: RequestInit): Promise<Res
   if (key) headers.set("Authorization", `Bearer ${key}`);
   let response: Response;
   try {
-    response = await fetch(new URL(path, document.baseURI), { ...options, headers, credentials: "omit", cache: "no-store" });
+    response = await fetch(new URL(path, document.baseURI), {
+      ...options,
+      headers,
+      credentials: "omit",
+      cache: "no-store",
+    });
   } catch (error) {
     if (options.signal?.aborted) throw error;
     throw new ServerError("unreachable");

@@ -20,7 +20,10 @@ export type Typed = Record<string, string>;
 
 /** Why a text is not a value: the key of the sentence and what it names. */
 export class BadSetting extends Error {
-  constructor(readonly key: "bad.number" | "bad.whole" | "bad.range" | "bad.bias", readonly setting: Setting) {
+  constructor(
+    readonly key: "bad.number" | "bad.whole" | "bad.range" | "bad.bias",
+    readonly setting: Setting,
+  ) {
     super(`${setting.name}: ${key}`);
   }
 }
@@ -34,9 +37,17 @@ export function parseSetting(setting: Setting, typed: string): unknown {
     case "steps":
       return text.split(/[;,\s]+/).filter(Boolean);
     case "texts":
-      return typed.split("\n").filter((line) => line !== "").map(unescape);
+      return typed
+        .split("\n")
+        .filter((line) => line !== "")
+        .map(unescape);
     case "biases":
-      return Object.fromEntries(text.split(/[,\s]+/).filter(Boolean).map((part) => parseBias(setting, part)));
+      return Object.fromEntries(
+        text
+          .split(/[,\s]+/)
+          .filter(Boolean)
+          .map((part) => parseBias(setting, part)),
+      );
     default:
       return parseNumber(setting, text);
   }
@@ -46,7 +57,8 @@ function parseNumber(setting: Setting, text: string): number {
   const value = text === "" ? NaN : Number(text);
   if (!Number.isFinite(value)) throw new BadSetting("bad.number", setting);
   if (setting.kind !== "number" && !Number.isInteger(value)) throw new BadSetting("bad.whole", setting);
-  if (value < (setting.low ?? -Infinity) || value > (setting.high ?? Infinity)) throw new BadSetting("bad.range", setting);
+  if (value < (setting.low ?? -Infinity) || value > (setting.high ?? Infinity))
+    throw new BadSetting("bad.range", setting);
   return value;
 }
 
@@ -76,7 +88,11 @@ export function showSetting(setting: Setting, value: unknown): string {
     case "texts":
       return Array.isArray(value) ? value.map(String).map(escape).join("\n") : String(value);
     case "biases":
-      return typeof value === "object" ? Object.entries(value).map(([id, bias]) => `${id}${bias < 0 ? "" : "+"}${bias}`).join(", ") : "";
+      return typeof value === "object"
+        ? Object.entries(value)
+            .map(([id, bias]) => `${id}${bias < 0 ? "" : "+"}${bias}`)
+            .join(", ")
+        : "";
     default:
       return typeof value === "number" && !Number.isInteger(value) ? shortest(value) : String(value);
   }

@@ -6,7 +6,10 @@ const VERSION = 1;
 
 /** A file that cannot be imported; `key` names the text that says why, `where` the place in the file. */
 export class ImportError extends Error {
-  constructor(readonly key: "import.not_json" | "import.not_ours" | "import.newer" | "import.bad", readonly where = "") {
+  constructor(
+    readonly key: "import.not_json" | "import.not_ours" | "import.newer" | "import.bad",
+    readonly where = "",
+  ) {
     super(`${key} ${where}`);
   }
 }
@@ -29,7 +32,8 @@ export function importText(text: string): { conversations: Conversation[]; messa
   } catch {
     throw new ImportError("import.not_json");
   }
-  if (!isTable(data) || data.format !== FORMAT || !Array.isArray(data.conversations)) throw new ImportError("import.not_ours");
+  if (!isTable(data) || data.format !== FORMAT || !Array.isArray(data.conversations))
+    throw new ImportError("import.not_ours");
   if (typeof data.version !== "number" || data.version > VERSION) throw new ImportError("import.newer");
   const conversations: Conversation[] = [];
   const messages: Message[] = [];
@@ -72,8 +76,10 @@ function readMessage(value: unknown, conversation: string, place: string): Messa
     reasoning: textAt(table.reasoning ?? "", `${place}.reasoning`),
     attachments: listAt(table.attachments ?? [], `${place}.attachments`).map((each, index): Attachment => {
       const inner = tableAt(each, `${place}.attachments[${index}]`);
-      return { name: textAt(inner.name, `${place}.attachments[${index}].name`),
-        text: textAt(inner.text, `${place}.attachments[${index}].text`) };
+      return {
+        name: textAt(inner.name, `${place}.attachments[${index}].name`),
+        text: textAt(inner.text, `${place}.attachments[${index}].text`),
+      };
     }),
     created: numberAt(table.created, `${place}.created`),
     state: states.find((state) => state === table.state) ?? "stopped", // "streaming" was cut by the export

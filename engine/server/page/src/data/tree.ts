@@ -8,7 +8,10 @@ export function byAge(a: Message, b: Message): number {
 /** The messages from the first to `leaf`. A leaf that is not there gives the branch of the newest message. */
 export function pathTo(messages: readonly Message[], leaf: string | null): Message[] {
   const byId = new Map(messages.map((message) => [message.id, message]));
-  const newest = messages.reduce<Message | undefined>((best, each) => (best && byAge(best, each) > 0 ? best : each), undefined);
+  const newest = messages.reduce<Message | undefined>(
+    (best, each) => (best && byAge(best, each) > 0 ? best : each),
+    undefined,
+  );
   const path: Message[] = [];
   let at = (leaf !== null ? byId.get(leaf) : undefined) ?? newest;
   while (at && path.length <= messages.length) {
@@ -27,7 +30,10 @@ export function siblingsOf(messages: readonly Message[], message: Message): Mess
 export function lastUnder(messages: readonly Message[], id: string): string {
   let at = id;
   for (let step = 0; step < messages.length; step++) {
-    const next = messages.filter((each) => each.parent === at).sort(byAge).at(-1);
+    const next = messages
+      .filter((each) => each.parent === at)
+      .sort(byAge)
+      .at(-1);
     if (!next) break;
     at = next.id;
   }

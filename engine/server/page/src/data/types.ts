@@ -61,7 +61,20 @@ export function newConversation(system: string): Conversation {
 
 export function newMessage(conversation: string, parent: string | null, role: Message["role"], text: string): Message {
   return {
-    id: newId(), conversation, parent, role, text, reasoning: "", attachments: [], created: Date.now(), state: "done",
-    error: "", model: "", finish: "", figures: {}, owner: "", beat: 0,
+    id: newId(),
+    conversation,
+    parent,
+    role,
+    text,
+    reasoning: "",
+    attachments: [],
+    created: Date.now(),
+    state: "done",
+    error: "",
+    model: "",
+    finish: "",
+    figures: {},
+    owner: "",
+    beat: 0,
   };
 }

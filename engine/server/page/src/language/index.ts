@@ -13,7 +13,12 @@ export const LANGUAGES: Record<Language, string> = { en: "English", zh: "中文"
 export const language = computed<Language>(() => {
   const chosen = preferences.value.language;
   if (chosen) return chosen;
-  return navigator.languages.find((each) => /^(en|zh)\b/i.test(each))?.toLowerCase().startsWith("zh") ? "zh" : "en";
+  return navigator.languages
+    .find((each) => /^(en|zh)\b/i.test(each))
+    ?.toLowerCase()
+    .startsWith("zh")
+    ? "zh"
+    : "en";
 });
 
 /** A text, with `{name}` replaced by the value of that name. */

@@ -59,10 +59,17 @@ async function answer(asked: Message, settings: Record<string, unknown>): Promis
   const conversation = await database.conversation(asked.conversation);
   if (!conversation) return;
   const history = pathTo(await database.messagesOf(conversation.id), asked.id);
-  const request = { ...settings, model: model.value || undefined, messages: requestMessages(conversation.system, history) };
+  const request = {
+    ...settings,
+    model: model.value || undefined,
+    messages: requestMessages(conversation.system, history),
+  };
   const message: Message = {
     ...newMessage(conversation.id, asked.id, "assistant", ""),
-    state: "streaming", model: model.value, owner: chats.tab, beat: Date.now(),
+    state: "streaming",
+    model: model.value,
+    owner: chats.tab,
+    beat: Date.now(),
   };
   const stopper = new AbortController();
   stops.set(message.id, stopper);
@@ -118,7 +125,9 @@ class Receiver {
     chats.show(this.message);
     await this.saving;
     await chats.store(this.message).catch(tellStorage);
-    announce(t(this.message.state === "done" ? "say.done" : this.message.state === "stopped" ? "say.stopped" : "say.failed"));
+    announce(
+      t(this.message.state === "done" ? "say.done" : this.message.state === "stopped" ? "say.stopped" : "say.failed"),
+    );
     if (!isReady.value || !properties.value.context) void connect(); // the model may have been loaded for this answer
   }
 
@@ -166,7 +175,8 @@ class Receiver {
 
   private endOf(error: unknown): Partial<Message> {
     if (this.stopper.signal.aborted) return { state: "stopped" };
-    if (!(error instanceof ServerError)) return { state: "failed", error: t("error.unexpected", { reason: String(error) }) };
+    if (!(error instanceof ServerError))
+      return { state: "failed", error: t("error.unexpected", { reason: String(error) }) };
     if (error.failure === "key") wantsKey.value = true;
     return { state: "failed", error: describeFailure(error) };
   }
@@ -178,7 +188,8 @@ function tellStorage(error: unknown): void {
 
 function figuresOf({ usage, timings }: Part): Figures {
   const found: Figures = {
-    promptTokens: usage?.prompt_tokens ?? (timings?.prompt_n !== undefined ? timings.prompt_n + (timings.cache_n ?? 0) : undefined),
+    promptTokens:
+      usage?.prompt_tokens ?? (timings?.prompt_n !== undefined ? timings.prompt_n + (timings.cache_n ?? 0) : undefined),
     cachedTokens: usage?.prompt_tokens_details?.cached_tokens ?? timings?.cache_n,
     newTokens: usage?.completion_tokens ?? timings?.predicted_n,
     tokensPerSecond: timings?.predicted_per_second,

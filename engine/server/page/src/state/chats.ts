@@ -38,7 +38,8 @@ sessionStorage.setItem(TAB_PLACE, tab);
 
 export const clock = signal(Date.now());
 setInterval(() => {
-  if (messages.value.some((each) => each.state === "streaming" && !running.value.has(each.id))) clock.value = Date.now();
+  if (messages.value.some((each) => each.state === "streaming" && !running.value.has(each.id)))
+    clock.value = Date.now();
 }, 1_000);
 
 /** Whether the tab that received an answer has left it half written. */

@@ -73,6 +73,8 @@ export function describeFailure(error: ServerError): string {
     case "cut":
       return t("error.cut");
     default:
-      return error.message ? t("error.refused", { reason: error.message }) : t("error.server", { status: error.status });
+      return error.message
+        ? t("error.refused", { reason: error.message })
+        : t("error.server", { status: error.status });
   }
 }

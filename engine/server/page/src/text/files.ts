@@ -4,7 +4,10 @@ import type { Attachment } from "../data/types";
 export const LARGEST = 1 << 20; // bytes of a file: more than a context of 262,144 tokens holds
 
 export class NotText extends Error {
-  constructor(readonly key: "file.too_large" | "file.not_text", readonly file: string) {
+  constructor(
+    readonly key: "file.too_large" | "file.not_text",
+    readonly file: string,
+  ) {
     super(`${file}: ${key}`);
   }
 }
@@ -13,7 +16,8 @@ export class NotText extends Error {
 export async function readTextFile(file: File): Promise<Attachment> {
   if (file.size > LARGEST) throw new NotText("file.too_large", file.name);
   const bytes = new Uint8Array(await file.arrayBuffer());
-  const encoding = bytes[0] === 0xff && bytes[1] === 0xfe ? "utf-16le" : bytes[0] === 0xfe && bytes[1] === 0xff ? "utf-16be" : "utf-8";
+  const encoding =
+    bytes[0] === 0xff && bytes[1] === 0xfe ? "utf-16le" : bytes[0] === 0xfe && bytes[1] === 0xff ? "utf-16be" : "utf-8";
   let text: string;
   try {
     text = new TextDecoder(encoding, { fatal: true }).decode(bytes);

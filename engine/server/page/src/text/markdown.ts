@@ -7,8 +7,10 @@ import { highlight } from "./highlight";
 const markdown = new MarkdownIt({ html: false, linkify: true, typographer: false });
 markdown.use(tex, {
   delimiters: "all",
-  render: (source, isDisplay) =>
-    `<span class="${isDisplay ? "math display" : "math"}" data-tex="${escapeHtml(source)}">${escapeHtml(source)}</span>`,
+  render: (source, isDisplay) => {
+    const text = escapeHtml(source);
+    return `<span class="${isDisplay ? "math display" : "math"}" data-tex="${text}">${text}</span>`;
+  },
 });
 markdown.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 
@@ -35,14 +37,41 @@ function cell(tag: string, token: Token): string {
 }
 
 function codeBlock(token: Token, language: string): string {
-  const code = highlight(token.content.replace(/\n$/, ""), language) ?? escapeHtml(token.content.replace(/\n$/, ""));
-  return `<div class="code" data-language="${escapeHtml(language)}"><pre tabindex="0"><code>${code}</code></pre></div>\n`;
+  const source = token.content.replace(/\n$/, "");
+  const code = `<code>${highlight(source, language) ?? escapeHtml(source)}</code>`;
+  return `<div class="code" data-language="${escapeHtml(language)}"><pre tabindex="0">${code}</pre></div>\n`;
 }
 
 const ALLOWED = {
   ALLOWED_TAGS: [
-    "a", "blockquote", "br", "code", "del", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "s",
-    "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul",
+    "a",
+    "blockquote",
+    "br",
+    "code",
+    "del",
+    "div",
+    "em",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "hr",
+    "li",
+    "ol",
+    "p",
+    "pre",
+    "s",
+    "span",
+    "strong",
+    "table",
+    "tbody",
+    "td",
+    "th",
+    "thead",
+    "tr",
+    "ul",
   ],
   ALLOWED_ATTR: ["class", "href", "start", "tabindex", "title", "data-align", "data-tex", "data-language"],
   ADD_URI_SAFE_ATTR: ["data-align", "data-tex", "data-language"],
@@ -56,7 +85,9 @@ const ALLOWED = {
 export function blocksOf(source: string): string[] {
   const lines = source.split("\n");
   const tokens = markdown.parse(source, {});
-  const starts = tokens.filter((token) => token.level === 0 && token.nesting >= 0 && token.map).map((token) => token.map![0]);
+  const starts = tokens
+    .filter((token) => token.level === 0 && token.nesting >= 0 && token.map)
+    .map((token) => token.map![0]);
   if (hasReferences(source) || starts.length === 0) return [source];
   return starts.map((start, index) => lines.slice(index === 0 ? 0 : start, starts[index + 1]).join("\n"));
 }

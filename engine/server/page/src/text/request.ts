@@ -7,7 +7,8 @@ import { splitThinking } from "./thinking";
 export function requestMessages(system: string, path: readonly Message[]): ChatMessage[] {
   const messages: ChatMessage[] = system.trim() ? [{ role: "system", content: system }] : [];
   for (const each of path) {
-    const content = each.role === "user" ? withAttachments(each.text, each.attachments) : splitThinking(each.text).answer;
+    const content =
+      each.role === "user" ? withAttachments(each.text, each.attachments) : splitThinking(each.text).answer;
     const last = messages.at(-1);
     if (content === "") continue;
     if (each.role === "user" && last?.role === "user") last.content += `\n\n${content}`;
@@ -28,7 +29,16 @@ export function withAttachments(text: string, attachments: readonly Attachment[]
 
 /** The first line of a message, as the title of its conversation. */
 export function titleOf(text: string, length = 60): string {
-  const line = text.split("\n").map((each) => each.replace(/^[#>*\-\s]+/, "").trim()).find(Boolean) ?? "";
+  const line =
+    text
+      .split("\n")
+      .map((each) => each.replace(/^[#>*\-\s]+/, "").trim())
+      .find(Boolean) ?? "";
   const letters = [...line];
-  return letters.length <= length ? line : `${letters.slice(0, length - 1).join("").trimEnd()}…`;
+  return letters.length <= length
+    ? line
+    : `${letters
+        .slice(0, length - 1)
+        .join("")
+        .trimEnd()}…`;
 }

@@ -10,7 +10,7 @@ export interface Parts {
   isOpen: boolean;
 }
 
-/** A template may have written <think> itself, so that the text begins within the reasoning: then only </think> is in it. */
+/** A template may have written <think> itself: then the text begins within the reasoning, and has only </think>. */
 export function splitThinking(text: string): Parts {
   const start = text.trimStart();
   if (start !== "" && OPEN.startsWith(start)) return { reasoning: "", answer: "", isOpen: true };
@@ -20,7 +20,9 @@ export function splitThinking(text: string): Parts {
   if (end >= 0 && (isOpened || isOutsideCode(body, end))) {
     return { reasoning: body.slice(0, end).trim(), answer: body.slice(end + CLOSE.length).trimStart(), isOpen: false };
   }
-  return isOpened ? { reasoning: body.trimStart(), answer: "", isOpen: true } : { reasoning: "", answer: text, isOpen: false };
+  return isOpened
+    ? { reasoning: body.trimStart(), answer: "", isOpen: true }
+    : { reasoning: "", answer: text, isOpen: false };
 }
 
 /** An answer may quote the tag as code. */

@@ -30,20 +30,31 @@ export function Actions({ message, copy, foot, again, edit }: ActionsProps) {
       {versions.length > 1 && (
         <span class="versions" role="group" aria-label={t("branch", { at: at + 1, count: versions.length })}>
           <IconButton
-            icon="previous" size={16} label={t("branch.previous")} disabled={at === 0}
+            icon="previous"
+            size={16}
+            label={t("branch.previous")}
+            disabled={at === 0}
             onClick={() => void switchTo(versions[at - 1]!)}
           />
           <span aria-hidden="true">
             {at + 1} / {versions.length}
           </span>
           <IconButton
-            icon="next" size={16} label={t("branch.next")} disabled={at === versions.length - 1}
+            icon="next"
+            size={16}
+            label={t("branch.next")}
+            disabled={at === versions.length - 1}
             onClick={() => void switchTo(versions[at + 1]!)}
           />
         </span>
       )}
       {copy && (
-        <IconButton icon={isCopied ? "check" : "copy"} size={16} label={isCopied ? t("copied") : t("copy")} onClick={() => void doCopy()} />
+        <IconButton
+          icon={isCopied ? "check" : "copy"}
+          size={16}
+          label={isCopied ? t("copied") : t("copy")}
+          onClick={() => void doCopy()}
+        />
       )}
       {edit && <IconButton icon="edit" size={16} label={t("edit")} onClick={edit} />}
       {again && <IconButton icon="regenerate" size={16} label={t("regenerate")} onClick={again} />}

@@ -16,7 +16,12 @@ export function Answer({ message }: { message: Message }) {
   const isWriting = message.state === "streaming" && !interrupted;
   const isThinking = isWriting && parts.answer === "";
   return (
-    <article class="answer" aria-label={t("assistant")} aria-busy={isWriting} data-state={interrupted ? "interrupted" : message.state}>
+    <article
+      class="answer"
+      aria-label={t("assistant")}
+      aria-busy={isWriting}
+      data-state={interrupted ? "interrupted" : message.state}
+    >
       {reasoning && (
         <details class="reasoning">
           <summary>{isThinking ? t("reasoning.now") : t("reasoning")}</summary>
@@ -28,7 +33,9 @@ export function Answer({ message }: { message: Message }) {
       <Ending message={message} isInterrupted={interrupted} isEmpty={!parts.answer} />
       {!isWriting && (
         <Actions
-          message={message} copy={parts.answer} foot={<FiguresLine message={message} />}
+          message={message}
+          copy={parts.answer}
+          foot={<FiguresLine message={message} />}
           again={message.state === "failed" ? undefined : () => void attempt(() => regenerate(message))}
         />
       )}
@@ -83,9 +90,11 @@ function FiguresLine({ message: { figures, model } }: { message: Message }) {
     model,
   ].filter(Boolean);
   const prompt =
-    promptTokens === undefined ? undefined
-    : cachedTokens === undefined || promptPerSecond === undefined ? t("figures.prompt.plain", { tokens: promptTokens })
-    : t("figures.prompt", { tokens: promptTokens, cached: cachedTokens, speed: showNumber(promptPerSecond) });
+    promptTokens === undefined
+      ? undefined
+      : cachedTokens === undefined || promptPerSecond === undefined
+        ? t("figures.prompt.plain", { tokens: promptTokens })
+        : t("figures.prompt", { tokens: promptTokens, cached: cachedTokens, speed: showNumber(promptPerSecond) });
   return (
     <span class="figures" title={prompt}>
       {shown.join(" · ")}

@@ -51,9 +51,13 @@ export function App() {
       <main class="main">
         <header class="top">
           {!isOpen && <IconButton icon="panel" label={t("sidebar.open")} onClick={() => (isListOpen.value = true)} />}
-          {(!isOpen || isNarrow.value) && <IconButton icon="new" label={t("new_chat")} onClick={() => void startChat()} />}
+          {(!isOpen || isNarrow.value) && (
+            <IconButton icon="new" label={t("new_chat")} onClick={() => void startChat()} />
+          )}
           <h1>{title || t("untitled")}</h1>
-          {!isOpen && <IconButton icon="settings" label={t("settings")} onClick={() => (dialog.value = { kind: "settings" })} />}
+          {!isOpen && (
+            <IconButton icon="settings" label={t("settings")} onClick={() => (dialog.value = { kind: "settings" })} />
+          )}
         </header>
         <Trouble />
         {isLoaded.value && (path.value.length > 0 ? <Thread /> : <Welcome />)}
@@ -113,7 +117,8 @@ function Welcome() {
       <div class="hints">
         {hints.map((key) => (
           <button
-            key={key} type="button"
+            key={key}
+            type="button"
             onClick={() => {
               setDraft(t(key));
               focusComposer();
@@ -134,7 +139,8 @@ function editLast(): void {
 
 function onKey(event: KeyboardEvent): void {
   if (event.isComposing) return;
-  const isField = event.target instanceof Element && event.target.closest("input, textarea, select, [role=menu]") !== null;
+  const isField =
+    event.target instanceof Element && event.target.closest("input, textarea, select, [role=menu]") !== null;
   const hasCtrl = event.ctrlKey || event.metaKey;
   const does = shortcutOf(event, hasCtrl, isField);
   if (!does) return;

@@ -50,7 +50,10 @@ function Editor({ message }: { message: Message }) {
       }}
     >
       <textarea
-        aria-label={t("edit.label")} value={text} rows={3} ref={field}
+        aria-label={t("edit.label")}
+        value={text}
+        rows={3}
+        ref={field}
         onInput={(event) => setText(event.currentTarget.value)}
         onKeyDown={(event) => {
           if (event.isComposing) return;

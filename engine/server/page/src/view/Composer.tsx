@@ -80,7 +80,9 @@ export function Composer({ onEditLast }: ComposerProps) {
               <Icon name="file" size={15} />
               <span>{each.name}</span>
               <IconButton
-                icon="close" size={14} label={t("attach.remove", { name: each.name })}
+                icon="close"
+                size={14}
+                label={t("attach.remove", { name: each.name })}
                 onClick={() => (attachments.value = attachments.value.filter((_, at) => at !== index))}
               />
             </li>
@@ -91,7 +93,11 @@ export function Composer({ onEditLast }: ComposerProps) {
         ref={(element) => {
           field.current = element;
         }}
-        value={draft.value} rows={1} aria-label={t("message")} placeholder={t("message.placeholder")} enterkeyhint="send"
+        value={draft.value}
+        rows={1}
+        aria-label={t("message")}
+        placeholder={t("message.placeholder")}
+        enterkeyhint="send"
         onInput={(event) => setDraft(event.currentTarget.value)}
         onKeyDown={(event) => {
           if (isSend(event)) {
@@ -111,7 +117,12 @@ export function Composer({ onEditLast }: ComposerProps) {
       />
       <div class="composer-foot">
         <input
-          ref={chooser} type="file" multiple hidden tabIndex={-1} aria-hidden="true"
+          ref={chooser}
+          type="file"
+          multiple
+          hidden
+          tabIndex={-1}
+          aria-hidden="true"
           onChange={(event) => {
             void attachFiles([...(event.currentTarget.files ?? [])]);
             event.currentTarget.value = "";
@@ -139,9 +150,19 @@ function focusUnlessPhone(): void {
 
 function ModelChoice() {
   if (models.value.length === 0) return null;
-  if (models.value.length === 1) return <span class="model-name" title={t("model")}>{model.value}</span>;
+  if (models.value.length === 1)
+    return (
+      <span class="model-name" title={t("model")}>
+        {model.value}
+      </span>
+    );
   return (
-    <select class="model-choice" aria-label={t("model")} value={model.value} onChange={(event) => void chooseModel(event.currentTarget.value)}>
+    <select
+      class="model-choice"
+      aria-label={t("model")}
+      value={model.value}
+      onChange={(event) => void chooseModel(event.currentTarget.value)}
+    >
       {models.value.map(({ name }) => (
         <option key={name} value={name}>
           {name}

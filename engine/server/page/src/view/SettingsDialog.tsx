@@ -26,7 +26,11 @@ export function SettingsDialog({ onClose }: { onClose: () => void }) {
 
 function Look() {
   const { language, theme } = preferences.value;
-  const themes: [Preferences["theme"], Key][] = [["", "theme.auto"], ["light", "theme.light"], ["dark", "theme.dark"]];
+  const themes: [Preferences["theme"], Key][] = [
+    ["", "theme.auto"],
+    ["light", "theme.light"],
+    ["dark", "theme.dark"],
+  ];
   return (
     <section>
       <h3>{t("look")}</h3>
@@ -34,7 +38,12 @@ function Look() {
         <legend>{t("theme")}</legend>
         {themes.map(([value, key]) => (
           <label key={value}>
-            <input type="radio" name="theme" checked={theme === value} onChange={() => setPreferences({ theme: value })} />
+            <input
+              type="radio"
+              name="theme"
+              checked={theme === value}
+              onChange={() => setPreferences({ theme: value })}
+            />
             <span>{t(key)}</span>
           </label>
         ))}
@@ -44,7 +53,9 @@ function Look() {
         {Object.entries({ "": t("language.auto"), ...LANGUAGES }).map(([value, name]) => (
           <label key={value}>
             <input
-              type="radio" name="language" checked={language === value}
+              type="radio"
+              name="language"
+              checked={language === value}
               onChange={() => setPreferences({ language: value as Preferences["language"] })}
             />
             <span lang={value || undefined}>{name}</span>
@@ -65,7 +76,10 @@ function SystemPrompts() {
       <label class="field">
         <span>{t("system.here")}</span>
         <textarea
-          key={conversation?.id} rows={3} defaultValue={here} placeholder={t("system.placeholder")}
+          key={conversation?.id}
+          rows={3}
+          defaultValue={here}
+          placeholder={t("system.placeholder")}
           onInput={(event) => {
             if (conversation) void change(conversation.id, { system: event.currentTarget.value });
             else newSystem.value = event.currentTarget.value;
@@ -75,7 +89,9 @@ function SystemPrompts() {
       <label class="field">
         <span>{t("system.new")}</span>
         <textarea
-          rows={2} defaultValue={preferences.value.system} placeholder={t("system.placeholder")}
+          rows={2}
+          defaultValue={preferences.value.system}
+          placeholder={t("system.placeholder")}
           onInput={(event) => setPreferences({ system: event.currentTarget.value })}
         />
       </label>
@@ -119,13 +135,22 @@ function SettingField({ setting }: { setting: Setting }) {
       <div class="setting-value">
         <Control setting={setting} typed={typed} place={place} isBad={problem !== ""} />
         {typed !== undefined && (
-          <IconButton icon="reset" size={15} label={t("reset", { name })} onClick={() => setTyped(setting.name, undefined)} />
+          <IconButton
+            icon="reset"
+            size={15}
+            label={t("reset", { name })}
+            onClick={() => setTyped(setting.name, undefined)}
+          />
         )}
       </div>
       <p class="help" id={`${place}-help`}>
         {t(`setting.${setting.name}.help` as Key)}
       </p>
-      {problem && <p class="problem" role="alert">{problem}</p>}
+      {problem && (
+        <p class="problem" role="alert">
+          {problem}
+        </p>
+      )}
     </div>
   );
 }
@@ -153,7 +178,11 @@ function Control({ setting, typed, place, isBad }: ControlProps) {
   if (setting.kind === "texts" || setting.kind === "steps") {
     return (
       <textarea
-        {...shared} rows={setting.kind === "steps" ? 3 : 2} value={typed ?? ""} placeholder={usual} spellcheck={false}
+        {...shared}
+        rows={setting.kind === "steps" ? 3 : 2}
+        value={typed ?? ""}
+        placeholder={usual}
+        spellcheck={false}
         onInput={(event) => set(event.currentTarget.value)}
       />
     );
@@ -163,13 +192,24 @@ function Control({ setting, typed, place, isBad }: ControlProps) {
     <>
       {slider && (
         <input
-          type="range" min={slider[0]} max={slider[1]} step={slider[2]} value={typed ?? usual} aria-label={t(`setting.${setting.name}` as Key)}
+          type="range"
+          min={slider[0]}
+          max={slider[1]}
+          step={slider[2]}
+          value={typed ?? usual}
+          aria-label={t(`setting.${setting.name}` as Key)}
           onInput={(event) => set(event.currentTarget.value)}
         />
       )}
       <input
-        {...shared} type="text" inputMode={setting.kind === "biases" ? "text" : "decimal"} value={typed ?? ""} placeholder={usual}
-        autocomplete="off" class={slider ? "short" : ""} onInput={(event) => set(event.currentTarget.value)}
+        {...shared}
+        type="text"
+        inputMode={setting.kind === "biases" ? "text" : "decimal"}
+        value={typed ?? ""}
+        placeholder={usual}
+        autocomplete="off"
+        class={slider ? "short" : ""}
+        onInput={(event) => set(event.currentTarget.value)}
       />
     </>
   );
@@ -206,18 +246,29 @@ function Data() {
           <Icon name="import" size={16} /> {t("import")}
         </button>
         <input
-          ref={chooser} type="file" accept=".json,application/json" hidden tabIndex={-1} aria-hidden="true"
+          ref={chooser}
+          type="file"
+          accept=".json,application/json"
+          hidden
+          tabIndex={-1}
+          aria-hidden="true"
           onChange={(event) => {
             void load(event.currentTarget.files?.[0]);
             event.currentTarget.value = "";
           }}
         />
         <button
-          type="button" class="button danger" disabled={count === 0}
-          onClick={() => (dialog.value = {
-            kind: "question", text: t("delete.all.sure", { count }), yes: t("delete.all"),
-            onYes: () => void remove(conversations.value.map((each) => each.id)),
-          })}
+          type="button"
+          class="button danger"
+          disabled={count === 0}
+          onClick={() =>
+            (dialog.value = {
+              kind: "question",
+              text: t("delete.all.sure", { count }),
+              yes: t("delete.all"),
+              onYes: () => void remove(conversations.value.map((each) => each.id)),
+            })
+          }
         >
           <Icon name="delete" size={16} /> {t("delete.all")}
         </button>

@@ -42,7 +42,10 @@ export function Sidebar() {
       <label class="search">
         <Icon name="search" size={16} />
         <input
-          type="search" placeholder={t("search")} aria-label={t("search.label")} value={words.value}
+          type="search"
+          placeholder={t("search")}
+          aria-label={t("search.label")}
+          value={words.value}
           onInput={(event) => (words.value = event.currentTarget.value)}
           onKeyDown={(event) => {
             if (event.key !== "Escape" || !words.value) return;
@@ -63,7 +66,12 @@ export function Sidebar() {
 }
 
 function FoundList({ found }: { found: Found[] }) {
-  if (found.length === 0) return <p class="list-note" role="status">{t("search.none")}</p>;
+  if (found.length === 0)
+    return (
+      <p class="list-note" role="status">
+        {t("search.none")}
+      </p>
+    );
   return (
     <ul>
       {found.map(({ conversation, excerpt }) => (
@@ -107,13 +115,23 @@ function Item({ conversation, excerpt }: { conversation: Conversation; excerpt?:
   const actions: [Key, () => void][] = [
     ["rename", () => (isRenamed.value = true)],
     ["export", () => void saveConversations([conversation])],
-    ["delete", () => (dialog.value = {
-      kind: "question", text: t("delete.sure", { title }), yes: t("delete"), onYes: () => void remove([conversation.id]) })],
+    [
+      "delete",
+      () =>
+        (dialog.value = {
+          kind: "question",
+          text: t("delete.sure", { title }),
+          yes: t("delete"),
+          onYes: () => void remove([conversation.id]),
+        }),
+    ],
   ];
   return (
     <li class={isCurrent ? "item current" : "item"}>
       <a
-        href={`#/c/${conversation.id}`} aria-current={isCurrent ? "page" : undefined} title={title}
+        href={`#/c/${conversation.id}`}
+        aria-current={isCurrent ? "page" : undefined}
+        title={title}
         onClick={(event) => {
           if (event.ctrlKey || event.metaKey || event.shiftKey) return;
           event.preventDefault();
@@ -157,7 +175,12 @@ function Menu({ label, actions }: { label: string; actions: [Key, () => void][] 
   return (
     <div class="menu-place" ref={place} onKeyDown={onKey}>
       <button
-        type="button" class="icon-button" aria-label={label} title={label} aria-haspopup="menu" aria-expanded={isOpen.value}
+        type="button"
+        class="icon-button"
+        aria-label={label}
+        title={label}
+        aria-haspopup="menu"
+        aria-expanded={isOpen.value}
         onClick={() => (isOpen.value = !isOpen.value)}
       >
         <Icon name="more" size={16} />
@@ -166,7 +189,10 @@ function Menu({ label, actions }: { label: string; actions: [Key, () => void][] 
         <div class="menu" role="menu" aria-label={label}>
           {actions.map(([key, action]) => (
             <button
-              key={key} type="button" role="menuitem" class={key === "delete" ? "danger" : ""}
+              key={key}
+              type="button"
+              role="menuitem"
+              class={key === "delete" ? "danger" : ""}
               onClick={() => {
                 isOpen.value = false;
                 action();
@@ -187,12 +213,16 @@ function Renamer({ conversation, onClose }: { conversation: Conversation; onClos
   useEffect(() => field.current?.select(), []);
   function save(text: string) {
     onClose();
-    if (text.trim() && text.trim() !== conversation.title) void change(conversation.id, { title: text.trim(), named: true });
+    if (text.trim() && text.trim() !== conversation.title)
+      void change(conversation.id, { title: text.trim(), named: true });
   }
   return (
     <li class="item">
       <input
-        ref={field} class="renamer" aria-label={t("rename")} defaultValue={conversation.title}
+        ref={field}
+        class="renamer"
+        aria-label={t("rename")}
+        defaultValue={conversation.title}
         onBlur={(event) => save(event.currentTarget.value)}
         onKeyDown={(event) => {
           if (event.isComposing) return;

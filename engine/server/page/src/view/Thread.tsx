@@ -11,7 +11,8 @@ const NEAR = 80; // pixels from the end within which the page follows a growing 
 export function Thread() {
   const place = useRef<HTMLDivElement>(null);
   const isAtEnd = useSignal(true);
-  const toEnd = (behavior: ScrollBehavior = "auto") => place.current?.scrollTo({ top: place.current.scrollHeight, behavior });
+  const toEnd = (behavior: ScrollBehavior = "auto") =>
+    place.current?.scrollTo({ top: place.current.scrollHeight, behavior });
   useEffect(() => {
     isAtEnd.value = true;
     toEnd();
@@ -29,7 +30,9 @@ export function Thread() {
   return (
     <div class="thread-place">
       <div
-        class="thread" ref={place} tabIndex={-1}
+        class="thread"
+        ref={place}
+        tabIndex={-1}
         onScroll={({ currentTarget: { scrollHeight, scrollTop, clientHeight } }) => {
           isAtEnd.value = scrollHeight - scrollTop - clientHeight < NEAR;
         }}

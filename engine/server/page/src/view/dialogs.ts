@@ -1,9 +1,7 @@
 import { signal } from "@preact/signals";
 
 export type Open =
-  | { kind: "settings" }
-  | { kind: "shortcuts" }
-  | { kind: "question"; text: string; yes: string; onYes: () => void };
+  { kind: "settings" } | { kind: "shortcuts" } | { kind: "question"; text: string; yes: string; onYes: () => void };
 
 /** The window that is open above the page. */
 export const dialog = signal<Open | null>(null);

@@ -18,7 +18,12 @@ interface IconButtonProps {
 export function IconButton({ icon, label, onClick, disabled, class: extra = "", size, expanded }: IconButtonProps) {
   return (
     <button
-      type="button" class={`icon-button ${extra}`} aria-label={label} title={label} onClick={onClick} disabled={disabled}
+      type="button"
+      class={`icon-button ${extra}`}
+      aria-label={label}
+      title={label}
+      onClick={onClick}
+      disabled={disabled}
       aria-expanded={expanded}
     >
       <Icon name={icon} size={size} />
@@ -45,7 +50,10 @@ export function Dialog({ title, onClose, class: extra = "", children }: DialogPr
   }, []);
   return (
     <dialog
-      ref={element} class={`dialog ${extra}`} aria-label={title} onClose={onClose}
+      ref={element}
+      class={`dialog ${extra}`}
+      aria-label={title}
+      onClose={onClose}
       onPointerDown={(event) => event.target === element.current && onClose()}
     >
       <div class="dialog-inside">
@@ -75,7 +83,8 @@ export function Question({ text, yes, onYes, onClose }: QuestionProps) {
           {t("cancel")}
         </button>
         <button
-          type="button" class="button danger"
+          type="button"
+          class="button danger"
           onClick={() => {
             onYes();
             onClose();
