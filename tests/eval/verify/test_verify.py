@@ -41,6 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         (folder / "chat_template.jinja").write_text(TEMPLATE)
         return folder
 
+    make("llama")  # here, so that no test pays for importing torch
     return make
 
 
