@@ -2,10 +2,9 @@
 
 from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lltool.engine.config import ModelConfig
+from lltool.engine.models.head_norms import plain_head_norms
+from lltool.engine.models.rotary import stored_divisors
 from lltool.engine.operations.attention import attend
 from lltool.engine.operations.elementwise import (
     Activation,
@@ -16,6 +15,7 @@ from lltool.engine.operations.elementwise import (
     gated,
     multiply,
     scale,
+    scale_by_position,
     softcap,
     xielu,
 )
@@ -59,11 +59,15 @@ def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: B
         q, k = _head_norms(g, config, name, q, k)
     if config.rotated[layer]:
         rotary = config.local_rotary if window else config.rotary
-        frequencies = rotary.frequencies(_divisors(g, config, rotary.dims // 2))
+        frequencies = rotary.frequencies(stored_divisors(g, rotary, config.context))
         q = rope(g, q, head_dim, frequencies, rotary.magnitude, config.traits.interleaved_rope)
         k = rope(g, k, head_dim, frequencies, rotary.magnitude, config.traits.interleaved_rope)
+        if config.traits.plain_head_norms:
+            q, k = plain_head_norms(g, config, q, k)
     if config.traits.norms_after_rope:
         q, k = _head_norms(g, config, name, q, k)
+    if (temper := config.temper) and (config.traits.tempered == "all" or not config.rotated[layer]):
+        q = scale_by_position(g, q, temper.factor, temper.length, temper.offset)
     out = attend(
         g,
         q,
@@ -72,10 +76,11 @@ def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: B
         layer=layer,
         head_dim=head_dim,
         scale=config.attention_scale,
-        window=window,
+        window=0 if config.traits.is_chunked else window,
         softcap=config.attention_softcap,
         sinks=f"{name}attn_sinks.weight" if config.traits.sinks else None,
         slopes=config.slopes,
+        chunk=window if config.traits.is_chunked else 0,
     )
     return project(g, config, out, f"{name}attn_output.weight", residual)
 
@@ -137,14 +142,3 @@ def _norm_heads(g: Tracer, config: ModelConfig, x: Buffer, name: str, heads: int
         return multiply(g, x, weight.name, weight.shape)
     whole = weight is not None and weight.shape == (x.width,) and heads > 1
     return normed(g, config, x, name, 1 if whole else heads)
-
-
-def _divisors(g: Tracer, config: ModelConfig, pairs: int) -> NDArray[np.float64] | None:
-    """The divisors (pairs,) of rotary frequencies, if the file has them: of Llama 3.1, or the two sets of LongRoPE.
-
-    As in llama.cpp, the context that a model is loaded with decides between LongRoPE's sets, not the text's length.
-    """
-    if "rope_factors_long.weight" in g.weights:
-        short, long = (g.constants(f"rope_factors_{kind}.weight", pairs) for kind in ("short", "long"))
-        return long if config.context > config.rotary.original_context else short
-    return g.constants("rope_freqs.weight", pairs) if "rope_freqs.weight" in g.weights else None

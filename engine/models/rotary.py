@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.program import Tracer
+
 Scaling = Literal["none", "linear", "yarn"]
 
 
@@ -25,13 +27,15 @@ class Rotary:
     attention_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    log_multiplier: float = 0.0  # YaRN's magnitude is divided by 1 + log_multiplier * ln(factor)
     exact: bool = False  # whether the range of blended pairs is not rounded to whole pairs
 
     @property
     def magnitude(self) -> float:
         """The factor that the rotated values are multiplied by."""
         if self.scaling == "yarn" and self.factor > 1:
-            return self.attention_factor * (1 + 0.1 * math.log(self.factor))
+            log = math.log(self.factor)
+            return self.attention_factor * (1 + 0.1 * log) / (1 + self.log_multiplier * log)
         return self.attention_factor
 
     def frequencies(self, divisors: NDArray[np.float64] | None = None) -> tuple[float, ...]:
@@ -54,3 +58,15 @@ class Rotary:
     def _turning_pair(self, turns: float) -> float:
         """The (fractional) index of the pair that makes `turns` full turns over the original context."""
         return self.dims * math.log(self.original_context / (turns * 2 * math.pi)) / (2 * math.log(self.base))
+
+
+def stored_divisors(g: Tracer, rotary: Rotary, context: int) -> NDArray[np.float64] | None:
+    """The divisors (dims / 2,) of frequencies, if the file has them: of Llama 3.1, or the two sets of LongRoPE.
+
+    As in llama.cpp, the context that a model is loaded with decides between LongRoPE's sets, not the text's length.
+    """
+    pairs = rotary.dims // 2
+    if "rope_factors_long.weight" in g.weights:
+        short, long = (g.constants(f"rope_factors_{kind}.weight", pairs) for kind in ("short", "long"))
+        return long if context > rotary.original_context else short
+    return g.constants("rope_freqs.weight", pairs) if "rope_freqs.weight" in g.weights else None

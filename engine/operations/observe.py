@@ -29,7 +29,7 @@ class Observe(Operation):
     experts: int = 1
     part: tuple[int, int] | None = None
 
-    def multiplied(self, rows: Floats) -> Floats:
+    def columns(self, rows: Floats) -> Floats:
         """The columns that count, of rows (n, width)."""
         if self.part is None:
             return rows
@@ -37,7 +37,7 @@ class Observe(Operation):
         return rows.reshape(len(rows), -1, width)[..., :columns].reshape(len(rows), -1)
 
     def reference(self, run: Context) -> None:
-        x = self.multiplied(run[self.x])
+        x = self.columns(run[self.x])
         seen = run.observations.setdefault(self.weights, Observation.nothing(self.experts, x.shape[1]))
         if self.chosen is None:
             owners = np.zeros(len(x), np.int64)
@@ -55,9 +55,9 @@ def observe_linears(program: Program, choose: Callable[[str], bool]) -> Program:
     """
     ops: list[Operation] = []
     for op in program.ops:
-        chosen_of = op.assigned or (None, 1)
+        routed, experts = op.assigned or (None, 1)
         for x in dict.fromkeys(op.multiplied.values()):
             if chosen := tuple(name for name, read in op.multiplied.items() if read == x and choose(name)):
-                ops.append(Observe(x, chosen, *chosen_of, op.multiplied_part))
+                ops.append(Observe(x, chosen, routed, experts, op.multiplied_part))
         ops.append(op)
     return replace(program, ops=tuple(ops))

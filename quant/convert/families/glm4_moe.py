@@ -49,7 +49,7 @@ _EXPERTS = (
 )
 
 
-class _NoFurtherLayers(Setting):
+class NoFurtherLayers(Setting):
     """Layers that predict further tokens, which files do not have."""
 
     def describe(self, config: Config) -> Keys:
@@ -107,7 +107,7 @@ GLM4_MOE = Family(
         Rope(("default", "linear", "yarn"), dims=True, partial=True),
         Integer(_HIDDEN, "expert_feed_forward_length"),
         *SCALED_SIGMOID,
-        _NoFurtherLayers(),
+        NoFurtherLayers(),
     ),
 )
 

@@ -18,7 +18,9 @@ from lltool.quant.convert.families import (
     qwen,
     stablelm,
 )
+from lltool.quant.convert.families.arcee import ARCEE
 from lltool.quant.convert.families.config import Config
+from lltool.quant.convert.families.deepseek import DEEPSEEK2, DEEPSEEK3
 from lltool.quant.convert.families.ernie_moe import ERNIE_MOE
 from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.gemma3 import GEMMA3
@@ -26,7 +28,10 @@ from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
 from lltool.quant.convert.families.gpt_oss import GPT_OSS
 from lltool.quant.convert.families.granite_moe import GRANITE_MOE
 from lltool.quant.convert.families.llama import LLAMA, MISTRAL
+from lltool.quant.convert.families.llama4 import LLAMA4
+from lltool.quant.convert.families.ministral3 import MINISTRAL3
 from lltool.quant.convert.families.mixtral import MIXTRAL, OLMOE
+from lltool.quant.convert.families.phi_moe import PHI_MOE
 from lltool.quant.convert.families.qwen2 import QWEN2
 from lltool.quant.convert.families.qwen3 import QWEN3
 from lltool.quant.convert.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
@@ -49,6 +54,12 @@ FAMILIES = (
     ERNIE_MOE,
     DOTS1,
     GPT_OSS,
+    DEEPSEEK2,
+    DEEPSEEK3,
+    PHI_MOE,
+    LLAMA4,
+    MINISTRAL3,
+    ARCEE,
     *llama_kin.FAMILIES,
     *llama_variants.FAMILIES,
     *gemma.FAMILIES,

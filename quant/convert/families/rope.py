@@ -175,8 +175,8 @@ def _describe_yarn(config: Config, parameters: Mapping[str, Any]) -> dict[str, V
             f"{config.file}: yarn's settings stretch no frequency: "
             f"original_max_position_embeddings {original} does not fit rope_theta {parameters['rope_theta']}"
         )
-    attention = _yarn_attention(parameters)
-    if attention and not is_between(attention / _yarn_magnitude(factor), *SCALES):
+    attention = yarn_attention(parameters)
+    if attention and not is_between(attention / yarn_magnitude(factor), *SCALES):
         raise InputError(f"{config.file}: rope attention_factor or mscale: {attention} is not a plausible magnitude")
     if (first, last) != (whole_first, whole_last):
         config.constants["rope_freqs.weight"] = _yarn_divisors(factor, first, last, config.values["_rotary_dim"])
@@ -184,12 +184,12 @@ def _describe_yarn(config: Config, parameters: Mapping[str, Any]) -> dict[str, V
             "yarn with truncate false is stored as a tensor, rope_freqs.weight; llama.cpp reads it only for the "
             "architecture llama"
         )
-        return {"rope.scaling.attn_factor": f32(attention or _yarn_magnitude(factor))}
+        return {"rope.scaling.attn_factor": f32(attention or yarn_magnitude(factor))}
     keys = {"rope.scaling.type": string("yarn"), "rope.scaling.factor": f32(factor)}
     keys["rope.scaling.original_context_length"] = u32(int(original))
     if attention:
         # Engines multiply the factor by YaRN's default magnitude.
-        keys["rope.scaling.attn_factor"] = f32(attention / _yarn_magnitude(factor))
+        keys["rope.scaling.attn_factor"] = f32(attention / yarn_magnitude(factor))
     for name in ("beta_fast", "beta_slow"):
         if parameters.get(name):
             keys[f"rope.scaling.yarn_{name}"] = f32(parameters[name])
@@ -265,7 +265,7 @@ def restore_rope(stored: Stored) -> dict[str, Any]:
         original = stored.integer("rope.scaling.original_context_length", stored.integer("context_length"))
         parameters["original_max_position_embeddings"] = original
         if "rope.scaling.attn_factor" in stored.keys:
-            parameters["attention_factor"] = stored.number("rope.scaling.attn_factor") * _yarn_magnitude(factor)
+            parameters["attention_factor"] = stored.number("rope.scaling.attn_factor") * yarn_magnitude(factor)
         for name in ("beta_fast", "beta_slow"):
             if f"rope.scaling.yarn_{name}" in stored.keys:
                 parameters[name] = stored.number(f"rope.scaling.yarn_{name}")
@@ -294,17 +294,17 @@ def _restore_llama3(divisors: NDArray[np.float32], theta: float) -> dict[str, An
     raise InputError("rope_freqs.weight: not the factors of Llama 3's rope scaling; no config.json can express them")
 
 
-def _yarn_attention(parameters: Mapping[str, Any]) -> float | None:
+def yarn_attention(parameters: Mapping[str, Any]) -> float | None:
     """The stated magnitude, or None if it is YaRN's default."""
     if parameters.get("attention_factor"):
         return float(parameters["attention_factor"])
     mscale, all_dim = parameters.get("mscale"), parameters.get("mscale_all_dim")
     if mscale and all_dim:
-        return _yarn_magnitude(parameters["factor"], mscale) / _yarn_magnitude(parameters["factor"], all_dim)
+        return yarn_magnitude(parameters["factor"], mscale) / yarn_magnitude(parameters["factor"], all_dim)
     return None
 
 
-def _yarn_magnitude(factor: float, scale: float = 1.0) -> float:
+def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
