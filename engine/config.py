@@ -40,12 +40,12 @@ class Architecture:
     norm: Literal["rms", "layer"] = "rms"
     activation: Activation | PlainActivation | Literal["xielu"] = "silu"
     is_gated: bool = True
-    parallel: Literal["", "stated", "without ffn_norm"] = (
-        ""  # when attention and MLP read the same x; stated: if not else
-    )
+    # When attention and MLP read the same x; stated: if not else.
+    parallel: Literal["", "stated", "without ffn_norm"] = ""
     norms_after_rope: bool = False  # of heads
     plain_head_norms: bool = False  # norms without weights, of heads with rotary positions
     is_chunked: bool = False  # a sliding window is a chunk: a query sees the keys of its own chunk alone
+    window: int = 0  # of files that do not state one; 0: none
     tempered: Tempered = ""  # the layers whose queries grow with the position
     divides_magnitude: bool = False  # it reads a multiplier that takes back YaRN's magnitude
     sinks: bool = False  # an attention logit without a value for each head
@@ -98,7 +98,7 @@ ARCHITECTURES = {
         interleaved_rope=True,
         latent=True,
         tempered="all",
-        mixture=MixtureTraits(softmax_counts_best=True),
+        mixture=MixtureTraits(best_of_groups=True),
         extra_blocks=True,
     ),
     "phimoe": Architecture(norm="layer", mixture=MixtureTraits(scoring="sparsemixer")),
@@ -107,6 +107,7 @@ ARCHITECTURES = {
         interleaved_rope=True,
         plain_head_norms=True,
         is_chunked=True,
+        window=8192,
         tempered="unrotated",
         sliding_period=4,
         mixture=MixtureTraits(scoring="sigmoid", weighs_inputs=True, has_shared=True),
@@ -275,7 +276,7 @@ class ModelConfig:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", traits.local_rope_base), rotary.dims)
         latent, rotary = read_latent(keys, rotary, head_dim, kv_heads) if traits.latent else (None, rotary)
         scaled_dim = width / heads if traits.scales_by_width else head_dim
-        windows = read_windows(keys, layers, traits.sliding_period)
+        windows = read_windows(keys, layers, traits.sliding_period, traits.window)
         both = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
         eps = both[1] if traits.norm == "rms" or both[0] not in keys.values else both[0]
         scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}

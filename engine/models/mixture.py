@@ -18,7 +18,7 @@ class MixtureTraits:
     normalized: bool = False
     weighs_inputs: bool = False  # an expert's input is multiplied by its weight, not its output
     has_shared: bool = False  # a shared expert of the same width, which no key states
-    softmax_counts_best: bool = False  # with a softmax, a group counts as much as its best expert alone
+    best_of_groups: bool = False  # with a softmax, a group counts as much as its best expert alone
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_mixture(keys: ArchitectureKeys, traits: MixtureTraits | None, ff_width:
             factor=keys.number("expert_weights_scale", 0.0, *SCALES) or 1.0,
             groups=groups,
             groups_used=groups_used,
-            counted=1 if traits.softmax_counts_best and rule == "softmax" else 2,
+            counted=1 if traits.best_of_groups and rule == "softmax" else 2,
         ),
         width=width,
         shared_width=keys.integer("expert_shared_feed_forward_length", shared, minimum=0),

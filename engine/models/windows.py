@@ -5,9 +5,9 @@ import numpy as np
 from lltool.gguf.architecture_keys import ArchitectureKeys
 
 
-def read_windows(keys: ArchitectureKeys, layers: int, period: int) -> tuple[int, ...]:
+def read_windows(keys: ArchitectureKeys, layers: int, period: int, default: int) -> tuple[int, ...]:
     """The window of each layer; the pattern is a flag per layer (true: sliding), or a period with a full last layer."""
-    window = keys.integer("attention.sliding_window", 0, minimum=0)
+    window = keys.integer("attention.sliding_window", default, minimum=0)
     pattern = keys.raw("attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray | list | tuple):
         keys.expect("attention.sliding_window_pattern", len(pattern) == layers, f"one flag for each of {layers} layers")

@@ -285,6 +285,20 @@ def test_blocks_that_predict_further_tokens_do_not_run(checkpoint: Any, tmp_path
         load(tmp_path / "all.gguf", "cpu")
 
 
+def test_llama_4_has_chunks_of_8192_without_a_key(checkpoint: Any, tmp_path: Path) -> None:
+    """As llama.cpp's converter writes it. A window of 0 means that all layers see all keys, with positions."""
+    path, _ = checkpoint("llama 4, chunks of 70")
+    for value, windows in ((None, (8192, 8192, 8192, 0, 8192)), (0, (0,) * 5)):
+        with open_gguf(path) as file:
+            keys = {**file.metadata, "llama4.attention.sliding_window": u32(0)}
+            if value is None:
+                del keys["llama4.attention.sliding_window"]
+            write_gguf(tmp_path / "m.gguf", Source(keys, list(file.tensors)))
+        with load(tmp_path / "m.gguf", "reference") as model:
+            assert model.config.windows == windows
+            assert model.config.rotated == tuple(value == 0 or window > 0 for window in windows)
+
+
 def test_baichuan_13b(tmp_path: Path) -> None:
     """It is known by its 40 layers: ALiBi and no rotary positions. The oracle is Llama with a mask."""
     import torch
