@@ -30,6 +30,7 @@ from lltool.quant.convert.families.keys import (
     Layers,
     Number,
     Setting,
+    Unused,
 )
 from lltool.quant.convert.families.rope import Rope, yarn_attention, yarn_magnitude
 from lltool.quant.convert.families.rows import Row, layers_before, layers_from
@@ -169,7 +170,7 @@ SIZES: tuple[Setting, ...] = (
     LatentRope(("default", "yarn"), dims=True),
     Integer(_HIDDEN, "expert_feed_forward_length"),
     Expected("moe_layer_freq", 1),
-    Expected("ep_size", 1),
+    Unused("ep_size", "aux_loss_alpha", "seq_aux"),  # of training
 )
 _LATENT: dict[str, Any] = {
     "kv_lora_rank": 512,
@@ -179,7 +180,6 @@ _LATENT: dict[str, Any] = {
     "v_head_dim": 128,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
-    "num_key_value_heads": None,
     "tie_word_embeddings": False,
 }
 

@@ -53,6 +53,7 @@ class NoFurtherLayers(Setting):
     """Layers that predict further tokens, which files do not have."""
 
     def describe(self, config: Config) -> Keys:
+        config.read.add("num_nextn_predict_layers")
         return {}
 
     def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class _Chunks(Setting):
         config.require("layer_types", config.get("layer_types", kinds) == kinds, f"{kinds}")
         config.require("attn_temperature_tuning", config.get("attn_temperature_tuning") in (True, 4), "true")
         keys = {"attention.sliding_window": u32(config.integer("attention_chunk_size"))}
-        if config.values["attn_scale"] != _TEMPER["attn_scale"]:
+        if config.get("attn_scale") != _TEMPER["attn_scale"]:
             keys["attention.temperature_scale"] = f32(config.number("attn_scale", None, *SCALES))
         length = config.integer("floor_scale")
         return keys if length == _TEMPER["floor_scale"] else keys | {"attention.temperature_length": u32(length)}

@@ -8,7 +8,7 @@ from lltool.gguf.architecture_keys import SCALES
 from lltool.gguf.metadata import f32
 from lltool.quant.convert.families import llama
 from lltool.quant.convert.families.config import Config, is_between
-from lltool.quant.convert.families.family import IGNORED, Family
+from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.keys import DECODER, Expected, Fixed, HeadDim, Keys
 from lltool.quant.convert.families.rope import Rope, yarn_attention, yarn_magnitude
 from lltool.quant.convert.families.stored import Stored
@@ -55,7 +55,7 @@ class _Rope(Rope):
 
 MINISTRAL3 = Family(
     architecture="mistral3",
-    models=("Ministral3ForCausalLM", "Ministral3Model"),
+    models=("Ministral3ForCausalLM", "Ministral3Model", llama.WITH_IMAGES),
     model_types=("ministral3",),
     rows=decoder(layer(llama.NAMES, changes=llama.PAIRS)),
     defaults={
@@ -87,6 +87,6 @@ MINISTRAL3 = Family(
         _Rope(("yarn",), dims=True),
         Expected("sliding_window"),
     ),
-    prefixes={"language_model.model.": "model.", "model.language_model.": "model.", "language_model.": ""},
-    ignored=(*IGNORED, "vision_tower.", "multi_modal_projector."),
+    prefixes=llama.IN_IMAGE_MODELS,
+    ignored=llama.IMAGE_PARTS,
 )

@@ -77,22 +77,28 @@ FAMILIES = (
 def find_family(config: Mapping[str, Any], file: str) -> tuple[Family, Config]:
     """The family of a config.json (named `file` in errors), and the config of its text model.
 
-    As in transformers, model_type decides; if architectures names a class, it must be a known one. Raises InputError
-    for a model that is not supported.
+    As in transformers, model_type decides, that of the text model in a multimodal one; if architectures names a class,
+    it must be a known one. Raises InputError for a model that is not supported.
     """
     models, kind = config.get("architectures"), config.get("model_type")
+    text = config.get("text_config")
+    inner = text.get("model_type") if isinstance(text, dict) else None
     model = models[0] if isinstance(models, list) and models else None
     by_model = next((family for family in FAMILIES if model in family.models), None)
-    by_kind = next((family for family in FAMILIES if kind in family.model_types), None)
+    by_kind = _of_kind(inner) or _of_kind(kind)
     family = by_kind or by_model
     if family is None or (model is not None and by_model is None):
         known = ", ".join(model for family in FAMILIES for model in family.models)
         stated = f"architecture {short(model)}" if model else f"model_type {short(kind)} without architectures"
         raise InputError(f"{file}: {stated} is not supported; this version converts {known}")
     parsed = Config(file, _text_config(config, file), family.defaults, family.spelling)
-    if by_model and by_kind and by_model is not by_kind:
+    if by_model and by_kind and model not in by_kind.models:
         parsed.notes.append(f"config.json says model_type {kind} and architectures {model}; model_type decides")
     return family, parsed
+
+
+def _of_kind(kind: Any) -> Family | None:
+    return next((family for family in FAMILIES if kind in family.model_types), None)
 
 
 def _text_config(config: Mapping[str, Any], file: str) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ transformers 5 writes `rope_parameters` (one object, or one for each kind of lay
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from reprlib import repr as short
 from typing import Any
 
@@ -111,8 +112,8 @@ def read_rope(
             _check_number(config, parameters, key)
     if parameters["partial_rotary_factor"] != 1.0 and not (partial and parameters["partial_rotary_factor"] < 1):
         raise InputError(f"{config.file}: partial_rotary_factor {parameters['partial_rotary_factor']}, wanted 1.0")
-    if type == "llama3" and parameters["high_freq_factor"] <= parameters["low_freq_factor"]:
-        raise InputError(f"{config.file}: rope high_freq_factor is not above low_freq_factor")
+    if type == "llama3" and parameters["high_freq_factor"] < parameters["low_freq_factor"]:
+        raise InputError(f"{config.file}: rope high_freq_factor is below low_freq_factor")
     return parameters
 
 
@@ -278,16 +279,17 @@ def llama3_divisors(parameters: Mapping[str, Any], head_dim: int) -> NDArray[np.
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
     frequencies = parameters["rope_theta"] ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     turns = original * frequencies / (2 * math.pi)
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    # Llama 4's two factors are equal: there is nothing between fast and slow pairs.
+    smooth = np.clip((turns - low) / max(high - low, 1e-9), 0, 1)
     divisors: NDArray[np.float32] = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
     return divisors
 
 
 def _restore_llama3(divisors: NDArray[np.float32], theta: float) -> dict[str, Any]:
     """The rope_scaling with these divisors, found by trying context lengths: models differ in nothing else."""
-    fixed = {"rope_type": "llama3", "factor": float(divisors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    for original in (8192, *(1 << n for n in range(5, 21))):
-        parameters = {**fixed, "original_max_position_embeddings": original}
+    fixed = {"rope_type": "llama3", "factor": float(divisors.max()), "low_freq_factor": 1.0}
+    for high, original in product((4.0, 1.0), (8192, *(1 << n for n in range(5, 21)))):
+        parameters = {**fixed, "high_freq_factor": high, "original_max_position_embeddings": original}
         rebuilt = llama3_divisors({**parameters, "rope_theta": theta}, 2 * divisors.size)
         if np.allclose(rebuilt, divisors, rtol=1e-5):
             return parameters
