@@ -93,8 +93,7 @@ ARCHITECTURES = {
     ),
     "ernie4_5-moe": Architecture(interleaved_rope=True, mixture=MixtureTraits(normalized=True)),
     "dots1": Architecture(head_norms=True, mixture=MixtureTraits(scoring="sigmoid")),
-    # DeepSeek V2 and V3, Kimi K2
-    "deepseek2": Architecture(
+    "deepseek2": Architecture(  # DeepSeek V2 and V3, Kimi K2, GLM 4.7 Flash
         interleaved_rope=True,
         latent=True,
         tempered="all",
@@ -160,6 +159,7 @@ ARCHITECTURES = {
     "mpt": Architecture(rotates="none", norm="layer", activation="gelu", is_gated=False, clamps=True),
     "bloom": Architecture(rotates="none", norm="layer", activation="gelu_tanh", is_gated=False, alibi_bias=8.0),
     "nemotron": Architecture(norm="layer", activation="relu_squared", is_gated=False),
+    "exaone": Architecture(),  # EXAONE 3
     "exaone4": Architecture(rotates="windows or all", head_norms=True, sliding_period=4),
     "seed_oss": Architecture(ffn_norm="post_attention_norm"),
     "apertus": Architecture(head_norms=True, activation="xielu", is_gated=False),

@@ -53,6 +53,7 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "mpt": llama.trace,
     "bloom": llama.trace,
     "nemotron": llama.trace,
+    "exaone": llama.trace,
     "exaone4": olmo2.trace,
     "seed_oss": llama.trace,
     "apertus": llama.trace,

@@ -1,7 +1,7 @@
 """DeepSeek V2 and V3, and Kimi K2, which has V3's shape: latent attention, and experts beside shared ones."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lltool.gguf.architecture_keys import SCALES
@@ -231,6 +231,25 @@ DEEPSEEK2 = Family(
     restores=lambda stored: stored.keys.get("expert_gating_func", 1) == 1,
 )
 
+
+class _DenseFirst(Setting):
+    """The kind of each layer as a list, of which the dense ones must come first. transformers reads nothing else."""
+
+    def describe(self, config: Config) -> Keys:
+        layers = config.values["num_hidden_layers"]
+        kinds = config.get("mlp_layer_types", ["dense", *["sparse"] * (layers - 1)])
+        dense = kinds.count("dense") if isinstance(kinds, list) else -1
+        wanted = ["dense"] * dense + ["sparse"] * (layers - dense)
+        config.require("mlp_layer_types", dense >= 0 and kinds == wanted, f"{layers} items, dense before sparse")
+        stated = config.get("first_k_dense_replace", dense)
+        config.require("first_k_dense_replace", stated == dense, f"{dense}, as transformers has it")
+        config.derive("first_k_dense_replace", dense)
+        return {}
+
+    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+
 DEEPSEEK3 = Family(
     architecture="deepseek2",
     models=("DeepseekV3ForCausalLM", "DeepseekV3Model"),
@@ -263,4 +282,33 @@ DEEPSEEK3 = Family(
         Expected("topk_method", "noaux_tc"),
         NoFurtherLayers(),
     ),
+)
+
+_NOT_IN_LITE = ("first_k_dense_replace", "num_nextn_predict_layers")
+
+# GLM 4.7 Flash; export gives DeepSeek V3, which computes the same.
+GLM4_LITE = replace(
+    DEEPSEEK3,
+    models=("Glm4MoeLiteForCausalLM", "Glm4MoeLiteModel"),
+    model_types=("glm4_moe_lite",),
+    defaults={
+        **{key: value for key, value in DEEPSEEK3.defaults.items() if key not in _NOT_IN_LITE},
+        "hidden_size": 2048,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 47,
+        "num_attention_heads": 20,
+        "max_position_embeddings": 202752,
+        "rms_norm_eps": 1e-5,
+        "moe_intermediate_size": 1536,
+        "n_routed_experts": 64,
+        "num_experts_per_tok": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.8,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 192,
+        "v_head_dim": 256,
+    },
+    settings=(*SIZES, _DenseFirst(), *DEEPSEEK3.settings[len(SIZES) :]),
+    restores=lambda stored: False,
 )

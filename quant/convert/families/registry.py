@@ -20,8 +20,9 @@ from lltool.quant.convert.families import (
 )
 from lltool.quant.convert.families.arcee import ARCEE
 from lltool.quant.convert.families.config import Config
-from lltool.quant.convert.families.deepseek import DEEPSEEK2, DEEPSEEK3
+from lltool.quant.convert.families.deepseek import DEEPSEEK2, DEEPSEEK3, GLM4_LITE
 from lltool.quant.convert.families.ernie_moe import ERNIE_MOE
+from lltool.quant.convert.families.exaone3 import EXAONE3
 from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.gemma3 import GEMMA3
 from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
@@ -56,10 +57,12 @@ FAMILIES = (
     GPT_OSS,
     DEEPSEEK2,
     DEEPSEEK3,
+    GLM4_LITE,
     PHI_MOE,
     LLAMA4,
     MINISTRAL3,
     ARCEE,
+    EXAONE3,
     *llama_kin.FAMILIES,
     *llama_variants.FAMILIES,
     *gemma.FAMILIES,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lltool.gguf.errors import InputError
 from lltool.quant.convert.conversion import plan_conversion
 from lltool.quant.convert.families.registry import find_family
 from tests.tiny_checkpoints import make_checkpoint
@@ -240,3 +241,20 @@ def test_the_text_model_of_one_that_reads_images(family: str, tmp_path: Path) ->
     for key in ("general.architecture", f"{plain.metadata['general.architecture'].data}.attention.key_length"):
         assert found.model.metadata.get(key) == plain.metadata.get(key)
     assert found.notes == ["1 tensors are not weights of the text model and are left out"]
+
+
+def test_glm_4_7_flash_has_the_shape_of_deepseek_v3(tmp_path: Path) -> None:
+    """Its class in transformers takes over the attention and the routing, and lists the kinds of layers."""
+    folder = make_checkpoint("deepseek3", tmp_path)
+    plain = plan_conversion(folder).model
+    config = json.loads((folder / "config.json").read_text())
+    del config["first_k_dense_replace"]
+    config |= {"architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite"}
+    (folder / "config.json").write_text(json.dumps(config | {"mlp_layer_types": ["dense", "sparse", "sparse"]}))
+    found = plan_conversion(folder)
+    assert [(t.name, t.shape) for t in found.model.tensors] == [(t.name, t.shape) for t in plain.tensors]
+    keys = {key for key in plain.metadata if key.startswith("deepseek2.")}
+    assert {key: found.model.metadata[key] for key in keys} == {key: plain.metadata[key] for key in keys}
+    (folder / "config.json").write_text(json.dumps(config | {"mlp_layer_types": ["dense", "sparse", "dense"]}))
+    with pytest.raises(InputError, match=r"mlp_layer_types: found .*, wanted 3 items, dense before sparse"):
+        plan_conversion(folder)
