@@ -10,9 +10,12 @@ import numpy as np
 
 from lltool.engine.models.alibi import read_slopes
 from lltool.engine.models.delta_net import DeltaNet, HeadOrder, read_delta_net
+from lltool.engine.models.latent import Latent, read_latent
 from lltool.engine.models.mixture import Mixture, MixtureTraits, read_mixture
 from lltool.engine.models.recurrent import Attends, Mixer, Recurrent, read_heads, read_recurrent
 from lltool.engine.models.rotary import Rotary, Scaling
+from lltool.engine.models.temper import Temper, Tempered, read_temper
+from lltool.engine.models.windows import read_windows
 from lltool.engine.operations.elementwise import Activation, PlainActivation
 from lltool.engine.program import Weight
 from lltool.gguf.architecture_keys import SCALES, ArchitectureKeys, show
@@ -41,13 +44,18 @@ class Architecture:
     norm: Literal["rms", "layer"] = "rms"
     activation: Activation | PlainActivation | Literal["xielu"] = "silu"
     is_gated: bool = True
-    parallel: Literal["", "stated", "without ffn_norm"] = (
-        ""  # when attention and MLP read the same x; stated: if not else
-    )
+    # When attention and MLP read the same x; stated: if not else.
+    parallel: Literal["", "stated", "without ffn_norm"] = ""
     norms_after_rope: bool = False  # of heads
     gates_attention: bool = False  # the sigmoid of a gate for each query multiplies the output
     delta_net: HeadOrder | None = None  # None: no layer has one
+    plain_head_norms: bool = False  # norms without weights, of heads with rotary positions
+    is_chunked: bool = False  # a sliding window is a chunk: a query sees the keys of its own chunk alone
+    window: int = 0  # of files that do not state one; 0: none
+    tempered: Tempered = ""  # the layers whose queries grow with the position
+    divides_magnitude: bool = False  # it reads a multiplier that takes back YaRN's magnitude
     sinks: bool = False  # an attention logit without a value for each head
+    latent: bool = False  # attention whose keys and values are a vector that all heads share
     mixture: MixtureTraits | None = None  # None: its models have no experts
     extra_blocks: bool = False  # after the last, files may have blocks that predict further tokens, which do not run
     scaled_embedding: bool = False
@@ -110,6 +118,26 @@ ARCHITECTURES = {
     ),
     "ernie4_5-moe": Architecture(interleaved_rope=True, mixture=MixtureTraits(normalized=True)),
     "dots1": Architecture(head_norms="always", mixture=MixtureTraits(scoring="sigmoid")),
+    "deepseek2": Architecture(  # DeepSeek V2 and V3, Kimi K2, GLM 4.7 Flash
+        interleaved_rope=True,
+        latent=True,
+        tempered="all",
+        mixture=MixtureTraits(best_of_groups=True),
+        extra_blocks=True,
+    ),
+    "phimoe": Architecture(norm="layer", mixture=MixtureTraits(scoring="sparsemixer")),
+    "llama4": Architecture(
+        rotates="windows or all",
+        interleaved_rope=True,
+        plain_head_norms=True,
+        is_chunked=True,
+        window=8192,
+        tempered="unrotated",
+        sliding_period=4,
+        mixture=MixtureTraits(scoring="sigmoid", weighs_inputs=True, has_shared=True),
+    ),
+    "mistral3": Architecture(interleaved_rope=True, tempered="all", divides_magnitude=True),
+    "arcee": Architecture(interleaved_rope=True, activation="relu_squared", is_gated=False),
     "gpt-oss": Architecture(
         ffn_norm="post_attention_norm",
         activation="swiglu_oai",
@@ -160,6 +188,7 @@ ARCHITECTURES = {
     "mpt": Architecture(rotates="none", norm="layer", activation="gelu", is_gated=False, clamps=True),
     "bloom": Architecture(rotates="none", norm="layer", activation="gelu_tanh", is_gated=False, alibi_bias=8.0),
     "nemotron": Architecture(norm="layer", activation="relu_squared", is_gated=False),
+    "exaone": Architecture(),  # EXAONE 3
     "exaone4": Architecture(rotates="windows or all", head_norms="always", sliding_period=4),
     "seed_oss": Architecture(ffn_norm="post_attention_norm"),
     "apertus": Architecture(head_norms="always", activation="xielu", is_gated=False),
@@ -250,6 +279,8 @@ class ModelConfig:
     attends: tuple[bool, ...]  # of each layer: whether it has attention
     recurrent: Recurrent | None  # the mixer beside attention, or of layers without it
     delta_net: DeltaNet | None  # None: no layer has one
+    temper: Temper | None  # None: queries do not grow with the position
+    latent: Latent | None  # None: each head, or group of heads, has keys and values of its own
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Value], weights: Mapping[str, Weight]) -> "ModelConfig":
@@ -284,14 +315,19 @@ class ModelConfig:
             Rotary(10000.0, head_dim) if traits.rotates == "none" else _rotary(keys, head_dim, context_length, weights)
         )
         rotary = replace(rotary, exact=traits.exact_yarn)
+        if traits.divides_magnitude:
+            multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0, *SCALES)
+            rotary = replace(rotary, log_multiplier=0.1 * multiplier)
         local_rotary = rotary
         if traits.plain_local_rope:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", rotary.base), rotary.dims)
         if traits.local_rope_base is not None:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", traits.local_rope_base), rotary.dims)
+        latent, rotary = read_latent(keys, rotary, head_dim, kv_heads) if traits.latent else (None, rotary)
         scaled_dim = width / heads if traits.scales_by_width else head_dim
-        windows = _windows(keys, layers, traits.sliding_period)
-        eps = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}[traits.norm]
+        windows = read_windows(keys, layers, traits.sliding_period, traits.window)
+        both = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
+        eps = both[1] if traits.norm == "rms" or both[0] not in keys.values else both[0]
         scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}
         logit_scale = scales.get("logit_scale", 1.0)
         absent = keys.raw("expert_feed_forward_length") if traits.has_mlp else 0  # files without dense layers lack it
@@ -313,7 +349,7 @@ class ModelConfig:
             rotary=rotary,
             local_rotary=local_rotary,
             windows=windows,
-            attention_scale=keys.number("attention.scale", 1 / math.sqrt(scaled_dim), *SCALES),
+            attention_scale=latent.scale if latent else keys.number("attention.scale", scaled_dim**-0.5, *SCALES),
             attention_softcap=keys.number("attn_logit_softcapping", 0.0, *SCALES),
             logit_softcap=keys.number("final_logit_softcapping", 0.0, *SCALES),
             embedding_scale=math.sqrt(width) if traits.scaled_embedding else scales.get("embedding_scale", 1.0),
@@ -323,6 +359,8 @@ class ModelConfig:
             attends=attends,
             recurrent=read_recurrent(keys, traits.mixer),
             delta_net=read_delta_net(keys, traits.delta_net, layers),
+            temper=read_temper(keys, traits.tempered, rotary),
+            latent=latent,
             is_parallel=_is_parallel(keys, traits, weights),
             rotated=_rotated(keys, traits, windows),
             slopes=read_slopes(keys, heads, traits.alibi_bias),
@@ -402,16 +440,3 @@ def _scaling(found: str, factor: float) -> Scaling:
         case "yarn":
             return "yarn"
     raise InputError(f"rope.scaling.type: found {found!r}, this version runs none, linear, yarn")
-
-
-def _windows(keys: ArchitectureKeys, layers: int, period: int) -> tuple[int, ...]:
-    """The window of each layer; the pattern is a flag per layer (true: sliding), or a period with a full last layer."""
-    window = keys.integer("attention.sliding_window", 0, minimum=0)
-    pattern = keys.raw("attention.sliding_window_pattern")
-    if isinstance(pattern, np.ndarray | list | tuple):
-        keys.expect("attention.sliding_window_pattern", len(pattern) == layers, f"one flag for each of {layers} layers")
-        slides = [bool(flag) for flag in pattern]
-    else:
-        period = keys.integer("attention.sliding_window_pattern", period, minimum=0)
-        slides = [period == 0 or layer % period < period - 1 for layer in range(layers)]
-    return tuple(window if flag else 0 for flag in slides)

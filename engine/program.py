@@ -151,6 +151,12 @@ class Operation(ABC):
         return None
 
     @property
+    def multiplied_part(self) -> tuple[int, int] | None:
+        """If its matrices are stacks with one for each head: how wide a head is, and how many of its first columns are
+        multiplied. None if every row of a buffer is multiplied as a whole."""
+        return None
+
+    @property
     def state(self) -> tuple[KeyValue | Slot, ...]:
         """What it keeps of a sequence for the tokens that follow."""
         return ()

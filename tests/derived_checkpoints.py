@@ -129,6 +129,29 @@ def qwen(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tens
     return keys, rename(tensors, names)
 
 
+def exaone(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    names = {
+        "model.embed_tokens": "transformer.wte",
+        "model.layers.": "transformer.h.",
+        "model.norm": "transformer.ln_f",
+        "self_attn.o_proj": "self_attn.out_proj",
+        "self_attn": "attn.attention",
+        "mlp.gate_proj": "mlp.c_fc_0",
+        "mlp.up_proj": "mlp.c_fc_1",
+        "mlp.down_proj": "mlp.c_proj",
+        "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2",
+    }
+    keys = {
+        "architectures": ["ExaoneForCausalLM"],
+        "model_type": "exaone",
+        "num_layers": config["num_hidden_layers"],
+        "layer_norm_epsilon": config["rms_norm_eps"],
+        "activation_function": "silu",
+    }
+    return {**without(config, "num_hidden_layers", "rms_norm_eps", "hidden_act"), **keys}, rename(tensors, names)
+
+
 def chatglm(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     for layer in layers(tensors):
         for kind in ("weight", "bias"):
@@ -179,6 +202,7 @@ DERIVED: dict[str, tuple[str, dict[str, Any], Change]] = {
     "minicpm": ("granite", {"attention_multiplier": 0.25}, minicpm),
     "qwen": ("qwen2", {"num_key_value_heads": 4, "tie_word_embeddings": False}, qwen),
     "chatglm": ("glm", {}, chatglm),
+    "exaone": ("llama3-rope", {"tie_word_embeddings": False}, exaone),
 }
 
 

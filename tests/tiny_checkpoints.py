@@ -70,6 +70,20 @@ LINEAR_ATTENTION: dict[str, Any] = {
     "linear_value_head_dim": 16,
 }
 
+# Three heads, of which a key has 24 dimensions without and 8 with positions; a value has 20.
+LATENT_HEADS: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "kv_lora_rank": 56,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 20,
+}
+DEEPSEEK_YARN = rope(
+    "yarn", factor=8.0, original_max_position_embeddings=64, mscale=0.707, mscale_all_dim=0.707, beta_slow=1.0
+)
+
 # The families with experts; rows as in FAMILIES.
 MIXTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2moe": (
@@ -105,6 +119,35 @@ MIXTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
         DEEPSEEK_ROUTING | {"attention_bias": True, "use_qk_norm": True, "head_dim": 24},
     ),
     "dots1": ("Dots1ForCausalLM", "qwen2", DEEPSEEK_ROUTING | {"head_dim": 32}),
+    "deepseek2": (
+        "DeepseekV2ForCausalLM",
+        "qwen2",
+        LATENT_HEADS
+        | {"q_lora_rank": None, "num_experts_per_tok": 3, "moe_intermediate_size": 48, **DEEPSEEK_YARN}
+        | {"n_routed_experts": 8, "n_shared_experts": 2, "routed_scaling_factor": 1.5, "first_k_dense_replace": 1},
+    ),
+    "deepseek3": ("DeepseekV3ForCausalLM", "llama3", LATENT_HEADS | DEEPSEEK_ROUTING | {"q_lora_rank": 40}),
+    "phimoe": (
+        "PhimoeForCausalLM",
+        "spm-json",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48, "attention_bias": True}
+        | {"lm_head_bias": True, "sliding_window": 64},
+    ),
+    "llama4": (
+        "Llama4ForCausalLM",
+        "llama3",
+        {
+            "num_local_experts": 4,
+            "intermediate_size": 48,
+            "intermediate_size_mlp": 96,
+            "num_hidden_layers": 5,
+            "interleave_moe_layer_step": 2,
+            "head_dim": 32,
+            "attention_chunk_size": 70,
+            "attn_scale": 0.3,
+            "floor_scale": 50,
+        },
+    ),
     "ernie4_5-moe": (
         "Ernie4_5_MoeForCausalLM",
         "spm-json",
@@ -184,6 +227,22 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "head_dim": 32,
         },
     ),
+    "ministral3": (
+        "Ministral3ForCausalLM",
+        "qwen2",
+        {
+            "head_dim": 32,
+            **rope(
+                "yarn",
+                factor=16.0,
+                original_max_position_embeddings=64,
+                mscale=1.0,
+                mscale_all_dim=1.0,
+                llama_4_scaling_beta=0.2,
+            ),
+        },
+    ),
+    "arcee": ("ArceeForCausalLM", "llama3", {**ODD_HEADS, "head_dim": 16, **YARN}),
     "granite": (
         "GraniteForCausalLM",
         "qwen2",

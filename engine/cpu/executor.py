@@ -110,7 +110,7 @@ class CpuExecutor:
         for index, op in enumerate(self._observers):
             seen = Observation.nothing(op.experts, op.x.width)
             self._native.take_sums(index, seen.sums, seen.rows)
-            taken.update(dict.fromkeys(op.weights, seen))
+            taken.update(dict.fromkeys(op.weights, Observation(op.columns(seen.sums), seen.rows)))
         return taken
 
     def take_times(self) -> list[tuple[tuple[Operation, ...], float]]:

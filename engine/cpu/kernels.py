@@ -12,12 +12,24 @@ from lltool.engine.batch import CacheType
 from lltool.engine.cpu import _native
 from lltool.engine.cpu.fuse import AnyNorm, FusedOps
 from lltool.engine.operations.attention import BLOCK_TYPES, Attention
+from lltool.engine.operations.concatenate import Concatenate
 from lltool.engine.operations.convolution import Convolution
 from lltool.engine.operations.delta import GatedDelta
-from lltool.engine.operations.elementwise import Activate, Add, Clamp, Gated, Multiply, Product, Scale, Softcap, Xielu
+from lltool.engine.operations.elementwise import (
+    Activate,
+    Add,
+    Clamp,
+    Gated,
+    Multiply,
+    Product,
+    Scale,
+    ScaleByPosition,
+    Softcap,
+    Xielu,
+)
 from lltool.engine.operations.embed import Embed, EmbedPositions
-from lltool.engine.operations.experts import Combine, ExpertLinear, Route, SharedGate
-from lltool.engine.operations.linear import Linear
+from lltool.engine.operations.experts import Combine, ExpertLinear, Route, SharedGate, Weigh
+from lltool.engine.operations.linear import HeadLinear, Linear
 from lltool.engine.operations.norm import LayerNorm, Norm
 from lltool.engine.operations.observe import Observe
 from lltool.engine.operations.rope import Rope
@@ -104,17 +116,29 @@ def _linear(to: Target, op: Linear) -> None:
     )
 
 
+def _head_linear(to: Target, op: HeadLinear) -> None:
+    type, data = to.matrix(op.weight)
+    to.native.head_linear(
+        x=to.place(op.x), out=to.place(op.out), type=type, data=data, heads=op.heads, columns=op.columns
+    )
+
+
+def _concatenate(to: Target, op: Concatenate) -> None:
+    to.native.concatenate(**to.arguments(op))
+
+
 def _route(to: Target, op: Route) -> None:
     routing, (chosen, weights) = op.routing, op.outs
     to.native.route(
         logits=to.place(op.logits),
         chosen=to.place(chosen),
         weights=to.place(weights),
-        sigmoid=routing.scoring == "sigmoid",
+        scoring=routing.scoring,
         normalized=routing.normalized,
         factor=routing.factor,
         groups=routing.groups,
         groups_used=routing.groups_used,
+        counted=routing.counted,
         bias=to.vector(op.bias) if op.bias else None,
     )
 
@@ -131,6 +155,10 @@ def _experts(to: Target, op: ExpertLinear) -> None:
     )
 
 
+def _weigh(to: Target, op: Weigh) -> None:
+    to.native.weigh(**to.arguments(op))
+
+
 def _combine(to: Target, op: Combine) -> None:
     to.native.combine(**to.arguments(op))
 
@@ -144,20 +172,21 @@ def _rope(to: Target, op: Rope) -> None:
 
 
 def _attention(to: Target, op: Attention) -> None:
-    if op.v == op.k:
-        raise InputError(f"layer {op.layer}: values are views of keys, which the cpu executor cannot read")
+    is_shared = op.v == op.k
     widest = max(op.head_dim, op.value_dim)
     if widest > _native.MAX_HEAD_DIM or op.heads // op.kv_heads > _native.MAX_GROUP:
         raise InputError(
             f"layer {op.layer}: {op.heads} heads of {widest} on {op.kv_heads} key/value heads; the kernels take "
             f"heads of at most {_native.MAX_HEAD_DIM}, and at most {_native.MAX_GROUP} per key/value head"
         )
-    for dim, type in zip((op.head_dim, op.value_dim), to.cache_types, strict=True):
+    types = to.cache_types[:1] * 2 if is_shared else to.cache_types
+    for dim, type in zip((op.head_dim, op.value_dim), types, strict=True):
         if type in BLOCK_TYPES and dim % 32:
             wanted = "a cache of type q8_0 or q4_0 needs a multiple of 32"
             raise InputError(f"layer {op.layer}: heads of {dim}; {wanted}")
     common = op.common_key(to.program, to.cache_types[0])
     arguments = to.arguments(op) | {
+        "v": None if is_shared else to.place(op.v),
         "sinks": to.vector(op.sinks) if op.sinks else None,
         "slopes": None if op.slopes is None else np.array(op.slopes, np.float32),
         "common_key": None if common is None else common.reshape(-1),
@@ -238,6 +267,10 @@ def _scale(to: Target, op: Scale) -> None:
     to.native.function(function=function, x=to.place(op.x), out=to.place(op.out), group=to.group)
 
 
+def _scale_by_position(to: Target, op: ScaleByPosition) -> None:
+    to.native.scale_by_position(**to.arguments(op), group=to.group)
+
+
 def _softcap(to: Target, op: Softcap) -> None:
     function = _native.Function(name="softcap", factor=op.cap)
     to.native.function(function=function, x=to.place(op.x), out=to.place(op.out), group=to.group)
@@ -260,8 +293,11 @@ KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     Norm: _norm,
     LayerNorm: _norm,
     Linear: _linear,
+    HeadLinear: _head_linear,
+    Concatenate: _concatenate,
     Route: _route,
     ExpertLinear: _experts,
+    Weigh: _weigh,
     Combine: _combine,
     SharedGate: _shared_gate,
     Rope: _rope,
@@ -279,6 +315,7 @@ KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     Product: _product,
     Add: _add,
     Scale: _scale,
+    ScaleByPosition: _scale_by_position,
     Softcap: _softcap,
     Select: _select,
     Observe: _observe,

@@ -3,7 +3,7 @@
 from typing import cast
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models.norms import norm_heads, normed
+from lltool.engine.models.norms import norm_heads, normed, plain_head_norms
 from lltool.engine.models.rotary import stored_divisors
 from lltool.engine.operations.attention import attend
 from lltool.engine.operations.elementwise import (
@@ -14,6 +14,7 @@ from lltool.engine.operations.elementwise import (
     clamp,
     gated,
     scale,
+    scale_by_position,
     softcap,
     xielu,
 )
@@ -52,11 +53,15 @@ def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: B
         q, k = norm_heads(g, config, name, q, k)
     if config.rotated[layer]:
         rotary = config.local_rotary if window else config.rotary
-        frequencies = rotary.frequencies(stored_divisors(g, config.rotary, config.context))
+        frequencies = rotary.frequencies(stored_divisors(g, rotary, config.context))
         q = rope(g, q, head_dim, frequencies, rotary.magnitude, config.traits.interleaved_rope)
         k = rope(g, k, head_dim, frequencies, rotary.magnitude, config.traits.interleaved_rope)
+        if config.traits.plain_head_norms:
+            q, k = plain_head_norms(g, config, q, k)
     if config.traits.norms_after_rope:
         q, k = norm_heads(g, config, name, q, k)
+    if (temper := config.temper) and (config.traits.tempered == "all" or not config.rotated[layer]):
+        q = scale_by_position(g, q, temper.factor, temper.length, temper.offset)
     out = attend(
         g,
         q,
@@ -65,10 +70,11 @@ def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: B
         layer=layer,
         head_dim=head_dim,
         scale=config.attention_scale,
-        window=window,
+        window=0 if config.traits.is_chunked else window,
         softcap=config.attention_softcap,
         sinks=f"{name}attn_sinks.weight" if config.traits.sinks else None,
         slopes=config.slopes,
+        chunk=window if config.traits.is_chunked else 0,
     )
     if gate:
         out = gated(g, gate[0], out, "sigmoid")

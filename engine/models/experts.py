@@ -5,7 +5,7 @@ from typing import cast
 from lltool.engine.config import ModelConfig
 from lltool.engine.models.blocks import mlp
 from lltool.engine.operations.elementwise import Activation, add, gated, scale
-from lltool.engine.operations.experts import combine, expert_linear, route, shared_gate
+from lltool.engine.operations.experts import combine, expert_linear, route, shared_gate, weigh
 from lltool.engine.operations.linear import linear
 from lltool.engine.program import Buffer, Tracer
 
@@ -27,7 +27,9 @@ def experts(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: Buf
     (logits,) = linear(g, x, [f"{name}ffn_gate_inp.weight"], [count])
     chosen, weights = route(g, logits, mixture.routing, bias if bias in g.weights else None)
     names = [f"{name}ffn_gate_exps.weight", f"{name}ffn_up_exps.weight"]
-    gate, up = expert_linear(g, x, chosen, count, names, [mixture.width] * 2)
+    inputs = weigh(g, x, chosen, weights) if mixture.weighs_inputs else x
+    factors = None if mixture.weighs_inputs else weights
+    gate, up = expert_linear(g, inputs, chosen, count, names, [mixture.width] * 2)
     hidden = gated(g, gate, up, cast(Activation, config.traits.activation))
     (made,) = expert_linear(g, hidden, chosen, count, [f"{name}ffn_down_exps.weight"], [config.width])
     if mixture.shared_width:
@@ -39,5 +41,5 @@ def experts(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: Buf
             shared = shared if residual is None else add(g, shared, residual)
         residual = shared
     if config.residual_scale == 1 or residual is None:
-        return combine(g, made, chosen, weights, residual)
-    return add(g, scale(g, combine(g, made, chosen, weights), config.residual_scale), residual)
+        return combine(g, made, chosen, factors, residual)
+    return add(g, scale(g, combine(g, made, chosen, factors), config.residual_scale), residual)

@@ -1,8 +1,9 @@
-"""Llama and models like it, with and without experts: pre-norm blocks."""
+"""Llama and models like it, also with experts or latent attention: pre-norm blocks."""
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models.blocks import attention, embedding, head
+from lltool.engine.models.blocks import embedding, head
 from lltool.engine.models.experts import feed_forward
+from lltool.engine.models.latent_attention import self_attention
 from lltool.engine.models.norms import normed
 from lltool.engine.program import Tracer
 
@@ -11,7 +12,7 @@ def trace(g: Tracer, config: ModelConfig) -> None:
     x = g.end_block(embedding(g, config))
     for layer in range(config.layers):
         h = normed(g, config, x, f"blk.{layer}.attn_norm")
-        x = attention(g, config, layer, h, residual=x)
+        x = self_attention(g, config, layer, h, residual=x)
         h = normed(g, config, x, f"blk.{layer}.{config.traits.ffn_norm}")
         x = feed_forward(g, config, layer, h, residual=x)
         g.end_block(x)

@@ -17,6 +17,9 @@ class MixtureTraits:
     scoring: Scoring = "softmax"
     normalized: bool = False
     by_router: bool = False  # the layers with experts are those with the tensor that routes
+    weighs_inputs: bool = False  # an expert's input is multiplied by its weight, not its output
+    has_shared: bool = False  # a shared expert of the same width, which no key states
+    best_of_groups: bool = False  # with a softmax, a group counts as much as its best expert alone
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Mixture:
     shared_width: int
     first: int
     step: int
+    weighs_inputs: bool
 
     def is_in(self, layer: int) -> bool:
         return layer >= self.first and (layer + 1) % self.step == 0
@@ -49,21 +53,24 @@ def read_mixture(keys: ArchitectureKeys, traits: MixtureTraits | None, ff_width:
     keys.expect("expert_used_count", used <= experts // groups * groups_used, "at most the experts of the groups used")
     scoring = keys.integer("expert_gating_func", 0, minimum=0)
     keys.expect("expert_gating_func", scoring == 0 or scoring in _SCORINGS, "1 (softmax), 2 (sigmoid) or 3")
+    rule = _SCORINGS[scoring] if scoring else traits.scoring
     normalized = keys.flag("expert_weights_norm", traits.normalized)
     width = keys.integer("expert_feed_forward_length", ff_width)
-    shared = keys.integer("expert_shared_count", 0, minimum=0) * width
+    shared = keys.integer("expert_shared_count", int(traits.has_shared), minimum=0) * width
     return Mixture(
         routing=Routing(
             experts=experts,
             used=used,
-            scoring=_SCORINGS[scoring] if scoring else traits.scoring,
+            scoring=rule,
             normalized=normalized or scoring == _OF_THE_CHOSEN,
             factor=keys.number("expert_weights_scale", 0.0, *SCALES) or 1.0,
             groups=groups,
             groups_used=groups_used,
+            counted=1 if traits.best_of_groups and rule == "softmax" else 2,
         ),
         width=width,
         shared_width=keys.integer("expert_shared_feed_forward_length", shared, minimum=0),
         first=keys.integer("leading_dense_block_count", 0, minimum=0),
         step=keys.integer("interleave_moe_layer_step", 1),
+        weighs_inputs=traits.weighs_inputs,
     )

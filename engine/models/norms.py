@@ -35,3 +35,14 @@ def _norm_heads(g: Tracer, config: ModelConfig, x: Buffer, name: str, heads: int
         return multiply(g, x, weight.name, weight.shape)
     whole = weight is not None and weight.shape == (x.width,) and heads > 1
     return normed(g, config, x, name, 1 if whole else heads)
+
+
+# Llama 4's large model, known by its number of experts, has none.
+_WITHOUT_NORMS = 128
+
+
+def plain_head_norms(g: Tracer, config: ModelConfig, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
+    """RMS norms without weights, of each head of queries and keys."""
+    if config.mixture and config.mixture.routing.experts == _WITHOUT_NORMS:
+        return q, k
+    return norm(g, q, None, config.norm_eps, config.heads), norm(g, k, None, config.norm_eps, config.kv_heads)

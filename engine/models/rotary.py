@@ -27,13 +27,15 @@ class Rotary:
     attention_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    log_multiplier: float = 0.0  # YaRN's magnitude is divided by 1 + log_multiplier * ln(factor)
     exact: bool = False  # whether the range of blended pairs is not rounded to whole pairs
 
     @property
     def magnitude(self) -> float:
         """The factor that the rotated values are multiplied by."""
         if self.scaling == "yarn" and self.factor > 1:
-            return self.attention_factor * (1 + 0.1 * math.log(self.factor))
+            log = math.log(self.factor)
+            return self.attention_factor * (1 + 0.1 * log) / (1 + self.log_multiplier * log)
         return self.attention_factor
 
     def frequencies(self, divisors: NDArray[np.float64] | None = None) -> tuple[float, ...]:

@@ -20,7 +20,8 @@ BLOCK_TYPES: tuple[CacheType, ...] = ("q8_0", "q4_0")
 class Attention(Operation):
     """Stores k and v of the batch in the cache of `layer`; then out = softmax(scale * q @ Kᵀ) @ V with a causal mask.
 
-    If `window` > 0, a query at position p sees only keys at positions > p - window. If `softcap` > 0, a score becomes
+    If `window` > 0, a query at position p sees only keys at positions > p - window; if `chunk` > 0, only those of its
+    own chunk of so many positions. If `softcap` > 0, a score becomes
     softcap * tanh(score / softcap). `slopes` are, for each head, what a score loses for each position between query and
     key (ALiBi). `sinks` holds, for each head, the score of a key that every query sees and that has no value. A head of
     values has a width of its own; where `v` is `k`, a value is the beginning of its key. Before a key is stored, the
@@ -40,6 +41,7 @@ class Attention(Operation):
     softcap: float = 0.0
     sinks: str | None = None
     slopes: tuple[float, ...] | None = None
+    chunk: int = 0
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -54,7 +56,7 @@ class Attention(Operation):
         return (KeyValue(self.layer, self.kv_heads, self.head_dim, self.value_dim, value_is_key=self.v == self.k),)
 
     def cost(self, calls: Calls, weights: Mapping[str, Weight]) -> Cost:
-        pairs, keys = _count_keys(calls.pieces, self.window)
+        pairs, keys = _count_keys(cut_at_chunks(calls.pieces, self.chunk), self.window)
         key, value = row_bytes(calls.key_type, self.head_dim), row_bytes(calls.value_type, self.value_dim)
         read = keys * self.kv_heads * (key if self.v == self.k else key + value)
         return Cost(read, floats=float(pairs * self.heads * (self.head_dim + self.value_dim)))
@@ -80,7 +82,7 @@ class Attention(Operation):
         if (common := self.common_key(run.program, run.key_type)) is not None:
             k = k - common
         rows = batch.tables[batch.sequences, batch.positions // PAGE] * PAGE + batch.positions % PAGE  # (T,)
-        keys[rows] = round_to_cache(k, run.key_type)
+        keys[rows] = round_to_cache(k, run.key_type, self.value_dim if self.v == self.k else 0)
         if self.v != self.k:
             values[rows] = round_to_cache(run[self.v].reshape(-1, self.kv_heads, self.value_dim), run.value_type)
 
@@ -98,6 +100,8 @@ class Attention(Operation):
             if self.slopes is not None:
                 scores = scores - np.array(self.slopes)[:, None, None] * distance
             hidden = (distance < 0) | (distance >= self.window if self.window else False)
+            if self.chunk:
+                hidden = hidden | (positions[:, None] // self.chunk != seen // self.chunk)
             scores = np.where(hidden, -np.inf, scores)
             if self.sinks:
                 sinks = np.broadcast_to(run.weight(self.sinks)[:, None, None], (*scores.shape[:2], 1))
@@ -122,11 +126,26 @@ def attend(
     sinks: str | None = None,
     slopes: tuple[float, ...] | None = None,
     value_dim: int | None = None,
+    chunk: int = 0,
 ) -> Buffer:
     """`value_dim` is needed only where `v` is `k`."""
     heads, kv_heads = q.width // head_dim, k.width // head_dim
     out = g.buffer(heads * (v.width // kv_heads if value_dim is None else value_dim), q.rows)
-    return g.add(Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap, sinks, slopes)).out
+    op = Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap, sinks, slopes, chunk)
+    return g.add(op).out
+
+
+def cut_at_chunks(pieces: Sequence[tuple[int, int]], chunk: int) -> list[tuple[int, int]]:
+    """The pieces cut where a chunk ends, with positions counted from the chunk's beginning."""
+    if not chunk:
+        return list(pieces)
+    cut = []
+    for first, count in pieces:
+        while count:
+            n = min(count, chunk - first % chunk)
+            cut.append((first % chunk, n))
+            first, count = first + n, count - n
+    return cut
 
 
 def _count_keys(pieces: Sequence[tuple[int, int]], window: int) -> tuple[int, int]:

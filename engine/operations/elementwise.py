@@ -195,6 +195,26 @@ class Scale(Operation):
 
 
 @dataclass(frozen=True)
+class ScaleByPosition(Operation):
+    """out = x * (1 + factor * ln(1 + floor((position + offset) / length))): queries of long texts grow.
+
+    Source: Nakanishi 2025 (scalable softmax), as Llama 4 and Ministral 3 use it.
+    """
+
+    in_place = True
+
+    x: Buffer
+    out: Buffer
+    factor: float
+    length: int
+    offset: int = 0
+
+    def reference(self, run: Context) -> None:
+        passed = (run.batch.positions.astype(np.int64) + self.offset) // self.length
+        run[self.out] = run[self.x] * (1 + self.factor * np.log1p(passed))[:, None]
+
+
+@dataclass(frozen=True)
 class Softcap(Operation):
     """out = cap * tanh(x / cap)."""
 
@@ -238,6 +258,10 @@ def add(g: Tracer, x: Buffer, y: Buffer) -> Buffer:
 
 def scale(g: Tracer, x: Buffer, factor: float) -> Buffer:
     return g.add(Scale(x, g.like(x), factor)).out
+
+
+def scale_by_position(g: Tracer, x: Buffer, factor: float, length: int, offset: int = 0) -> Buffer:
+    return g.add(ScaleByPosition(x, g.like(x), factor, length, offset)).out
 
 
 def softcap(g: Tracer, x: Buffer, cap: float) -> Buffer:

@@ -13,10 +13,12 @@ from lltool.engine.program import Buffer, Calls, Cost, Operation, Rows, Tracer, 
 from lltool.engine.reference.context import Context, Floats
 from lltool.gguf.ggml_types import LAYOUT, GGMLType
 
-Scoring = Literal["softmax", "sigmoid"]
+Scoring = Literal["softmax", "sigmoid", "sparsemixer"]
 
 # The least sum of scores that they are divided by.
 LEAST_SUM = 1e-20
+# How much less a logit may be, relative to the larger of it and the best, that counts in a sparsemixer's softmax.
+NEARLY = 0.02
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,10 @@ class Routing:
 
     The weights are the scores of the chosen experts, divided by their sum if `normalized`, times `factor`. A softmax
     over the chosen logits alone is a normalized softmax over all. With several `groups`, only experts of the
-    `groups_used` best groups are chosen, where a group counts as much as its two best experts.
+    `groups_used` best groups are chosen, where a group counts as much as its `counted` best experts together.
+
+    A sparsemixer takes one expert after the other; the weight of each is its share in a softmax over those of the
+    remaining experts whose logits are nearly as large (Phi 3.5 MoE; Liu et al. 2024, GRIN).
     """
 
     experts: int
@@ -35,6 +40,7 @@ class Routing:
     factor: float = 1.0
     groups: int = 1
     groups_used: int = 1
+    counted: int = 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,9 @@ class Route(Operation):
 
     def reference(self, run: Context) -> None:
         routing, logits = self.routing, run[self.logits]
+        if routing.scoring == "sparsemixer":
+            run[self.outs[0]], run[self.outs[1]] = _mix_sparsely(logits, routing)
+            return
         if routing.scoring == "softmax":
             scores = np.exp(logits - logits.max(axis=1, keepdims=True))
             scores /= scores.sum(axis=1, keepdims=True)
@@ -70,10 +79,26 @@ class Route(Operation):
         run[self.outs[0]], run[self.outs[1]] = chosen, weights * routing.factor
 
 
+def _mix_sparsely(logits: Floats, routing: Routing) -> tuple[Floats, Floats]:
+    """The chosen experts (T, used) and their weights."""
+    left, rows = logits.copy(), np.arange(len(logits))
+    chosen = np.empty((len(logits), routing.used), np.int64)
+    weights = np.empty(chosen.shape, logits.dtype)
+    for place in range(routing.used):
+        chosen[:, place] = left.argmax(axis=1)
+        best = left.max(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            far = (best - logits) / np.maximum(np.abs(logits), best) > NEARLY
+        shares = np.where(far, 0, np.exp(left - best))
+        weights[:, place] = routing.factor / shares.sum(axis=1)
+        left[rows, chosen[:, place]] = -np.inf
+    return chosen, weights
+
+
 def _keep_groups(order: Floats, routing: Routing) -> Floats:
     """The scores (T, experts), -inf outside of the best groups."""
     groups = order.reshape(len(order), routing.groups, -1)  # (T, groups, n)
-    best = np.sort(groups, axis=2)[..., -2:].sum(axis=2)
+    best = np.sort(groups, axis=2)[..., -routing.counted :].sum(axis=2)
     kept = np.argsort(-best, axis=1, kind="stable")[:, : routing.groups_used]
     is_kept = np.zeros(best.shape, bool)
     np.put_along_axis(is_kept, kept, True, axis=1)
@@ -142,8 +167,8 @@ class ExpertLinear(Operation):
 
 
 @dataclass(frozen=True)
-class Combine(Operation):
-    """out = the sum of x, which has a row for each expert of a token, times the experts' weights (+ residual)."""
+class Weigh(Operation):
+    """out, which has a row for each expert of a token, = the token's row of x times the expert's weight."""
 
     changes_rows = True
 
@@ -151,12 +176,29 @@ class Combine(Operation):
     chosen: Buffer
     weights: Buffer
     out: Buffer
+
+    def reference(self, run: Context) -> None:
+        run[self.out] = (run[self.x][:, None] * run[self.weights][..., None]).reshape(-1, self.out.width)
+
+
+@dataclass(frozen=True)
+class Combine(Operation):
+    """out = the sum of x, which has a row for each expert of a token, times the experts' weights (+ residual).
+
+    Without weights, it is the plain sum.
+    """
+
+    changes_rows = True
+
+    x: Buffer
+    chosen: Buffer
+    weights: Buffer | None
+    out: Buffer
     residual: Buffer | None = None
 
     def reference(self, run: Context) -> None:
-        weights = run[self.weights]
-        rows = run[self.x].reshape(*weights.shape, self.out.width)  # (T, used, width)
-        total = (rows * weights[..., None]).sum(axis=1)
+        rows = run[self.x].reshape(-1, self.chosen.width, self.out.width)  # (T, used, width)
+        total = (rows if self.weights is None else rows * run[self.weights][..., None]).sum(axis=1)
         run[self.out] = total if self.residual is None else total + run[self.residual]
 
 
@@ -193,7 +235,11 @@ def expert_linear(
     return g.add(ExpertLinear(x, chosen, outs, tuple(weights), biases, experts)).outs
 
 
-def combine(g: Tracer, x: Buffer, chosen: Buffer, weights: Buffer, residual: Buffer | None = None) -> Buffer:
+def weigh(g: Tracer, x: Buffer, chosen: Buffer, weights: Buffer) -> Buffer:
+    return g.add(Weigh(x, chosen, weights, g.buffer(x.width, Rows.ASSIGNMENT, each=chosen.width))).out
+
+
+def combine(g: Tracer, x: Buffer, chosen: Buffer, weights: Buffer | None, residual: Buffer | None = None) -> Buffer:
     return g.add(Combine(x, chosen, weights, g.buffer(x.width), residual)).out
 
 

@@ -74,6 +74,50 @@ class Linear(Operation):
             run[out] = y + (0 if bias is None else run.weight(bias)[part]) + residual
 
 
+@dataclass(frozen=True)
+class HeadLinear(Operation):
+    """Each head has a matrix of its own: out[h] is x[h][:columns] @ weight[h].T, followed by the rest of x[h].
+
+    The weight is a stack (heads, out, columns).
+    """
+
+    x: Buffer
+    out: Buffer
+    weight: str
+    heads: int
+    columns: int
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        rest = self.x.width // self.heads - self.columns
+        return {self.weight: (self.heads, self.out.width // self.heads - rest, self.columns)}
+
+    @property
+    def multiplied(self) -> dict[str, Buffer]:
+        return {self.weight: self.x}
+
+    @property
+    def multiplied_part(self) -> tuple[int, int]:
+        return self.x.width // self.heads, self.columns
+
+    def cost(self, calls: Calls, weights: Mapping[str, Weight]) -> Cost:
+        rows, weight = calls.rows[self.rows], weights[self.weight]
+        products = float(weight.rows * weight.columns * sum(rows))
+        is_float = LAYOUT[weight.type].block == 1
+        return Cost(len(rows) * weight.data.nbytes, 0 if is_float else products, products if is_float else 0)
+
+    def reference(self, run: Context) -> None:
+        x = run[self.x].reshape(-1, self.heads, self.x.width // self.heads)
+        made = np.einsum("thc,hrc->thr", x[..., : self.columns], run.weight(self.weight), optimize=True)
+        run[self.out] = np.concatenate([made, x[..., self.columns :]], axis=-1).reshape(-1, self.out.width)
+
+
+def head_linear(g: Tracer, x: Buffer, weight: str, heads: int, columns: int, rows: int) -> Buffer:
+    """Multiplies the first `columns` of each head with its matrix of `rows` rows."""
+    width = x.width + heads * (rows - columns)
+    return g.add(HeadLinear(x, g.buffer(width, x.rows), weight, heads, columns)).out
+
+
 def linear(
     g: Tracer, x: Buffer, weights: Sequence[str], widths: Sequence[int], residual: Buffer | None = None
 ) -> tuple[Buffer, ...]:

@@ -16,8 +16,8 @@ POSITIONS = 4096
 class Rope(Operation):
     """Rotary position: rotates pair i of each head of x by position * frequencies[i] and scales it by `magnitude`.
 
-    Pair i is (2i, 2i + 1) when `interleaved`, else (i, i + len(frequencies)). The remaining dimensions are
-    unchanged.
+    Pair i is (2i, 2i + 1) when `interleaved`, else (i, i + len(frequencies)), counted from dimension `first` of the
+    head. The remaining dimensions are unchanged.
     """
 
     in_place = True
@@ -28,6 +28,7 @@ class Rope(Operation):
     frequencies: tuple[float, ...]
     magnitude: float
     interleaved: bool
+    first: int = 0
 
     def mean_bias(self, out: Buffer, program: Program) -> NDArray[np.float64] | None:
         bias = program.mean_bias(self.x)
@@ -45,10 +46,11 @@ class Rope(Operation):
     def _rotate(self, heads: Floats, turns: NDArray[np.complex128]) -> Floats:
         """Multiplies the pairs of heads (..., H, Hd), as complex numbers, by `turns` (..., pairs) and the magnitude."""
         pairs = len(self.frequencies)
+        begin, end = self.first, self.first + 2 * pairs
         first, second = (
-            (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
+            (slice(begin, end, 2), slice(begin + 1, end, 2))
             if self.interleaved
-            else (slice(pairs), slice(pairs, 2 * pairs))
+            else (slice(begin, begin + pairs), slice(begin + pairs, end))
         )
         out: Floats = heads.copy()
         x, y = heads[..., first], heads[..., second]
@@ -59,6 +61,12 @@ class Rope(Operation):
 
 
 def rope(
-    g: Tracer, x: Buffer, head_dim: int, frequencies: tuple[float, ...], magnitude: float, interleaved: bool
+    g: Tracer,
+    x: Buffer,
+    head_dim: int,
+    frequencies: tuple[float, ...],
+    magnitude: float,
+    interleaved: bool,
+    first: int = 0,
 ) -> Buffer:
-    return g.add(Rope(x, g.like(x), head_dim, frequencies, magnitude, interleaved)).out
+    return g.add(Rope(x, g.like(x), head_dim, frequencies, magnitude, interleaved, first)).out

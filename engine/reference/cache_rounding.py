@@ -19,27 +19,36 @@ Floats = NDArray[Any]
 Q4_0_ENDS = (-7.6, -8.0, -8.4)
 
 
-def round_to_cache(x: Floats, kind: CacheType) -> Floats:
-    """The values x (..., head_dim) after a round trip through a cache of type `kind`; f32 leaves x as it is."""
+def round_to_cache(x: Floats, kind: CacheType, value_dim: int = 0) -> Floats:
+    """The values x (..., head_dim) after a round trip through a cache of type `kind`; f32 leaves x as it is.
+
+    `value_dim` is given for keys whose first elements are also values: these are whole blocks of the transform then.
+    """
+    block = largest_block(x.shape[-1] | value_dim)
     match kind:
         case "f32":
             return x
         case "q8_0":
-            return hadamard(_round_q8_0(hadamard(x.astype(np.float32))).astype(x.dtype))
+            return hadamard(_round_q8_0(hadamard(x.astype(np.float32), block)).astype(x.dtype), block)
         case "q4_0":
-            return hadamard(_round_q4_0(hadamard(x.astype(np.float32))).astype(x.dtype))
+            return hadamard(_round_q4_0(hadamard(x.astype(np.float32), block)).astype(x.dtype), block)
         case _:
             type = GGMLType[kind.upper()]
             rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), np.float32)
             return decode(encode(rows, type), type).reshape(x.shape).astype(x.dtype)
 
 
-def hadamard(x: Floats) -> Floats:
-    """The orthonormal Walsh-Hadamard transform of x (..., n), in blocks of the largest power of two that divides n.
+def largest_block(n: int) -> int:
+    """The largest power of two that divides n."""
+    return n & -n
+
+
+def hadamard(x: Floats, block: int = 0) -> Floats:
+    """The orthonormal Walsh-Hadamard transform of x (..., n), in blocks of `block` (0: `largest_block(n)`).
 
     It adds in the same order as the kernels, so that both round in the same way in float32.
     """
-    block = x.shape[-1] & -x.shape[-1]
+    block = block or largest_block(x.shape[-1])
     y = x.reshape(-1, block)
     for _ in range(block.bit_length() - 1):
         first, second = y[:, : block // 2], y[:, block // 2 :]

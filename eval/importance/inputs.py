@@ -7,7 +7,7 @@ the number of layers.
 import numpy as np
 from numpy.typing import NDArray
 
-from lltool.engine.program import Program
+from lltool.engine.program import Buffer, Operation, Program
 from lltool.engine.segments import find_cuts, parallel_batch, part_from, part_until
 from lltool.eval.search.sensitivity import run_logits
 from lltool.quant.compensate import Correlation
@@ -16,15 +16,21 @@ _AT_ONCE = 8  # windows
 _KEPT = 2  # parts of the program; in files, the second half of a layer may come before the first
 
 
+def _whole(op: Operation) -> dict[str, Buffer]:
+    """The matrices that whole rows of a buffer are multiplied with, unless they are stacks, and the buffer."""
+    return {} if op.assigned or op.multiplied_part else op.multiplied
+
+
 class LinearInputs:
     """The inputs of the matrices in a program's body (all before the head) on the tokens of `windows`.
 
-    Stacks of experts are left out: each expert would need the correlation of the tokens that it sees.
+    Stacks of matrices are left out: each would need a correlation of its own, that of the tokens an expert sees or of
+    the columns of a head.
     """
 
     def __init__(self, program: Program, windows: NDArray[np.int32], threads: int) -> None:
         self._program, self._windows, self._threads = program, windows, threads
-        self._known = {name for op in program.ops[: program.head] if not op.assigned for name in op.multiplied}
+        self._known = {name for op in program.ops[: program.head] for name in _whole(op)}
         self._restart()
 
     def has(self, name: str) -> bool:
@@ -56,7 +62,7 @@ class LinearInputs:
             self._passed |= self._found.pop(0).keys()
         found: dict[str, Correlation] = {}
         for index, op in enumerate(part.ops[: cut[0]]):
-            for x in dict.fromkeys(() if op.assigned else op.multiplied.values()):
+            for x in dict.fromkeys(_whole(op).values()):
                 shared = Correlation.of(self._moments(part_until(part, (index, x))))
                 found |= {name: shared for name, read in op.multiplied.items() if read == x}
         self._found.append(found)

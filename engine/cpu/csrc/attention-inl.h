@@ -38,6 +38,16 @@ template <class Combine> inline vf reduce_first(vf (&v)[lanes], int n, Combine c
   return reduced;
 }
 
+// ---- values of their own, and values that are the beginnings of keys
+
+inline CacheType value_type(const AttentionTask& task) { return task.v_pages ? task.v_type : task.k_type; }
+inline int64_t key_block(const AttentionTask& task) {
+  return lltool::transformed_block(task.head_dim, task.v_pages ? 0 : task.value_dim);
+}
+inline int64_t value_block(const AttentionTask& task) {
+  return task.v_pages ? lltool::transformed_block(task.value_dim) : key_block(task);
+}
+
 // ---- adding parts, in task.out
 
 struct Totals {
@@ -72,7 +82,7 @@ inline void begin(const AttentionTask& task, Totals& totals) {
     float* to = task.out + r / task.group * task.out_stride + r % task.group * task.value_dim;
     const float inverse = 1 / totals.total[r];
     for (int d = 0; d < task.value_dim; ++d) to[d] *= inverse;
-    if (has_blocks(task.v_type)) hadamard(to, task.value_dim);
+    if (has_blocks(value_type(task))) hadamard(to, task.value_dim, value_block(task));
   }
 }
 
@@ -120,7 +130,7 @@ private:
     float spread[max_head_dim];
     if (has_blocks(task.k_type)) {
       std::memcpy(spread, x, size_t(dim) * 4);
-      hadamard(spread, dim);
+      hadamard(spread, dim, key_block(task));
       x = spread;
     }
     if constexpr (pairs) {
@@ -137,23 +147,26 @@ private:
   // Sets the page's keys and values, in place if they can be multiplied as they are.
   void load_page(int page) {
     const int64_t at = task.pages[page] * task.page_stride;
-    const uint8_t *k_page = task.k_pages + at, *v_page = task.v_pages + at;
+    const uint8_t *k_page = task.k_pages + at, *v_page = task.v_pages ? task.v_pages + at : k_page;
     const uint8_t* next = page + 1 < task.end_page ? task.k_pages + task.pages[page + 1] * task.page_stride : v_page;
     base = page * page_tokens, count = std::min(task.first_position + task.tokens - base, page_tokens);
     k_type = task.k_type, v_type = task.v_type, keys = k_page, values = v_page;
     if constexpr (pairs) {
-      load_pairs(k_page, v_page);
+      load_pairs(k_page, task.v_pages ? v_page : nullptr);
     } else {
       const bool is_read_often = rows > lanes;
       if (has_blocks(k_type) || (is_read_often && k_type != CacheType::f32))
         decode_keys(k_type, k_page, dim, own_keys), keys = own_keys, k_type = CacheType::f32;
-      if (has_blocks(v_type) || (is_read_often && v_type != CacheType::f32))
+      if (!task.v_pages)
+        read(k_type, keys, [&](auto k) { values_of_keys(k, dim, width, count, own_values); }), values = own_values, v_type = CacheType::f32;
+      else if (has_blocks(v_type) || (is_read_often && v_type != CacheType::f32))
         decode_values(v_type, v_page, value_dim, count, own_values), values = own_values, v_type = CacheType::f32;
     }
-    to_values = keys == k_page ? v_page - k_page : 0;
+    to_values = keys != k_page ? 0 : (task.v_pages ? v_page : next) - k_page;
     to_next = values == v_page ? next - v_page : 0;
   }
 
+  // `v_page` is null for values of keys.
   void load_pairs(const uint8_t* k_page, const uint8_t* v_page) {
     if (has_blocks(k_type)) {
       pair_keys(k_type, k_page, dim, reinterpret_cast<int32_t*>(own_keys), own_scales);
@@ -163,7 +176,11 @@ private:
     }
     int32_t own_exponents[page_tokens];
     const int32_t* exponents = own_exponents;
-    if (has_blocks(v_type)) {
+    if (!v_page) {
+      pair_values_of_keys(static_cast<const int32_t*>(keys), key_scale, dim, width, count, reinterpret_cast<int32_t*>(own_values),
+                          own_exponents);
+      values = own_values;
+    } else if (has_blocks(v_type)) {
       pair_values(v_type, v_page, value_dim, count, reinterpret_cast<int32_t*>(own_values), own_exponents);
       values = own_values;
     } else {
@@ -194,15 +211,16 @@ private:
   // Adds the page to `n` rows, at most one per lane.
   void take_rows(int first, int n) {
     const int lo = last_key(first), hi = last_key(first + n - 1); // the last keys that the first and the last row see
-    const int begin = task.window ? std::max(0, lo - task.window + 1) / key_step * key_step : 0;
+    const int first_seen = std::max({0, task.first_key - base, task.window ? lo - task.window + 1 : 0});
+    const int begin = first_seen / key_step * key_step;
     const int end = std::min(hi / key_step * key_step + key_step, page_tokens);
     if (hi < 0 || begin >= end) return;
     read(k_type, keys, [&](auto k) {
       multiply(queries + int64_t(first) * key_width, key_width, n, k, page_tokens, (dim + per_unit - 1) / per_unit, begin, end, scores,
                page_tokens, first ? 0 : to_values, [](int, float* at, auto sum) { store(at, sum); });
     });
-    weigh(first, n, begin, end, end > lo + 1 || (task.window && hi - task.window >= begin));
-    const int from = begin / per_unit, units = (std::min(end, count) + per_unit - 1) / per_unit - from, row = pairs ? width : value_dim;
+    weigh(first, n, begin, end, end > lo + 1 || first_seen > begin || (task.window && hi - task.window >= begin));
+    const int from = begin / per_unit, units = (std::min(end, count) + per_unit - 1) / per_unit - from, row = pairs || !task.v_pages ? width : value_dim;
     const float* factor = factors;
     read(v_type, values, [&](auto v) {
       multiply((const Unit*)scores + from, page_tokens, n, v + from * row, row, units, 0, width, part + int64_t(first) * width, width,
@@ -238,6 +256,7 @@ private:
         if (is_masked) {
           const vi key = load<vi>(counted) + j;
           s = key <= last ? s : splat(masked);
+          if (task.first_key > base) s = key >= task.first_key - base ? s : splat(masked);
           if (task.window) s = key > last - task.window ? s : splat(masked);
         }
         high = max(high, s);

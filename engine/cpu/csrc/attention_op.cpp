@@ -19,7 +19,7 @@ void StoreOp::columns(const Run& run, int64_t t, int64_t begin, int64_t end) con
       for (int64_t i = 0; i < unit; ++i) rest[i] = from[i] - common[size_t(column + i)];
       from = rest;
     }
-    e.kernels.store_cache(type, e.pairs, from, unit, head + column / unit * (keys ? c.k_bytes : c.v_bytes), slot, keys);
+    e.kernels.store_cache(type, e.pairs, from, unit, block, head + column / unit * (keys ? c.k_bytes : c.v_bytes), slot, keys);
   }
 }
 
@@ -40,11 +40,12 @@ AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head
   task.scale = scale;
   task.softcap = softcap;
   task.window = window;
+  task.first_key = piece.first_key;
   task.first_page = piece.first_page;
   task.end_page = piece.end_page;
   task.pages = run.batch.tables + piece.sequence * run.batch.table_width;
   task.k_pages = e.keys(c, 0) + head * c.k_bytes;
-  task.v_pages = e.values(c, 0) + head * c.v_bytes;
+  task.v_pages = values_are_keys ? nullptr : e.values(c, 0) + head * c.v_bytes;
   task.page_stride = e.page_bytes;
   task.k_type = e.settings.k_type;
   task.v_type = e.settings.v_type;

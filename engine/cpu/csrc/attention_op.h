@@ -9,15 +9,17 @@ struct StoreOp : ColumnOp {
   Buffer x;
   int layer;
   bool keys;
+  int64_t block;             // the dimensions that cache types with blocks transform together
   std::vector<float> common; // the common key of all heads, or empty
-  StoreOp(Buffer x_, int dim, int l, bool k, std::vector<float> c)
-      : ColumnOp(x_.width, dim), x(x_), layer(l), keys(k), common(std::move(c)) {}
+  StoreOp(Buffer x_, int dim, int l, bool k, int64_t b, std::vector<float> c)
+      : ColumnOp(x_.width, dim), x(x_), layer(l), keys(k), block(b), common(std::move(c)) {}
   void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
 };
 
 struct AttentionOp : Op {
   Buffer q, out;
-  int layer, heads, kv_heads, head_dim, value_dim, window, tiling;
+  int layer, heads, kv_heads, head_dim, value_dim, window, tiling; // `tiling` knows the chunk
+  bool values_are_keys; // a value is the beginning of its key
   float scale, softcap;
   std::vector<float> sinks, slopes; // one per head, or empty
   void run(const Run& run) const override;

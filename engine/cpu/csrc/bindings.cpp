@@ -95,31 +95,65 @@ static void add_linear(Session& s, Place x, const std::vector<std::vector<Produc
     }
 }
 
-static void add_rope(Session& s, Place x, Place out, int head_dim, const std::vector<double>& frequencies, double magnitude,
-                     bool interleaved, int group) {
+// A stack of matrices, one for each head; what they do not multiply of a head follows what they make.
+static void add_head_linear(Session& s, Place x, Place out, int type, Bytes2 data, int heads, int64_t columns) {
   const auto lock = s.build();
-  require(head_dim > 0 && x.second % head_dim == 0 && out.second == x.second && 2 * frequencies.size() <= size_t(head_dim),
+  require(heads > 0 && heads <= max_experts && x.second % heads == 0 && out.second % heads == 0 && columns > 0 && columns <= x.second / heads,
+          "head_linear: shapes do not agree");
+  const Matrix weight = s.stack("head_linear", type, columns, data, heads);
+  require(out.second / heads == weight.rows + x.second / heads - columns, "head_linear: shapes do not agree");
+  require(out != x, "head_linear: the output in the place of an input");
+  s.check({x}, &out, -1);
+  s.keep(data);
+  s.add_op(std::make_unique<HeadLinearOp>(buffer(x), buffer(out), weight, heads, s.executor));
+  s.places.make(buffer(out));
+}
+
+static void add_concatenate(Session& s, Place x, Place y, Place out) {
+  const auto lock = s.build();
+  require(x.second + y.second == out.second && out != x && out != y, "concatenate: shapes do not agree");
+  s.check({x, y}, &out, -1);
+  s.add_row(std::make_unique<ConcatenateOp>(buffer(x), buffer(y), buffer(out)));
+  s.places.make(buffer(out));
+}
+
+static void add_rope(Session& s, Place x, Place out, int head_dim, const std::vector<double>& frequencies, double magnitude,
+                     bool interleaved, int first, int group) {
+  const auto lock = s.build();
+  require(head_dim > 0 && x.second % head_dim == 0 && out.second == x.second && first >= 0 && first <= head_dim &&
+              2 * frequencies.size() <= size_t(head_dim - first),
           "rope: shapes do not agree");
   require_finite({magnitude});
   for (double frequency : frequencies) require_finite({frequency});
   s.require_body("rope: the head has no positions");
   s.check({x}, &out, group);
   const int table = s.executor.add_rope_table({frequencies.begin(), frequencies.end()}, float(magnitude));
-  s.add(std::make_unique<RopeOp>(buffer(x), buffer(out), head_dim, table, interleaved), {x}, &out, group);
+  s.add(std::make_unique<RopeOp>(buffer(x), buffer(out), head_dim, first, table, interleaved), {x}, &out, group);
 }
 
-static void add_attention(Session& s, Place q, Place k, Place v, Place out, int layer, int heads, int kv_heads, int head_dim,
-                          double scale, int window, double softcap, std::optional<Floats> sinks, std::optional<Floats> slopes,
+static void add_scale_by_position(Session& s, Place x, Place out, double factor, int length, int offset, int group) {
+  const auto lock = s.build();
+  require(out.second == x.second && length > 0 && offset >= 0, "scale_by_position: shapes do not agree");
+  require_finite({factor});
+  s.require_body("scale_by_position: the head has no positions");
+  s.check({x}, &out, group);
+  const NamedFunction& scale = s.executor.kernels.function("scale");
+  s.add(std::make_unique<ScaleByPositionOp>(buffer(x), buffer(out), scale.run, factor, length, offset), {x}, &out, group);
+}
+
+// Without v, a value is the beginning of its key.
+static void add_attention(Session& s, Place q, Place k, std::optional<Place> v, Place out, int layer, int heads, int kv_heads, int head_dim,
+                          double scale, int window, int chunk, double softcap, std::optional<Floats> sinks, std::optional<Floats> slopes,
                           std::optional<Floats> common_key, std::pair<int, int> groups) {
   const auto lock = s.build();
-  require(layer >= 0 && window >= 0 && head_dim > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
+  require(layer >= 0 && window >= 0 && chunk >= 0 && head_dim > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
           "attention: wanted whole groups of heads");
   require(layer < max_layers && head_dim <= max_head_dim && heads / kv_heads <= attention_rows,
           "attention: a layer's number, a head or a group is too large");
-  const int64_t value_dim = v.second / kv_heads;
+  const int64_t value_dim = out.second / heads;
   require(value_dim > 0 && value_dim <= max_head_dim, "attention: a head of values is too large, or there is none");
-  require(q.second == int64_t(heads) * head_dim && k.second == int64_t(kv_heads) * head_dim && v.second == kv_heads * value_dim &&
-              out.second == heads * value_dim,
+  require(q.second == int64_t(heads) * head_dim && k.second == int64_t(kv_heads) * head_dim &&
+              (v ? v->second == kv_heads * value_dim : value_dim <= head_dim) && out.second == heads * value_dim,
           "attention: shapes do not agree");
   require(!sinks || int64_t(sinks->size()) == heads, "attention: wanted a sink for each head or none");
   require(!slopes || int64_t(slopes->size()) == heads, "attention: wanted a slope for each head or none");
@@ -128,35 +162,42 @@ static void add_attention(Session& s, Place q, Place k, Place v, Place out, int 
   require(softcap >= 0, "attention: softcap is negative");
   s.require_body("attention: the head has no positions");
   s.check({q}, &out, -1);
-  s.check({k}, nullptr, groups.first), s.check({v}, nullptr, groups.second);
-  require(out != q && out != k && out != v, "attention: the output in the place of an input");
+  s.check({k}, nullptr, groups.first);
+  if (v) s.check({*v}, nullptr, groups.second);
+  require(out != q && out != k && (!v || out != *v), "attention: the output in the place of an input");
   auto op = std::make_unique<AttentionOp>();
   op->q = buffer(q), op->out = buffer(out);
   op->layer = layer, op->heads = heads, op->kv_heads = kv_heads, op->head_dim = head_dim, op->value_dim = int(value_dim);
   op->scale = float(scale), op->window = window, op->softcap = float(softcap), op->sinks = floats_or_none(sinks), op->slopes = floats_or_none(slopes);
-  s.executor.add_cache_layer(layer, heads, kv_heads, head_dim, int(value_dim));
-  op->tiling = s.executor.add_tiling(heads / kv_heads, window);
-  s.add(std::make_unique<StoreOp>(buffer(k), head_dim, layer, true, floats_or_none(common_key)), {k}, nullptr, groups.first);
-  s.add(std::make_unique<StoreOp>(buffer(v), int(value_dim), layer, false, std::vector<float>()), {v}, nullptr, groups.second);
+  op->values_are_keys = !v;
+  s.executor.add_cache_layer(layer, heads, kv_heads, head_dim, int(value_dim), !v);
+  op->tiling = s.executor.add_tiling(heads / kv_heads, window, chunk);
+  const int64_t block = transformed_block(head_dim, v ? 0 : value_dim);
+  s.add(std::make_unique<StoreOp>(buffer(k), head_dim, layer, true, block, floats_or_none(common_key)), {k}, nullptr, groups.first);
+  if (v)
+    s.add(std::make_unique<StoreOp>(buffer(*v), int(value_dim), layer, false, transformed_block(value_dim), std::vector<float>()), {*v},
+          nullptr, groups.second);
   s.add_op(std::move(op));
   s.places.make(buffer(out));
 }
 
-static void add_route(Session& s, Place logits, Place chosen, Place weights, bool sigmoid, bool normalized, double factor, int groups,
-                      int groups_used, std::optional<Floats> bias) {
+static void add_route(Session& s, Place logits, Place chosen, Place weights, const std::string& scoring, bool normalized, double factor, int groups,
+                      int groups_used, int counted, std::optional<Floats> bias) {
   const auto lock = s.build();
   const int64_t experts = logits.second, used = chosen.second;
   require(weights.second == used && used >= 1 && used <= experts && experts <= max_experts && (!bias || int64_t(bias->size()) == experts),
           "route: shapes do not agree");
-  require(groups >= 1 && experts % groups == 0 && groups_used >= 1 && groups_used <= groups, "route: wanted whole groups of experts");
+  require(groups >= 1 && experts % groups == 0 && groups_used >= 1 && groups_used <= groups && counted >= 1, "route: wanted whole groups of experts");
+  require(scoring == "softmax" || scoring == "sigmoid" || (scoring == "sparsemixer" && groups == 1 && !bias), "route: no such scoring");
   require(chosen != weights && chosen != logits && weights != logits, "route: an output in the place of an input or of another output");
   require_finite({factor});
   s.require_body("route: the head has no experts");
   s.check({logits}, nullptr, -1), s.check({}, &chosen, -1), s.check({}, &weights, -1);
   auto op = std::make_unique<RouteOp>(s.assign(chosen, experts), s.executor);
   op->logits = buffer(logits), op->chosen = buffer(chosen), op->weights = buffer(weights);
-  op->sigmoid = sigmoid, op->normalized = normalized, op->factor = float(factor);
-  op->groups = groups, op->groups_used = groups_used, op->bias = floats_or_none(bias);
+  op->scoring = scoring == "softmax" ? Scoring::softmax : scoring == "sigmoid" ? Scoring::sigmoid : Scoring::sparsemixer;
+  op->normalized = normalized, op->factor = float(factor);
+  op->groups = groups, op->groups_used = groups_used, op->counted = counted, op->bias = floats_or_none(bias);
   s.add_op(std::move(op));
   s.places.make(buffer(chosen)), s.places.make(buffer(weights));
 }
@@ -198,17 +239,32 @@ static void add_experts(Session& s, Place x, bool assigned, Place chosen, const 
   for (const Place& made : outs) s.places.make(buffer(made));
 }
 
-static void add_combine(Session& s, Place x, Place chosen, Place weights, Place out, std::optional<Place> residual) {
+// The rows of tokens times the weights of their experts, as rows of assignments.
+static void add_weigh(Session& s, Place x, Place chosen, Place weights, Place out) {
+  const auto lock = s.build();
+  s.require_body("weigh: the head has no experts");
+  const Assignments& a = s.assignments(chosen);
+  require(weights.second == a.used && out.second == x.second * a.used, "weigh: shapes do not agree");
+  require(out != weights && out != x, "weigh: the output in the place of an input");
+  s.check({x, weights}, &out, -1);
+  s.add_row(std::make_unique<WeighOp>(a, buffer(x), buffer(weights), Buffer{out.first, x.second}, s.executor.kernels.function("scale").run));
+  s.places.make(buffer(out));
+}
+
+// Without weights, each expert counts as it is.
+static void add_combine(Session& s, Place x, Place chosen, std::optional<Place> weights, Place out, std::optional<Place> residual) {
   const auto lock = s.build();
   s.require_body("combine: the head has no experts");
   const Assignments& a = s.assignments(chosen);
-  require(weights.second == a.used && x.second == out.second * a.used && (!residual || residual->second == out.second),
+  require((!weights || weights->second == a.used) && x.second == out.second * a.used && (!residual || residual->second == out.second),
           "combine: shapes do not agree");
-  require(out != weights && out != x, "combine: the output in the place of an input");
-  s.check({x, weights}, &out, -1);
+  require((!weights || out != *weights) && out != x, "combine: the output in the place of an input");
+  s.check({x}, &out, -1);
+  if (weights) s.check({*weights}, nullptr, -1);
   if (residual) s.check({*residual}, nullptr, -1);
   const auto rest = residual ? std::optional<Buffer>(buffer(*residual)) : std::nullopt;
-  s.add_row(std::make_unique<CombineOp>(a, buffer(x), buffer(weights), buffer(out), rest, s.executor.kernels.function("add_scaled").run));
+  const auto factors = weights ? std::optional<Buffer>(buffer(*weights)) : std::nullopt;
+  s.add_row(std::make_unique<CombineOp>(a, buffer(x), factors, buffer(out), rest, s.executor.kernels.function("add_scaled").run));
   s.places.make(buffer(out));
 }
 
@@ -341,21 +397,27 @@ NB_MODULE(_native, m) {
            nb::arg("out"), nb::arg("group") = -1)
       .def("linear", &add_linear, nb::kw_only(), nb::arg("x"), nb::arg("groups").noconvert(), nb::arg("residual") = nb::none(),
            nb::arg("norm").noconvert() = nb::none())
+      .def("head_linear", &add_head_linear, nb::kw_only(), nb::arg("x"), nb::arg("out"), nb::arg("type"), nb::arg("data").noconvert(),
+           nb::arg("heads"), nb::arg("columns"))
+      .def("concatenate", &add_concatenate, nb::kw_only(), nb::arg("x"), nb::arg("y"), nb::arg("out"))
       .def("rope", &add_rope, nb::kw_only(), nb::arg("x"), nb::arg("out"), nb::arg("head_dim"), nb::arg("frequencies"),
-           nb::arg("magnitude"), nb::arg("interleaved"), nb::arg("group") = -1)
-      .def("attention", &add_attention, nb::kw_only(), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("layer"),
-           nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("scale"), nb::arg("window") = 0,
+           nb::arg("magnitude"), nb::arg("interleaved"), nb::arg("first") = 0, nb::arg("group") = -1)
+      .def("scale_by_position", &add_scale_by_position, nb::kw_only(), nb::arg("x"), nb::arg("out"), nb::arg("factor"),
+           nb::arg("length"), nb::arg("offset") = 0, nb::arg("group") = -1)
+      .def("attention", &add_attention, nb::kw_only(), nb::arg("q"), nb::arg("k"), nb::arg("v").none(), nb::arg("out"), nb::arg("layer"),
+           nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("scale"), nb::arg("window") = 0, nb::arg("chunk") = 0,
            nb::arg("softcap") = 0.0, nb::arg("sinks").noconvert() = nb::none(), nb::arg("slopes").noconvert() = nb::none(),
            nb::arg("common_key").noconvert() = nb::none(),
            nb::arg("groups") = std::pair<int, int>(-1, -1))
       .def("select", &Session::select, nb::kw_only(), nb::arg("x"), nb::arg("out"))
-      .def("route", &add_route, nb::kw_only(), nb::arg("logits"), nb::arg("chosen"), nb::arg("weights"), nb::arg("sigmoid"),
-           nb::arg("normalized"), nb::arg("factor"), nb::arg("groups") = 1, nb::arg("groups_used") = 1,
+      .def("route", &add_route, nb::kw_only(), nb::arg("logits"), nb::arg("chosen"), nb::arg("weights"), nb::arg("scoring"),
+           nb::arg("normalized"), nb::arg("factor"), nb::arg("groups") = 1, nb::arg("groups_used") = 1, nb::arg("counted") = 2,
            nb::arg("bias").noconvert() = nb::none())
       .def("experts", &add_experts, nb::kw_only(), nb::arg("x"), nb::arg("assigned"), nb::arg("chosen"), nb::arg("products").noconvert(),
            nb::arg("activation").noconvert() = nb::none(), nb::arg("out") = nb::none())
       .def("split", &Session::split, nb::kw_only(), nb::arg("x"), nb::arg("outs"), nb::arg("groups"))
-      .def("combine", &add_combine, nb::kw_only(), nb::arg("x"), nb::arg("chosen"), nb::arg("weights"), nb::arg("out"),
+      .def("weigh", &add_weigh, nb::kw_only(), nb::arg("x"), nb::arg("chosen"), nb::arg("weights"), nb::arg("out"))
+      .def("combine", &add_combine, nb::kw_only(), nb::arg("x"), nb::arg("chosen"), nb::arg("weights").none(), nb::arg("out"),
            nb::arg("residual") = nb::none())
       .def("shared_gate", &add_shared_gate, nb::kw_only(), nb::arg("x"), nb::arg("h"), nb::arg("out"), nb::arg("weight").noconvert())
       .def("observe", &add_observer, nb::kw_only(), nb::arg("x"), nb::arg("chosen") = nb::none(), nb::arg("assigned") = false)

@@ -153,12 +153,12 @@ template <class T> inline void store_value_pairs(const T* x, int64_t dim, void* 
 }
 
 // Types with blocks store the Hadamard transform of x; the others store `pairs` where these are multiplied.
-void store_cache(CacheType type, bool pairs, const float* x, int64_t dim, void* page, int slot, bool is_key) {
+void store_cache(CacheType type, bool pairs, const float* x, int64_t dim, int64_t block, void* page, int slot, bool is_key) {
   uint16_t halves[max_head_dim + lanes];
   float spread[max_head_dim];
   if (has_blocks(type)) {
     std::memcpy(spread, x, size_t(dim) * 4);
-    hadamard(spread, dim);
+    hadamard(spread, dim, block);
   }
   const auto store_pairs = [&](const auto* row) {
     is_key ? store_key_pairs(row, dim, page, slot) : store_value_pairs(row, dim, page, slot);
@@ -291,6 +291,47 @@ inline void pair_values(CacheType type, const void* page, int dim, int count, in
           store(to + i + cache_block / 2, pair(to_float((low >> 4 & 15) - 8) * a, to_float((high >> 4 & 15) - 8) * b));
         }
       }
+    }
+  }
+}
+
+// ---- values that are the beginnings of keys
+
+// The keys' dimensions [d, d + lanes) of tokens [j, j + lanes), a vector for each token. `key(d, j)` has tokens in lanes.
+template <class Function> inline void turn(int dim, int d, int j, Function key, vi (&rows)[lanes]) {
+  for (int i = 0; i < lanes; ++i) rows[i] = d + i < dim ? (vi)key(d + i, j) : vi{};
+  transpose(rows);
+}
+
+// The first `width` dimensions of the first `count` keys (dim, page), as values (count, width).
+template <class T> inline void values_of_keys(const T* keys, int dim, int width, int count, float* values) {
+  const auto key = [&](int d, int j) { return widen(keys + d * page_tokens + j); };
+  vi rows[lanes];
+  for (int j = 0; j < count; j += lanes)
+    for (int d = 0; d < width; d += lanes) {
+      turn(dim, d, j, key, rows);
+      for (int i = 0; i < lanes; ++i) store(values + (j + i) * width + d, rows[i]);
+    }
+}
+
+// The same of pairs with a scale per key, as pairs of values (page / 2, width) and their exponents.
+inline void pair_values_of_keys(const int32_t* keys, const float* key_scales, int dim, int width, int count, int32_t* values,
+                                int32_t* exponents) {
+  const auto key = [&](int d, int j) {
+    const vi both = load<vi>(keys + d / 2 * page_tokens + j);
+    return to_float(d % 2 ? both >> 16 : both << 16 >> 16);
+  };
+  vi rows[lanes];
+  for (int j = 0; j < count; j += lanes) {
+    vf most{};
+    for (int d = 0; d < std::min(width, dim); ++d) most = max(most, abs(key(d, j)));
+    const vf scale = load<vf>(key_scales + j);
+    const vi exponent = value_exponent(most * scale);
+    const vf factor = scale * power_of_two(-exponent);
+    store(exponents + j, exponent);
+    for (int d = 0; d < width; d += lanes) {
+      turn(dim, d, j, [&](int e, int at) { return key(e, at) * factor; }, rows);
+      for (int i = 0; i < lanes; i += 2) store(values + (j + i) / 2 * width + d, pair((vf)rows[i], (vf)rows[i + 1]));
     }
   }
 }

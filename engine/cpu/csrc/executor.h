@@ -69,10 +69,11 @@ struct Segment {
 };
 
 // An attention task, one per key/value head: some tokens of a segment with pages [first_page, end_page) of their
-// keys. The keys of these tokens are shared out to `parts` tasks, of which this is number `part`.
+// keys, of which they see none before `first_key`. The keys of these tokens are shared out to `parts` tasks, of which this is
+// number `part`.
 struct Piece {
   int64_t row;
-  int tokens, position, sequence, part, parts, first_page, end_page;
+  int tokens, position, sequence, part, parts, first_page, end_page, first_key;
 };
 
 // In batches of at most few_tokens, threads also share the keys of a token, a part each: otherwise the others would wait
@@ -131,8 +132,9 @@ public:
   void add_row(std::unique_ptr<RowOp> op); // joins the row operations just before it
   void begin_head();
   int add_rope_table(std::vector<float> frequencies, float magnitude);
-  void add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim);
-  int add_tiling(int group, int window);
+  // With `values_are_keys`, values take no room.
+  void add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim, bool values_are_keys);
+  int add_tiling(int group, int window, int chunk);
   // Adds a part of `floats` numbers to each slot, for an operation that keeps a state of fixed size; returns its offset.
   int64_t add_state(int64_t floats);
   void reserve_columns(int64_t K); // for a linear that reads K columns of its input
@@ -169,9 +171,9 @@ public:
     int64_t offset = 0;
   };
 
-  // How attentions with `tokens` per task and this `window` split the running batch into tasks.
+  // How attentions with `tokens` per task and this `window` or `chunk` split the running batch into tasks.
   struct Tiling {
-    int tokens, window;
+    int tokens, window, chunk;
     std::vector<Piece> pieces;
   };
 

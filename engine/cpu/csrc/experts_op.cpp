@@ -60,16 +60,29 @@ template <class Take> static void take_best(const float* order, float* taken, in
   }
 }
 
-// Sets the scores outside of the best groups to -inf; a group counts as much as its two best scores.
+// Sets the scores outside of the best groups to -inf; a group counts as much as its best scores together.
 void RouteOp::keep_groups(float* order, float* taken, float* best) const {
   const int size = assignments.experts / groups;
   for (int g = 0; g < groups; ++g) {
     best[g] = 0;
-    take_best(order + g * size, taken, size, std::min(size, 2), [&](int i, int) { best[g] += order[g * size + i]; });
+    take_best(order + g * size, taken, size, std::min(size, counted), [&](int i, int) { best[g] += order[g * size + i]; });
   }
   take_best(best, taken, groups, groups_used, [](int, int) {});
   for (int g = 0; g < groups; ++g)
     if (taken[g] == 0) std::fill_n(order + g * size, size, -std::numeric_limits<float>::infinity());
+}
+
+void RouteOp::choose_sparsely(const float* x, float* taken, int32_t* to, float* weight) const {
+  constexpr float nearly = 0.02f; // relative to the larger of the logit and the best
+  const int n = assignments.experts;
+  take_best(x, taken, n, assignments.used, [&](int expert, int place) {
+    const float best = x[expert];
+    float sum = 1;
+    for (int i = 0; i < n; ++i)
+      if (taken[i] == 0 && !((best - x[i]) / std::max(std::abs(x[i]), best) > nearly)) sum += std::exp(x[i] - best);
+    to[place] = expert;
+    weight[place] = factor / sum;
+  });
 }
 
 void RouteOp::choose(const Run& run, int64_t t) const {
@@ -78,7 +91,10 @@ void RouteOp::choose(const Run& run, int64_t t) const {
   const float* x = e.at(logits) + t * n;
   float* score = scores.data() + int64_t(run.worker.index) * 4 * n;
   float *order = score + n, *taken = order + n, *best = taken + n;
-  if (sigmoid) {
+  int32_t* to = reinterpret_cast<int32_t*>(e.at(chosen)) + t * used;
+  float* weight = e.at(weights) + t * used;
+  if (scoring == Scoring::sparsemixer) return choose_sparsely(x, taken, to, weight);
+  if (scoring == Scoring::sigmoid) {
     for (int i = 0; i < n; ++i) score[i] = 1.0f / (1.0f + std::exp(-x[i]));
   } else {
     const float top = *std::max_element(x, x + n);
@@ -88,8 +104,6 @@ void RouteOp::choose(const Run& run, int64_t t) const {
   }
   for (int i = 0; i < n; ++i) order[i] = bias.empty() ? score[i] : score[i] + bias[size_t(i)];
   if (groups > 1) keep_groups(order, taken, best);
-  int32_t* to = reinterpret_cast<int32_t*>(e.at(chosen)) + t * used;
-  float* weight = e.at(weights) + t * used;
   float total = 0;
   take_best(order, taken, n, used, [&](int expert, int place) {
     to[place] = expert;
@@ -229,6 +243,13 @@ void ExpertsOp::run(const Run& run) const {
 
 // ---- results ----
 
+void WeighOp::row(const Run& run, int64_t t) const {
+  const Executor& e = run.executor;
+  const float* from = e.at(x) + t * x.width;
+  for (int i = 0; i < assignments.used; ++i)
+    scale(from, from, e.at(weights)[t * assignments.used + i], x.width, e.at(out) + assignments.slot(t, i) * out.width);
+}
+
 void CombineOp::row(const Run& run, int64_t t) const {
   const Executor& e = run.executor;
   float* to = e.at(out) + t * out.width;
@@ -237,7 +258,7 @@ void CombineOp::row(const Run& run, int64_t t) const {
   else
     std::fill_n(to, out.width, 0.0f);
   for (int i = 0; i < assignments.used; ++i) {
-    const float weight = e.at(weights)[t * assignments.used + i];
+    const float weight = weights ? e.at(*weights)[t * assignments.used + i] : 1.0f;
     add_scaled(to, e.at(x) + assignments.slot(t, i) * out.width, weight, out.width, to);
   }
 }

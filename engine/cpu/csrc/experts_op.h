@@ -46,12 +46,17 @@ private:
   Memory<Panel> panels_;
 };
 
+// How logits become weights. Sparsemixer takes one expert after the other: its weight is its share in a softmax over those
+// whose logits are nearly as large.
+enum class Scoring { softmax, sigmoid, sparsemixer };
+
 struct RouteOp : Op {
   Buffer logits, chosen, weights;
   Assignments& assignments;
-  bool sigmoid, normalized;
+  Scoring scoring;
+  bool normalized;
   float factor;
-  int groups, groups_used;
+  int groups, groups_used, counted; // a group counts as much as its `counted` best experts
   std::vector<float> bias; // empty: none
   Memory<float> scores;    // (threads, 4, experts)
 
@@ -61,6 +66,7 @@ struct RouteOp : Op {
 
 private:
   void choose(const Run& run, int64_t t) const;
+  void choose_sparsely(const float* x, float* taken, int32_t* to, float* weight) const;
   void keep_groups(float* order, float* taken, float* best) const;
 };
 
@@ -113,14 +119,26 @@ private:
   bool int8_ = false, floats_ = false; // which activations the parts need
 };
 
-// out = the sum over a token's experts of weight * row (+ residual).
-struct CombineOp : RowOp {
+// out, a row for each assignment, = weight * the token's row of x.
+struct WeighOp : RowOp {
   const Assignments& assignments;
   Buffer x, weights, out;
+  ColumnFunction* scale;
+
+  WeighOp(const Assignments& a, Buffer x_, Buffer w, Buffer o, ColumnFunction* s) : assignments(a), x(x_), weights(w), out(o), scale(s) {}
+  void row(const Run& run, int64_t t) const override;
+};
+
+// out = the sum over a token's experts of weight * row (+ residual); without weights, of the rows.
+struct CombineOp : RowOp {
+  const Assignments& assignments;
+  Buffer x;
+  std::optional<Buffer> weights;
+  Buffer out;
   std::optional<Buffer> residual;
   ColumnFunction* add_scaled;
 
-  CombineOp(const Assignments& a, Buffer x_, Buffer w, Buffer o, std::optional<Buffer> r, ColumnFunction* f)
+  CombineOp(const Assignments& a, Buffer x_, std::optional<Buffer> w, Buffer o, std::optional<Buffer> r, ColumnFunction* f)
       : assignments(a), x(x_), weights(w), out(o), residual(r), add_scaled(f) {}
   void row(const Run& run, int64_t t) const override;
 };

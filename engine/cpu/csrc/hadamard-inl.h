@@ -9,10 +9,10 @@
 
 namespace {
 
-// Transforms x in place, in blocks of the largest power of two that divides dim, a multiple of 32. Every stage
+// Transforms x in place, in blocks of a power of two from 32 on that divides dim. Every stage
 // interleaves sums and differences of the two halves, so that the additions are the same for any number of lanes.
-inline void hadamard(float* x, int64_t dim) {
-  const int64_t block = dim & -dim, half = block / 2;
+inline void hadamard(float* x, int64_t dim, int64_t block) {
+  const int64_t half = block / 2;
   const float norm = 1.0f / std::sqrt(float(block));
   float spare[lltool::max_head_dim];
   for (const float* end = x + dim; x < end; x += block) {

@@ -14,7 +14,7 @@
 namespace lltool {
 
 constexpr int page_tokens = 64; // tokens in a page of the KV cache
-constexpr int max_head_dim = 512, max_layers = 1 << 16, max_experts = 1 << 16, max_taps = 64;
+constexpr int max_head_dim = 576, max_layers = 1 << 16, max_experts = 1 << 16, max_taps = 64;
 
 // Columns of quantized activations in row layout; those after the weight's own columns are zero.
 constexpr int64_t padded(int64_t columns) { return (columns + 127) / 128 * 128; }
@@ -28,6 +28,9 @@ constexpr bool is_cache_type(int type) {
   return false;
 }
 constexpr bool has_blocks(CacheType type) { return type == CacheType::q8_0 || type == CacheType::q4_0; }
+// The dimensions that types with blocks transform together: the largest power of two that divides dim, and the dimensions of
+// values if these are the beginnings of keys.
+constexpr int64_t transformed_block(int64_t dim, int64_t value_dim = 0) { return (dim | value_dim) & -(dim | value_dim); }
 constexpr int attention_width(int dim) { return (dim + 15) / 16 * 16; }
 // Bytes of the keys or the values of a head in a page; types with blocks need a `dim` that is a multiple of 32, the
 // others may hold `pairs` of int16 (cache-inl.h).
@@ -109,9 +112,10 @@ struct AttentionTask {
   int head_dim, value_dim; // of queries and keys, and of values
   float scale, softcap;
   int window;
+  int first_key;            // the keys before it are hidden from all of the tokens
   int first_page, end_page; // the range of the sequence's pages to read
   const int32_t* pages;     // ids of the sequence's pages, from the first one on
-  const uint8_t *k_pages, *v_pages; // page 0 of this layer and kv head
+  const uint8_t *k_pages, *v_pages; // page 0 of this layer and kv head; v_pages is null if values are the beginnings of keys
   int64_t page_stride;              // bytes between pages
   CacheType k_type, v_type;
   const float* sinks; // null, or for each head of the group the logit of a key without a value
@@ -260,8 +264,8 @@ struct EngineKernels {
   void (*attention)(const AttentionTask& task);
   // Computes the task's `out` from `count` partial results, which are `stride` floats apart.
   void (*merge_attention)(const AttentionTask& task, const float* parts, int count, int64_t stride);
-  // Stores a token's key or value of one head in its slot of a page.
-  void (*store_cache)(CacheType type, bool pairs, const float* x, int64_t dim, void* page, int slot, bool is_key);
+  // Stores a token's key or value of one head in its slot of a page; types with blocks transform `block` dimensions at a time.
+  void (*store_cache)(CacheType type, bool pairs, const float* x, int64_t dim, int64_t block, void* page, int slot, bool is_key);
 
   void (*convolve)(const ConvolutionTask& task);
   void (*selective_scan)(const SelectiveScanTask& task);

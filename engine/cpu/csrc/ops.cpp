@@ -1,6 +1,7 @@
 #include "ops.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace lltool {
 
@@ -35,8 +36,10 @@ void RopeOp::columns(const Run& run, int64_t t, int64_t begin, int64_t end) cons
   for (int64_t head = t * width + begin; head < t * width + end; head += unit) {
     const float* from = e.at(x) + head;
     float* to = e.at(out) + head;
-    (interleaved ? e.kernels.rotate_pairs : e.kernels.rotate_halves)(from, cosine, sine, pairs, to);
-    if (from != to) std::copy(from + 2 * pairs, from + unit, to + 2 * pairs);
+    (interleaved ? e.kernels.rotate_pairs : e.kernels.rotate_halves)(from + first, cosine, sine, pairs, to + first);
+    if (from == to) continue;
+    std::copy_n(from, first, to);
+    std::copy(from + first + 2 * pairs, from + unit, to + first + 2 * pairs);
   }
 }
 
@@ -48,6 +51,19 @@ void SplitOp::row(const Run& run, int64_t t) const {
       std::copy_n(from, n, run.executor.at(out) + t * out.width + g * n);
       from += n;
     }
+}
+
+void ScaleByPositionOp::columns(const Run& run, int64_t t, int64_t begin, int64_t end) const {
+  const int64_t passed = (int64_t(run.batch.positions[t]) + offset) / length, first = t * width + begin;
+  const float by = float(1 + factor * std::log1p(double(passed)));
+  const float* from = run.executor.at(x) + first;
+  scale(from, from, by, end - begin, run.executor.at(out) + first);
+}
+
+void ConcatenateOp::row(const Run& run, int64_t t) const {
+  float* to = run.executor.at(out) + t * out.width;
+  std::copy_n(run.executor.at(x) + t * x.width, x.width, to);
+  std::copy_n(run.executor.at(y) + t * y.width, y.width, to + x.width);
 }
 
 void SelectOp::row(const Run& run, int64_t r) const {

@@ -33,9 +33,10 @@ using NormOp = FunctionOp; // of the input of a linear
 
 struct RopeOp : ColumnOp {
   Buffer x, out;
-  int table;
+  int first, table; // the first rotated dimension of a head
   bool interleaved;
-  RopeOp(Buffer x_, Buffer o, int head_dim, int t, bool i) : ColumnOp(o.width, head_dim), x(x_), out(o), table(t), interleaved(i) {}
+  RopeOp(Buffer x_, Buffer o, int head_dim, int f, int t, bool i)
+      : ColumnOp(o.width, head_dim), x(x_), out(o), first(f), table(t), interleaved(i) {}
   void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
 };
 
@@ -45,6 +46,24 @@ struct SplitOp : RowOp {
   std::vector<Buffer> outs;
   int64_t groups;
   SplitOp(Buffer x_, std::vector<Buffer> o, int64_t g) : x(x_), outs(std::move(o)), groups(g) {}
+  void row(const Run& run, int64_t t) const override;
+};
+
+// out = x * (1 + factor * ln(1 + floor((position + offset) / length))).
+struct ScaleByPositionOp : ColumnOp {
+  Buffer x, out;
+  ColumnFunction* scale;
+  double factor;
+  int length, offset;
+  ScaleByPositionOp(Buffer x_, Buffer o, ColumnFunction* s, double f, int l, int first)
+      : ColumnOp(o.width, 1), x(x_), out(o), scale(s), factor(f), length(l), offset(first) {}
+  void columns(const Run& run, int64_t t, int64_t begin, int64_t end) const override;
+};
+
+// out = x, then y.
+struct ConcatenateOp : RowOp {
+  Buffer x, y, out;
+  ConcatenateOp(Buffer x_, Buffer y_, Buffer o) : x(x_), y(y_), out(o) {}
   void row(const Run& run, int64_t t) const override;
 };
 

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "experts_op.h"
+#include "head_linear_op.h"
 #include "linear_op.h"
 #include "observe.h"
 #include "ops.h"

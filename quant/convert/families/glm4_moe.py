@@ -49,10 +49,11 @@ _EXPERTS = (
 )
 
 
-class _NoFurtherLayers(Setting):
+class NoFurtherLayers(Setting):
     """Layers that predict further tokens, which files do not have."""
 
     def describe(self, config: Config) -> Keys:
+        config.read.add("num_nextn_predict_layers")
         return {}
 
     def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +108,7 @@ GLM4_MOE = Family(
         Rope(("default", "linear", "yarn"), dims=True, partial=True),
         Integer(_HIDDEN, "expert_feed_forward_length"),
         *SCALED_SIGMOID,
-        _NoFurtherLayers(),
+        NoFurtherLayers(),
     ),
 )
 

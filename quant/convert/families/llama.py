@@ -4,7 +4,7 @@ from typing import Any
 
 from lltool.quant.convert.families.changes import Permute
 from lltool.quant.convert.families.config import Config
-from lltool.quant.convert.families.family import Family
+from lltool.quant.convert.families.family import IGNORED, Family
 from lltool.quant.convert.families.keys import DECODER, ByTensor, Fixed, Ignored, Keys, Setting, describe_windows
 from lltool.quant.convert.families.rope import ROPE_TYPES, Rope
 from lltool.quant.convert.families.stored import Stored
@@ -36,6 +36,17 @@ class Windows(Setting):
         return window
 
 
+WITH_IMAGES = "Mistral3ForConditionalGeneration"
+"""The class of Mistral Small 3.1 and of Ministral 3, which reads images; its text model is of either kind."""
+
+IN_IMAGE_MODELS = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "language_model.": "model.",
+}
+IMAGE_PARTS = (*IGNORED, "vision_tower.", "multi_modal_projector.")
+
 SIZES_7B = {
     "num_attention_heads": 32,
     "num_hidden_layers": 32,
@@ -61,7 +72,7 @@ LLAMA = Family(
 
 MISTRAL = Family(
     architecture="llama",
-    models=("MistralForCausalLM", "MistralModel", "MinistralForCausalLM", "MinistralModel"),
+    models=("MistralForCausalLM", "MistralModel", "MinistralForCausalLM", "MinistralModel", WITH_IMAGES),
     model_types=("mistral", "ministral"),
     rows=decoder(layer(NAMES, changes=PAIRS)),
     defaults={
@@ -73,4 +84,6 @@ MISTRAL = Family(
         "tie_word_embeddings": False,
     },
     settings=(*BLOCKS, Ignored("Mistral", "attention_bias", "mlp_bias"), Windows()),
+    prefixes=IN_IMAGE_MODELS,
+    ignored=IMAGE_PARTS,
 )

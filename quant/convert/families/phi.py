@@ -20,7 +20,7 @@ from lltool.quant.convert.families.stored import Stored
 from lltool.quant.convert.families.tables import decoder, layer
 
 
-class _Window(Setting):
+class Window(Setting):
     """The window of every layer; 0 for none."""
 
     def describe(self, config: Config) -> Keys:
@@ -53,7 +53,7 @@ PHI3 = Family(
         Fixed("hidden_act", "silu"),
         *DECODER,
         Rope(("default", "longrope"), dims=True, partial=True),
-        _Window(),
+        Window(),
         Unused("original_max_position_embeddings"),
         Expected("attention_bias", False),
         Expected("mlp_bias", False),

@@ -20,8 +20,11 @@ from lltool.quant.convert.families import (
     qwen3_next,
     stablelm,
 )
+from lltool.quant.convert.families.arcee import ARCEE
 from lltool.quant.convert.families.config import Config
+from lltool.quant.convert.families.deepseek import DEEPSEEK2, DEEPSEEK3, GLM4_LITE
 from lltool.quant.convert.families.ernie_moe import ERNIE_MOE
+from lltool.quant.convert.families.exaone3 import EXAONE3
 from lltool.quant.convert.families.falcon_h1 import FALCON_H1
 from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.gemma3 import GEMMA3
@@ -33,7 +36,10 @@ from lltool.quant.convert.families.jamba import JAMBA
 from lltool.quant.convert.families.lfm2 import LFM2
 from lltool.quant.convert.families.lfm2_moe import LFM2_MOE
 from lltool.quant.convert.families.llama import LLAMA, MISTRAL
+from lltool.quant.convert.families.llama4 import LLAMA4
+from lltool.quant.convert.families.ministral3 import MINISTRAL3
 from lltool.quant.convert.families.mixtral import MIXTRAL, OLMOE
+from lltool.quant.convert.families.phi_moe import PHI_MOE
 from lltool.quant.convert.families.qwen2 import QWEN2
 from lltool.quant.convert.families.qwen3 import QWEN3
 from lltool.quant.convert.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
@@ -56,6 +62,14 @@ FAMILIES = (
     ERNIE_MOE,
     DOTS1,
     GPT_OSS,
+    DEEPSEEK2,
+    DEEPSEEK3,
+    GLM4_LITE,
+    PHI_MOE,
+    LLAMA4,
+    MINISTRAL3,
+    ARCEE,
+    EXAONE3,
     *llama_kin.FAMILIES,
     *llama_variants.FAMILIES,
     *gemma.FAMILIES,
@@ -80,22 +94,28 @@ FAMILIES = (
 def find_family(config: Mapping[str, Any], file: str) -> tuple[Family, Config]:
     """The family of a config.json (named `file` in errors), and the config of its text model.
 
-    As in transformers, model_type decides; if architectures names a class, it must be a known one. Raises InputError
-    for a model that is not supported.
+    As in transformers, model_type decides, that of the text model in a multimodal one; if architectures names a class,
+    it must be a known one. Raises InputError for a model that is not supported.
     """
     models, kind = config.get("architectures"), config.get("model_type")
+    text = config.get("text_config")
+    inner = text.get("model_type") if isinstance(text, dict) else None
     model = models[0] if isinstance(models, list) and models else None
     by_model = next((family for family in FAMILIES if model in family.models), None)
-    by_kind = next((family for family in FAMILIES if kind in family.model_types), None)
+    by_kind = _of_kind(inner) or _of_kind(kind)
     family = by_kind or by_model
     if family is None or (model is not None and by_model is None):
         known = ", ".join(model for family in FAMILIES for model in family.models)
         stated = f"architecture {short(model)}" if model else f"model_type {short(kind)} without architectures"
         raise InputError(f"{file}: {stated} is not supported; this version converts {known}")
     parsed = Config(file, _text_config(config, file), family.defaults, family.spelling)
-    if by_model and by_kind and by_model is not by_kind:
+    if by_model and by_kind and model not in by_kind.models:
         parsed.notes.append(f"config.json says model_type {kind} and architectures {model}; model_type decides")
     return family, parsed
+
+
+def _of_kind(kind: Any) -> Family | None:
+    return next((family for family in FAMILIES if kind in family.model_types), None)
 
 
 def _text_config(config: Mapping[str, Any], file: str) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ transformers 5 writes `rope_parameters` (one object, or one for each kind of lay
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from reprlib import repr as short
 from typing import Any
 
@@ -111,8 +112,8 @@ def read_rope(
             _check_number(config, parameters, key)
     if parameters["partial_rotary_factor"] != 1.0 and not (partial and parameters["partial_rotary_factor"] < 1):
         raise InputError(f"{config.file}: partial_rotary_factor {parameters['partial_rotary_factor']}, wanted 1.0")
-    if type == "llama3" and parameters["high_freq_factor"] <= parameters["low_freq_factor"]:
-        raise InputError(f"{config.file}: rope high_freq_factor is not above low_freq_factor")
+    if type == "llama3" and parameters["high_freq_factor"] < parameters["low_freq_factor"]:
+        raise InputError(f"{config.file}: rope high_freq_factor is below low_freq_factor")
     return parameters
 
 
@@ -175,8 +176,8 @@ def _describe_yarn(config: Config, parameters: Mapping[str, Any]) -> dict[str, V
             f"{config.file}: yarn's settings stretch no frequency: "
             f"original_max_position_embeddings {original} does not fit rope_theta {parameters['rope_theta']}"
         )
-    attention = _yarn_attention(parameters)
-    if attention and not is_between(attention / _yarn_magnitude(factor), *SCALES):
+    attention = yarn_attention(parameters)
+    if attention and not is_between(attention / yarn_magnitude(factor), *SCALES):
         raise InputError(f"{config.file}: rope attention_factor or mscale: {attention} is not a plausible magnitude")
     if (first, last) != (whole_first, whole_last):
         config.constants["rope_freqs.weight"] = _yarn_divisors(factor, first, last, config.values["_rotary_dim"])
@@ -184,12 +185,12 @@ def _describe_yarn(config: Config, parameters: Mapping[str, Any]) -> dict[str, V
             "yarn with truncate false is stored as a tensor, rope_freqs.weight; llama.cpp reads it only for the "
             "architecture llama"
         )
-        return {"rope.scaling.attn_factor": f32(attention or _yarn_magnitude(factor))}
+        return {"rope.scaling.attn_factor": f32(attention or yarn_magnitude(factor))}
     keys = {"rope.scaling.type": string("yarn"), "rope.scaling.factor": f32(factor)}
     keys["rope.scaling.original_context_length"] = u32(int(original))
     if attention:
         # Engines multiply the factor by YaRN's default magnitude.
-        keys["rope.scaling.attn_factor"] = f32(attention / _yarn_magnitude(factor))
+        keys["rope.scaling.attn_factor"] = f32(attention / yarn_magnitude(factor))
     for name in ("beta_fast", "beta_slow"):
         if parameters.get(name):
             keys[f"rope.scaling.yarn_{name}"] = f32(parameters[name])
@@ -265,7 +266,7 @@ def restore_rope(stored: Stored) -> dict[str, Any]:
         original = stored.integer("rope.scaling.original_context_length", stored.integer("context_length"))
         parameters["original_max_position_embeddings"] = original
         if "rope.scaling.attn_factor" in stored.keys:
-            parameters["attention_factor"] = stored.number("rope.scaling.attn_factor") * _yarn_magnitude(factor)
+            parameters["attention_factor"] = stored.number("rope.scaling.attn_factor") * yarn_magnitude(factor)
         for name in ("beta_fast", "beta_slow"):
             if f"rope.scaling.yarn_{name}" in stored.keys:
                 parameters[name] = stored.number(f"rope.scaling.yarn_{name}")
@@ -278,33 +279,34 @@ def llama3_divisors(parameters: Mapping[str, Any], head_dim: int) -> NDArray[np.
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
     frequencies = parameters["rope_theta"] ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     turns = original * frequencies / (2 * math.pi)
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    # Llama 4's two factors are equal: there is nothing between fast and slow pairs.
+    smooth = np.clip((turns - low) / max(high - low, 1e-9), 0, 1)
     divisors: NDArray[np.float32] = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
     return divisors
 
 
 def _restore_llama3(divisors: NDArray[np.float32], theta: float) -> dict[str, Any]:
     """The rope_scaling with these divisors, found by trying context lengths: models differ in nothing else."""
-    fixed = {"rope_type": "llama3", "factor": float(divisors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    for original in (8192, *(1 << n for n in range(5, 21))):
-        parameters = {**fixed, "original_max_position_embeddings": original}
+    fixed = {"rope_type": "llama3", "factor": float(divisors.max()), "low_freq_factor": 1.0}
+    for high, original in product((4.0, 1.0), (8192, *(1 << n for n in range(5, 21)))):
+        parameters = {**fixed, "high_freq_factor": high, "original_max_position_embeddings": original}
         rebuilt = llama3_divisors({**parameters, "rope_theta": theta}, 2 * divisors.size)
         if np.allclose(rebuilt, divisors, rtol=1e-5):
             return parameters
     raise InputError("rope_freqs.weight: not the factors of Llama 3's rope scaling; no config.json can express them")
 
 
-def _yarn_attention(parameters: Mapping[str, Any]) -> float | None:
+def yarn_attention(parameters: Mapping[str, Any]) -> float | None:
     """The stated magnitude, or None if it is YaRN's default."""
     if parameters.get("attention_factor"):
         return float(parameters["attention_factor"])
     mscale, all_dim = parameters.get("mscale"), parameters.get("mscale_all_dim")
     if mscale and all_dim:
-        return _yarn_magnitude(parameters["factor"], mscale) / _yarn_magnitude(parameters["factor"], all_dim)
+        return yarn_magnitude(parameters["factor"], mscale) / yarn_magnitude(parameters["factor"], all_dim)
     return None
 
 
-def _yarn_magnitude(factor: float, scale: float = 1.0) -> float:
+def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 

@@ -96,6 +96,10 @@ def whole_program() -> list[Call]:
                 "groups": (1, 2),
             },
         ),
+        ("scale_by_position", {"x": h, "out": h, "factor": 0.1, "length": 2, "offset": 1, "group": -1}),
+        ("concatenate", {"x": k, "y": v, "out": up}),
+        ("head_linear", {"x": up, "out": (976, 32), "type": 8, "data": weight(32, 34), "heads": 2, "columns": 32}),
+        ("attention", {"q": q, "k": k, "v": None, "out": h, **heads, "layer": 1, "chunk": 2, "groups": (-1, -1)}),
         ("observe", {"x": h, "chosen": None, "assigned": False}),
         *mixture(h, x),
         *recurrent(h),
@@ -138,7 +142,7 @@ def mixture(h: tuple[int, int], residual: tuple[int, int]) -> list[tuple[str, di
     logits, chosen, weights = (384, 4), (388, 2), (390, 2)
     gate, up, down, out = (392, 64), (456, 64), (520, 128), (648, 64)
     first = [product(gate, 2, weight(128, 36), np.ones(128, np.float32)), product(up, 8, weight(128, 68))]
-    scores = {"sigmoid": True, "normalized": True, "factor": 2.0, "groups": 2, "groups_used": 1}
+    scores = {"scoring": "sigmoid", "normalized": True, "factor": 2.0, "groups": 2, "groups_used": 1, "counted": 2}
     return [
         ("linear", {"x": h, "groups": [[product(logits, 0, weight(4, 256))]], "residual": None, "norm": None}),
         ("route", {"logits": logits, "chosen": chosen, "weights": weights, **scores, "bias": np.ones(4, np.float32)}),
@@ -165,6 +169,7 @@ def mixture(h: tuple[int, int], residual: tuple[int, int]) -> list[tuple[str, di
                 "out": None,
             },
         ),
+        ("weigh", {"x": h, "chosen": chosen, "weights": weights, "out": down}),
         ("combine", {"x": down, "chosen": chosen, "weights": weights, "out": out, "residual": residual}),
         ("shared_gate", {"x": out, "h": h, "out": out, "weight": np.ones(64, np.float32)}),
     ]

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from lltool.engine.batch import PAGE, Batch, CacheType, Precision
 from lltool.engine.cpu.executor import CpuExecutor
-from lltool.engine.operations.attention import attend
+from lltool.engine.operations.attention import Attention, attend
 from lltool.engine.operations.elementwise import scale
 from lltool.engine.operations.embed import embed
 from lltool.engine.operations.linear import linear
 from lltool.engine.operations.select import select
-from lltool.engine.program import Program, Tracer
+from lltool.engine.program import Calls, Cost, Program, Tracer
 from lltool.engine.reference.executor import ReferenceExecutor
 from lltool.engine.state import KeyValue, StateLayout
 from lltool.gguf.errors import InputError
+from lltool.gguf.ggml_types import GGMLType
 from tests.engine.cpu.test_cpu import ISAS, Array, f32_weight, run_all, vector
 
 PAGES = 7  # a sequence
@@ -39,6 +40,8 @@ class Shape:
     has_sinks: bool = False
     has_common_key: bool = False
     value_dim: int = 0  # 0: as wide as a key
+    chunk: int = 0
+    is_view: bool = False  # values are the beginnings of keys
 
     def program(self, loudness: float = 1.0) -> Program:
         """Query, key and value are embeddings of the token: exact, with any precision of products."""
@@ -60,13 +63,15 @@ class Shape:
             g,
             q,
             k,
-            v,
+            k if self.is_view else v,
             layer=0,
             head_dim=self.head_dim,
             scale=1 / np.sqrt(self.head_dim),
             window=self.window,
             softcap=self.softcap,
             sinks="sinks" if self.has_sinks else None,
+            value_dim=self.value_dim if self.is_view else None,
+            chunk=self.chunk,
         )
         scale(g, select(g, y), 1.0)
         if not self.has_sinks:
@@ -88,6 +93,12 @@ SHAPES = [
     Shape(4, 4, 192, value_dim=128),
     Shape(2, 1, 512, value_dim=16),
     Shape(8, 1, 8, value_dim=512),
+    Shape(4, 2, 24, chunk=50, has_sinks=True),
+    Shape(6, 1, 64, chunk=128, softcap=20.0),
+    Shape(3, 1, 64, window=40, chunk=90),
+    Shape(16, 1, 576, value_dim=512, is_view=True),  # DeepSeek's latent attention
+    Shape(3, 1, 44, value_dim=37, is_view=True, has_sinks=True),
+    Shape(20, 2, 64, value_dim=64, is_view=True, window=70),
 ]
 
 BLOCK_SHAPES = [  # transformed in blocks of 32, of 32, and of 512
@@ -96,6 +107,8 @@ BLOCK_SHAPES = [  # transformed in blocks of 32, of 32, and of 512
     Shape(2, 1, 512),
     Shape(6, 2, 96, value_dim=32),
     Shape(3, 1, 32, window=70, value_dim=160),
+    Shape(5, 1, 160, value_dim=96, is_view=True),  # in blocks of 32, which divide both
+    Shape(18, 1, 128, value_dim=64, is_view=True, chunk=70),
 ]
 
 
@@ -267,6 +280,9 @@ GROUPS = [  # query heads of a key, 1 to 8, with every width of a head; then val
     (Shape(8, 1, 32, softcap=20.0), ("f16", "q8_0")),
     (Shape(4, 2, 64, value_dim=24), ("q8_0", "f16")),
     (Shape(6, 2, 24, value_dim=160), ("f16", "q4_0")),
+    (Shape(6, 1, 64, chunk=300), ("f16", "f16")),
+    (Shape(20, 1, 80, value_dim=64, is_view=True), ("f16", "f16")),
+    (Shape(4, 1, 96, value_dim=64, is_view=True), ("q8_0", "q4_0")),
 ]
 
 
@@ -361,5 +377,32 @@ def test_values_that_are_views_of_keys(value_dim: int) -> None:
     for batch in batches(COUNTS, shuffled_tables()):
         view, own = (run_all(executor, batch) for executor in executors)
         np.testing.assert_array_equal(view, own)
-    with pytest.raises(InputError, match=r"^layer 0: values are views of keys, which the cpu executor cannot read"):
-        CpuExecutor(program, 1, max_batch=1, threads=1)
+
+
+def test_views_of_keys_take_the_type_and_the_memory_of_keys() -> None:
+    shape = Shape(5, 1, 160, value_dim=96, is_view=True)
+    with pytest.raises(InputError, match=r"layer 0: heads of 80; a cache of .* needs a multiple of 32"):
+        CpuExecutor(
+            Shape(1, 1, 96, value_dim=80, is_view=True).program(), 1, max_batch=1, threads=1, cache_type_k="q8_0"
+        )
+    expected, found = run_both(shape, ISAS[0], "f32", ("f32", "q4_0"))  # as with f32 for both
+    assert np.array_equal(expected, expect(shape, ("f32", "f32"), 1.0))
+    assert np.max(np.abs(found - expected)) < 5e-6 * np.abs(expected).max()
+
+
+def test_a_chunk_hides_the_keys_before_it() -> None:
+    """With scores that are all equal, a result is the mean of the values that are seen."""
+    rng = np.random.default_rng(2)
+    k, v = np.zeros((VALUES, 16), np.float32), rng.standard_normal((VALUES, 16), np.float32)
+    g = Tracer({w.name: w for w in (f32_weight("k", k), f32_weight("v", v))})
+    key, value = embed(g, "k", VALUES, 16), embed(g, "v", VALUES, 16)
+    out = attend(g, key, key, value, layer=0, head_dim=16, scale=1.0, window=0, softcap=0.0, chunk=7)
+    scale(g, select(g, out), 1.0)
+    program, batch = g.finish(), batches([(30,)], np.arange(PAGES, dtype=np.int32)[None])[0]
+    seen = v[batch.tokens]
+    wanted = [seen[p - p % 7 : p + 1].mean(axis=0) for p in range(30)]
+    np.testing.assert_allclose(run_all(ReferenceExecutor(program, PAGES), batch), wanted, atol=1e-6)
+    calls = Calls({}, [(5, 4), (14, 1)], GGMLType.F16, GGMLType.F16)
+    (attention,) = (op for op in program.ops if isinstance(op, Attention))
+    pairs, keys = (6 + 7) + (1 + 2) + 1, 7 + 2 + 1  # positions 5 and 6 of one chunk, 7 and 8 of the next; and 14
+    assert attention.cost(calls, {}) == Cost(keys * 16 * 2 * 2, floats=pairs * 32)

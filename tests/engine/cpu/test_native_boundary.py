@@ -197,7 +197,7 @@ def test_nothing_runs_before_finish(name: str) -> None:
 
 def test_nothing_is_added_after_finish() -> None:
     executor = build()
-    for step in whole_program()[:27]:
+    for step in whole_program()[:31]:
         with pytest.raises(RuntimeError, match="is finished: no operation can be added"):
             call(executor, *step)
 

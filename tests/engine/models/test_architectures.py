@@ -18,7 +18,7 @@ from lltool.gguf.source import Model as Source
 from lltool.gguf.source import Tensor
 from lltool.gguf.writer import write_gguf
 from tests.derived_checkpoints import DERIVED, make_with_original
-from tests.tiny_checkpoints import FAMILIES, LONGROPE, MIXTURES, YARN, rope
+from tests.tiny_checkpoints import DEEPSEEK_YARN, FAMILIES, LONGROPE, MIXTURES, YARN, rope
 
 EXECUTORS = ["reference", "cpu"]
 TOKENS = 300
@@ -92,6 +92,80 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_qk_norm": False, "attention_bias": False, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
     ),
     "dots1": ("dots1", {}),
+    "phi 3.5 moe, window 64": ("phimoe", {}),
+    "phi 3.5 moe, longrope, no biases": (
+        "phimoe",
+        {
+            "attention_bias": False,
+            "lm_head_bias": False,
+            "sliding_window": None,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.01, 1.02, 1.1, 1.2, 1.3, 1.4, 1.5],
+                "long_factor": [1.0, 1.5, 2.0, 4.0, 8.0, 9.0, 9.5, 9.9],
+                "short_mscale": 1.3,
+                "long_mscale": 1.3,
+                "original_max_position_embeddings": 512,
+            },
+        },
+    ),
+    "llama 4, chunks of 70": ("llama4", {}),
+    "llama 4, two experts in all layers, chunks of 64": (
+        "llama4",
+        {"interleave_moe_layer_step": 1, "num_experts_per_tok": 2, "attention_chunk_size": 64},
+    ),
+    "ministral 3, other magnitudes": (
+        "ministral3",
+        rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=128,
+            mscale=0.8,
+            mscale_all_dim=1.2,
+            llama_4_scaling_beta=0.1,
+        ),
+    ),
+    "deepseek v2 lite, yarn": ("deepseek2", {}),
+    "deepseek v2, best groups, all heads": (
+        "deepseek2",
+        {
+            "q_lora_rank": 24,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "num_experts_per_tok": 4,
+            **rope("default"),
+        },
+    ),
+    "deepseek v2, other magnitudes": (
+        "deepseek2",
+        {"rope_parameters": DEEPSEEK_YARN["rope_parameters"] | {"mscale": 0.9, "mscale_all_dim": 1.4}},
+    ),
+    "deepseek v2, magnitude of rotated dimensions alone": ("deepseek2", YARN),
+    "deepseek v3": ("deepseek3", {}),
+    "deepseek v3, queries of the hidden state, dense layers": (
+        "deepseek3",
+        {"q_lora_rank": None, "first_k_dense_replace": 2, "norm_topk_prob": False},
+    ),
+    "kimi k2 (one group, more heads, yarn)": (
+        "deepseek3",
+        {
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "n_group": 1,
+            "topk_group": 1,
+            **rope(
+                "yarn",
+                factor=32.0,
+                original_max_position_embeddings=64,
+                beta_fast=1.0,
+                beta_slow=1.0,
+                mscale=1.0,
+                mscale_all_dim=1.0,
+            ),
+        },
+    ),
     "ernie 4.5 with experts": ("ernie4_5-moe", {}),
     "gpt-oss, window 64": ("gpt-oss", {}),
     "gpt-oss, first layer full": (
@@ -272,6 +346,20 @@ def test_norms_of_heads_that_an_architecture_always_has_must_be_there(
         write_gguf(tmp_path / "m.gguf", Source(file.metadata, tensors))
     with pytest.raises(InputError, match=r"blk\.1\.attn_q_norm\.weight: tensor missing"):
         load(tmp_path / "m.gguf", "cpu")
+
+
+def test_llama_4_has_chunks_of_8192_without_a_key(checkpoint: Any, tmp_path: Path) -> None:
+    """As llama.cpp's converter writes it. A window of 0 means that all layers see all keys, with positions."""
+    path, _ = checkpoint("llama 4, chunks of 70")
+    for value, windows in ((None, (8192, 8192, 8192, 0, 8192)), (0, (0,) * 5)):
+        with open_gguf(path) as file:
+            keys = {**file.metadata, "llama4.attention.sliding_window": u32(0)}
+            if value is None:
+                del keys["llama4.attention.sliding_window"]
+            write_gguf(tmp_path / "m.gguf", Source(keys, list(file.tensors)))
+        with load(tmp_path / "m.gguf", "reference") as model:
+            assert model.config.windows == windows
+            assert model.config.rotated == tuple(value == 0 or window > 0 for window in windows)
 
 
 def test_baichuan_13b(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lltool.engine.operations.experts import (
     expert_linear,
     route,
     shared_gate,
+    weigh,
 )
 from lltool.engine.operations.linear import linear
 from lltool.engine.operations.observe import observe_linears
@@ -58,6 +59,7 @@ def mixture(
     biases: bool = False,
     choice_bias: bool = False,
     shared: bool = False,
+    weights_inputs: bool = False,
     seed: int = 0,
 ) -> Program:
     """A whole mixture on the embeddings of tokens, with everything that is asked for."""
@@ -81,9 +83,10 @@ def mixture(
     def build(g: Tracer, x: Buffer) -> Buffer:
         (logits,) = linear(g, x, ("router.weight",), (experts,))
         chosen, factors = route(g, logits, routing, "choice" if choice_bias else None)
-        gate, up = expert_linear(g, x, chosen, experts, NAMES[:2], (hidden, hidden))
+        inputs = weigh(g, x, chosen, factors) if weights_inputs else x
+        gate, up = expert_linear(g, inputs, chosen, experts, NAMES[:2], (hidden, hidden))
         (down,) = expert_linear(g, gated(g, gate, up, activation), chosen, experts, NAMES[2:], (width,))
-        y = combine(g, down, chosen, factors, x)
+        y = combine(g, down, chosen, None if weights_inputs else factors, x)
         return add(g, y, shared_gate(g, y, x, "shared")) if shared else y
 
     return program(weights, width, build)
@@ -95,6 +98,7 @@ ROUTINGS = {
     "sigmoid": Routing(EXPERTS, USED, "sigmoid", normalized=True),
     "groups": Routing(EXPERTS, USED, "sigmoid", groups=4, groups_used=2),
     "groups of one": Routing(EXPERTS, USED, groups=12, groups_used=5),
+    "groups by their best": Routing(EXPERTS, USED, groups=4, groups_used=2, counted=1),
     "one": Routing(EXPERTS, 1, "sigmoid"),
     "all": Routing(5, 5),
 }
@@ -123,6 +127,42 @@ def test_the_reference_routes_as_written() -> None:
     assert chosen.tolist() == [[3, 2], [2, 3]]
     expected = np.array([[0.65, 0.2], [0.9, 0.35]])
     np.testing.assert_allclose(weights, 3 * expected / expected.sum(axis=1, keepdims=True), rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("weights_inputs", [False, True])
+def test_sparse_mixing_and_weighted_inputs(isa: str, weights_inputs: bool) -> None:
+    routing = Routing(EXPERTS, 2, "sparsemixer", factor=1.5)
+    compare(mixture(routing=routing, weights_inputs=weights_inputs), one_sequence(33), isa, 1e-5)
+
+
+def route_once(logits: list[list[float]], routing: Routing) -> tuple[Array, Array]:
+    """The experts and their weights by the reference."""
+    g = Tracer({})
+    x = g.buffer(routing.experts)
+    g.add(Route(x, (g.buffer(routing.used, type=GGMLType.I32), g.buffer(routing.used)), routing))
+    context = Context(Program(tuple(g.ops), {}, (0, 16, 32), {Rows.TOKEN: 48}, x), 1, 0, np.float64, "f32", "f32")
+    context[x] = np.array(logits)
+    (op,) = g.ops
+    op.reference(context)
+    chosen, weights = op.outputs
+    return context[chosen], context[weights]
+
+
+def test_the_reference_mixes_sparsely_as_written() -> None:
+    """Logits within 2 % of the best count in its softmax: of the larger of both, so that negative ones spread too."""
+    chosen, weights = route_once([[5.0, 4.95, 4.0, 4.85], [-1.0, -1.01, -2.0, -1.03]], Routing(4, 2, "sparsemixer"))
+    assert chosen.tolist() == [[0, 1], [0, 1]]
+    wanted = [[1 / (1 + np.exp(-0.05)), 1.0], [1 / (1 + np.exp(-0.01)), 1 / (1 + np.exp(-0.02))]]
+    # 4.85 is 3 % less than 5 and 2.02 % less than 4.95; -1.03 is 2.9 % less than -1 and 1.9 % less than -1.01.
+    np.testing.assert_allclose(weights, wanted, rtol=1e-6)
+
+
+def test_a_group_can_count_as_its_best_expert() -> None:
+    logits = [[3.0, 0.0, 2.9, 2.8]]  # two groups: the first has the best expert, the second the best two
+    for counted, wanted in ((1, [0, 1]), (2, [2, 3])):
+        chosen, _ = route_once(logits, Routing(4, 2, groups=2, groups_used=1, counted=counted))
+        assert chosen.tolist() == [wanted]
 
 
 @pytest.mark.parametrize("isa", ISAS)

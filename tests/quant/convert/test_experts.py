@@ -59,7 +59,9 @@ def stacks_of(tensors: Arrays) -> Arrays:
             continue
         kind = "bias" if name.endswith("bias") else "weight"
         suffix, half = ("shexp" if "shared_mlp" in name else "exps"), values.shape[-2] // 2
-        if "gate_up_proj" in name:  # gpt-oss: columns in turn, and inputs before outputs
+        if "feed_forward" in name and "gate_up_proj" in name:  # Llama 4: halves, and inputs before outputs
+            parts = [part.swapaxes(1, 2) for part in np.split(values, 2, axis=2)]
+        elif "gate_up_proj" in name:  # gpt-oss: columns in turn, and inputs before outputs
             parts = [values[..., 0::2], values[..., 1::2]]
             parts = parts if kind == "bias" else [part.swapaxes(1, 2) for part in parts]
         elif "input_linear" in name:
@@ -85,6 +87,13 @@ def test_every_tensor(family: str, checkpoint: Callable[[str], Path]) -> None:
         np.testing.assert_array_equal(tensor.data().view(np.float32).reshape(values.shape), values, name)
     architecture = {name: key for key, name in MODEL_ARCH_NAMES.items()}[model.metadata["general.architecture"].data]
     names = get_tensor_name_map(architecture, 8)
+    for name in [name for name in others if "kv_b_proj" in name]:  # a head's rows for its key, then those for its value
+        config, values = json.loads((checkpoint(family) / "config.json").read_text()), others.pop(name)
+        heads = values.reshape(config["num_attention_heads"], -1, values.shape[1])
+        plain, block = config["qk_nope_head_dim"], f"blk.{name.split('.')[2]}.attn_"
+        for part, wanted in (("k_b", heads[:, :plain].swapaxes(1, 2)), ("v_b", heads[:, plain:])):
+            tensor = found.pop(f"{block}{part}.weight")
+            np.testing.assert_array_equal(tensor.data().view(np.float32).reshape(tensor.shape), wanted, name)
     for name, values in others.items():
         stem, kind = name.rsplit(".", 1)
         correction = names.get_name(name.replace("_bias", "")) if "e_score" in name else None
@@ -143,6 +152,46 @@ KEYS: dict[str, dict[str, Any]] = {
         "glm4moe.expert_group_used_count": 2,
     },
     "dots1": {"dots1.expert_shared_count": 2, "dots1.expert_gating_func": 2},
+    "deepseek2": {
+        "deepseek2.attention.head_count_kv": 1,
+        "deepseek2.attention.kv_lora_rank": 56,
+        "deepseek2.attention.key_length": 64,
+        "deepseek2.attention.value_length": 56,
+        "deepseek2.attention.key_length_mla": 32,
+        "deepseek2.attention.value_length_mla": 20,
+        "deepseek2.rope.dimension_count": 8,
+        "deepseek2.rope.scaling.type": "yarn",
+        "deepseek2.rope.scaling.factor": 8.0,
+        "deepseek2.rope.scaling.yarn_log_multiplier": pytest.approx(0.0707),
+        "deepseek2.leading_dense_block_count": 1,
+        "deepseek2.expert_gating_func": 1,
+        "deepseek2.expert_shared_count": 2,
+        "deepseek2.expert_weights_scale": 1.5,
+    },
+    "deepseek3": {
+        "deepseek2.attention.q_lora_rank": 40,
+        "deepseek2.expert_gating_func": 2,
+        "deepseek2.expert_weights_norm": True,
+        "deepseek2.expert_group_count": 4,
+        "deepseek2.expert_group_used_count": 2,
+    },
+    "phimoe": {
+        "phimoe.expert_count": 6,
+        "phimoe.expert_used_count": 2,
+        "phimoe.attention.sliding_window": 64,
+        "phimoe.rope.dimension_count": 16,
+        "phimoe.attention.layer_norm_rms_epsilon": pytest.approx(1e-5),
+    },
+    "llama4": {
+        "llama4.expert_count": 4,
+        "llama4.expert_used_count": 1,
+        "llama4.feed_forward_length": 96,
+        "llama4.expert_feed_forward_length": 48,
+        "llama4.interleave_moe_layer_step": 2,
+        "llama4.attention.sliding_window": 70,
+        "llama4.attention.temperature_scale": pytest.approx(0.3),
+        "llama4.attention.temperature_length": 50,
+    },
     "ernie4_5-moe": {
         "ernie4_5-moe.interleave_moe_layer_step": 2,
         "ernie4_5-moe.leading_dense_block_count": 1,
@@ -244,6 +293,75 @@ def test_damage_is_named_before_a_byte_is_written(
 ) -> None:
     change, config, message = DAMAGED[damage]
     folder = edited(checkpoint("qwen3moe"), tmp_path / "damaged", change, **config)
+    with pytest.raises(InputError, match=message):
+        convert(folder, tmp_path / "m.gguf")
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+def transposed_expansion(tensors: Arrays) -> Arrays:
+    name = "model.layers.1.self_attn.kv_b_proj.weight"
+    return tensors | {name: np.ascontiguousarray(tensors[name].T)}
+
+
+def with_plain_queries(tensors: Arrays) -> Arrays:
+    return tensors | {"model.layers.0.self_attn.q_proj.weight": np.zeros((96, 48), np.float32)}
+
+
+OTHERS: dict[str, tuple[str, Callable[[Arrays], Arrays], dict[str, Any], str]] = {
+    "half of the experts": (
+        "deepseek3",
+        without(*(f"experts.{n}." for n in (4, 5, 6, 7))),
+        {},
+        r"model\.layers\.1\.mlp\.experts\.4\.gate_proj\.weight: missing from the checkpoint; is a shard missing\?",
+    ),
+    "the bias of the choice": (
+        "deepseek3",
+        without("layers.2.mlp.gate.e_score"),
+        {},
+        "e_score_correction_bias: missing",
+    ),
+    "a layer": (
+        "deepseek3",
+        without("layers.2."),
+        {},
+        "tensors are of 2 layers, but config.json says num_hidden_layers",
+    ),
+    "a transposed expansion": (
+        "deepseek3",
+        transposed_expansion,
+        {},
+        r"kv_b_proj\.weight: shape \(56, 132\), wanted \(132, 56\)",
+    ),
+    "another number of heads": (
+        "deepseek2",
+        dict,
+        {"num_key_value_heads": 1},
+        "found 1, wanted 3, as num_attention_heads",
+    ),
+    "both kinds of queries": ("deepseek3", with_plain_queries, {}, r"q_proj\.weight: exists, but q_lora_rank"),
+    "another kind of queries": ("deepseek3", dict, {"q_lora_rank": None}, r"q_proj\.weight: missing"),
+    "another score": ("deepseek3", dict, {"scoring_func": "softmax"}, "scoring_func: found 'softmax', wanted sigmoid"),
+    "a biased choice without a bias": ("deepseek2", dict, {"topk_method": "noaux_tc"}, "topk_method: found 'noaux_tc'"),
+    "pairs in halves": ("deepseek3", dict, {"rope_interleave": False}, "rope_interleave: found False, wanted True"),
+    "more noise": ("phimoe", dict, {"router_jitter_noise": 0.1}, r"router_jitter_noise: found 0\.1, wanted 0\.01"),
+    "three of a mixer's experts": (
+        "phimoe",
+        dict,
+        {"num_experts_per_tok": 3},
+        "num_experts_per_tok: found 3, wanted 2",
+    ),
+    "other mixed layers": ("llama4", dict, {"moe_layers": [0, 1]}, r"moe_layers: found \[0, 1\], wanted \[1, 3\]"),
+    "other rotated layers": ("llama4", dict, {"no_rope_layers": [0, 1, 1, 1, 1]}, "no_rope_layers: found"),
+    "no norms of heads": ("llama4", dict, {"use_qk_norm": False}, "use_qk_norm: found False, wanted false with 128"),
+}
+
+
+@pytest.mark.parametrize("damage", OTHERS)
+def test_what_an_architecture_cannot_express_is_named(
+    damage: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    family, change, config, message = OTHERS[damage]
+    folder = edited(checkpoint(family), tmp_path / "damaged", change, **config)
     with pytest.raises(InputError, match=message):
         convert(folder, tmp_path / "m.gguf")
     assert not list(tmp_path.glob("*.gguf*"))

@@ -26,7 +26,18 @@ from lltool.quant.convert.pretokenizer_match import PROBES
 from lltool.tools.cli import main
 from tests.conftest import GoldenFile
 from tests.derived_checkpoints import make_derived
-from tests.tiny_checkpoints import CHAT, FAMILIES, LINEAR, TEXT, YARN, adds_one, make_checkpoint
+from tests.tiny_checkpoints import (
+    CHAT,
+    DEEPSEEK_YARN,
+    FAMILIES,
+    LINEAR,
+    LONGROPE,
+    TEXT,
+    YARN,
+    adds_one,
+    make_checkpoint,
+    rope,
+)
 
 TOKENS = 100
 INTEGERS = array(ValueType.INT32, np.array([1, 2], np.int32))
@@ -75,6 +86,38 @@ def test_round_trip_is_the_same_model(family: str, tmp_path: Path) -> None:
         ("qwen3", {"attention_bias": True}),
         ("qwen2-yarn", {"rope_parameters": YARN["rope_parameters"] | {"attention_factor": 0.7, "beta_fast": 16.0}}),
         (
+            "deepseek2",
+            {
+                "q_lora_rank": 24,
+                "topk_method": "group_limited_greedy",
+                "n_group": 4,
+                "topk_group": 2,
+                "rope_parameters": DEEPSEEK_YARN["rope_parameters"] | {"mscale": 0.9, "mscale_all_dim": 1.4},
+            },
+        ),
+        ("deepseek3", {"q_lora_rank": None, "first_k_dense_replace": 2, **YARN}),
+        (
+            "ministral3",
+            rope(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=32,
+                mscale=0.8,
+                mscale_all_dim=1.2,
+                llama_4_scaling_beta=0.1,
+            ),
+        ),
+        (
+            "phimoe",
+            {
+                "attention_bias": False,
+                "rope_parameters": LONGROPE["rope_parameters"]
+                | {"partial_rotary_factor": 1.0, "short_mscale": 1.3, "long_mscale": 1.3}
+                | {"original_max_position_embeddings": 512, "short_factor": [1.1] * 8, "long_factor": [2.0] * 8},
+            },
+        ),
+        ("llama4", {"interleave_moe_layer_step": 1, "tie_word_embeddings": True}),
+        (
             "gemma3",
             {"query_pre_attn_scalar": 20, "final_logit_softcapping": 10.0, "layer_types": ["full_attention"] * 7},
         ),
@@ -93,7 +136,7 @@ def test_round_trip_of_variants(family: str, overrides: dict[str, object], tmp_p
         torch.testing.assert_close(ours(ids).logits / spread, theirs(ids).logits / spread, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["internlm2", "internlm3", "baichuan", "baichuan2", "minicpm"])
+@pytest.mark.parametrize("family", ["internlm2", "internlm3", "baichuan", "baichuan2", "minicpm", "exaone"])
 def test_models_that_transformers_lacks_become_one_that_it_has(family: str, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
