@@ -4,12 +4,15 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from lltool.engine.models.alibi import read_slopes
 from lltool.engine.models.delta_net import DeltaNet, HeadOrder, read_delta_net
 from lltool.engine.models.mixture import Mixture, MixtureTraits, read_mixture
+from lltool.engine.models.neutral_keys import NEUTRAL
+from lltool.engine.models.recurrent import Attends, Mixer, Recurrent, read_heads, read_recurrent
 from lltool.engine.models.rotary import Rotary, Scaling
 from lltool.engine.operations.elementwise import Activation, PlainActivation
 from lltool.engine.program import Weight
@@ -31,10 +34,11 @@ class Architecture:
     """Properties of an architecture that its files do not state."""
 
     # The layers with rotary positions: those with a sliding window, or if there is none, none or all.
-    rotates: Literal["all", "windows", "windows or all", "none"] = "all"
+    # "stated" is the key rope.scaling.finetuned, which Granite has as a switch.
+    rotates: Literal["all", "windows", "windows or all", "none", "stated"] = "all"
     unrotated_period: int = 0  # every n-th layer has no rotary positions
     interleaved_rope: bool = False
-    head_norms: bool = False
+    head_norms: Literal["none", "always", "if stored"] = "none"  # of queries and keys
     norm: Literal["rms", "layer"] = "rms"
     activation: Activation | PlainActivation | Literal["xielu"] = "silu"
     is_gated: bool = True
@@ -59,13 +63,19 @@ class Architecture:
     scales_by_width: bool = False  # scores, by width / heads and not by the head's own dimension
     halved_mlp: bool = False  # the file states twice the width inside the MLP
     ffn_norm: str = "ffn_norm"  # the name of the norm before the MLP
+    output_norm: str = "output_norm"  # the name of the last norm
+    mixer: Mixer = "none"  # of tokens, other than attention
+    attends: Attends = "all"
+    mixer_norm: Literal["always", "if stored"] = "always"  # after the scan of mamba2
+    step_norms: bool = False  # of what mamba computes from a token: steps, b and c
+    has_mlp: bool = True
     by_layers: Mapping[int, "Architecture"] = field(default_factory=dict)  # models known only by their number of layers
 
 
 _GRANITE: frozenset[Scaled] = frozenset({"embedding_scale", "residual_scale", "logit_scale"})
 
 _QWEN3_NEXT = Architecture(
-    head_norms=True,
+    head_norms="always",
     ffn_norm="post_attention_norm",
     mixture=MixtureTraits(normalized=True),
     extra_blocks=True,
@@ -74,7 +84,7 @@ _QWEN3_NEXT = Architecture(
 )
 _GEMMA2 = Architecture(activation="gelu_tanh", scaled_embedding=True, sliding_period=2)
 _GEMMA3 = Architecture(
-    head_norms=True, activation="gelu_tanh", scaled_embedding=True, sliding_period=6, local_rope_base=10000.0
+    head_norms="always", activation="gelu_tanh", scaled_embedding=True, sliding_period=6, local_rope_base=10000.0
 )
 
 ARCHITECTURES = {
@@ -82,23 +92,23 @@ ARCHITECTURES = {
     "llama": Architecture(interleaved_rope=True, mixture=MixtureTraits(normalized=True)),
     "qwen2": Architecture(),
     "qwen2moe": Architecture(mixture=MixtureTraits()),
-    "qwen3": Architecture(head_norms=True),
-    "qwen3moe": Architecture(head_norms=True, mixture=MixtureTraits(normalized=True)),
+    "qwen3": Architecture(head_norms="always"),
+    "qwen3moe": Architecture(head_norms="always", mixture=MixtureTraits(normalized=True)),
     "qwen3next": replace(_QWEN3_NEXT, delta_net="grouped"),
     "qwen35": _QWEN3_NEXT,
     "qwen35moe": _QWEN3_NEXT,
-    "olmoe": Architecture(head_norms=True, mixture=MixtureTraits()),
+    "olmoe": Architecture(head_norms="always", mixture=MixtureTraits()),
     "granitemoe": Architecture(
         interleaved_rope=True, scales=_GRANITE, divides_logits=True, mixture=MixtureTraits(normalized=True)
     ),
     "glm4moe": Architecture(
-        head_norms=True,
+        head_norms="if stored",
         ffn_norm="post_attention_norm",
         mixture=MixtureTraits(scoring="sigmoid"),
         extra_blocks=True,
     ),
     "ernie4_5-moe": Architecture(interleaved_rope=True, mixture=MixtureTraits(normalized=True)),
-    "dots1": Architecture(head_norms=True, mixture=MixtureTraits(scoring="sigmoid")),
+    "dots1": Architecture(head_norms="always", mixture=MixtureTraits(scoring="sigmoid")),
     "gpt-oss": Architecture(
         ffn_norm="post_attention_norm",
         activation="swiglu_oai",
@@ -116,14 +126,18 @@ ARCHITECTURES = {
     "granite": Architecture(interleaved_rope=True, scales=_GRANITE, divides_logits=True),
     "phi3": Architecture(),
     "smollm3": Architecture(interleaved_rope=True, unrotated_period=4),
-    "stablelm": Architecture(norm="layer", parallel="without ffn_norm", head_norms=True),
+    "stablelm": Architecture(norm="layer", parallel="without ffn_norm", head_norms="if stored"),
     "olmo": Architecture(interleaved_rope=True, norm="layer", clamps=True),
-    "olmo2": Architecture(head_norms=True, plain_local_rope=True),  # also OLMo 3
+    "olmo2": Architecture(head_norms="always", plain_local_rope=True),  # also OLMo 3
     "qwen": Architecture(halved_mlp=True),
     "chatglm": Architecture(interleaved_rope=True),
     "glm4": Architecture(interleaved_rope=True),
     "command-r": Architecture(
-        interleaved_rope=True, norm="layer", parallel="stated", head_norms=True, scales=frozenset({"logit_scale"})
+        interleaved_rope=True,
+        norm="layer",
+        parallel="stated",
+        head_norms="if stored",
+        scales=frozenset({"logit_scale"}),
     ),
     "cohere2": Architecture(
         rotates="windows",
@@ -145,41 +159,29 @@ ARCHITECTURES = {
     "mpt": Architecture(rotates="none", norm="layer", activation="gelu", is_gated=False, clamps=True),
     "bloom": Architecture(rotates="none", norm="layer", activation="gelu_tanh", is_gated=False, alibi_bias=8.0),
     "nemotron": Architecture(norm="layer", activation="relu_squared", is_gated=False),
-    "exaone4": Architecture(rotates="windows or all", head_norms=True, sliding_period=4),
+    "exaone4": Architecture(rotates="windows or all", head_norms="always", sliding_period=4),
     "seed_oss": Architecture(ffn_norm="post_attention_norm"),
-    "apertus": Architecture(head_norms=True, activation="xielu", is_gated=False),
+    "apertus": Architecture(head_norms="always", activation="xielu", is_gated=False),
     "ernie4_5": Architecture(interleaved_rope=True),
-    "hunyuan-dense": Architecture(head_norms=True, norms_after_rope=True),
-}
-
-# Keys that have no effect at these values (None: at any value), so that a file may have them.
-NEUTRAL: dict[str, tuple[Any, ...] | None] = {
-    "vocab_size": None,
-    "tensor_data_layout": None,
-    "pooling_type": None,
-    "rope.scaling.finetuned": None,
-    "rope.dimension_sections": None,  # of images' positions; in a text, all sections have the token's
-    "attention.causal": (True,),
-    "attention.max_alibi_bias": (0,),
-    "attention.clamp_kqv": (0,),
-    "embedding_scale": (0, 1),
-    "residual_scale": (0, 1),
-    "logit_scale": (0, 1),
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "expert_shared_count": (0,),
-    "expert_group_count": (0, 1),
-    "expert_group_used_count": (0, 1),
-    "nextn_predict_layers": (0,),
-    "use_parallel_residual": (False,),
-    "rope.scaling.yarn_ext_factor": (-1, 1),
-    "rope.scaling.yarn_attn_factor": (-1, 1),
-    "rope.scaling.yarn_log_multiplier": (0,),
-    "rope.dimension_count": None,
-    "rope.freq_base": None,
-    "attention.layer_norm_epsilon": None,  # an architecture needs one of the two, and some files state both
-    "attention.layer_norm_rms_epsilon": None,
-    "rope.scaling.type": ("none",),
+    "hunyuan-dense": Architecture(head_norms="always", norms_after_rope=True),
+    "lfm2": Architecture(
+        head_norms="always", mixer="short convolution", attends="stated", output_norm="token_embd_norm"
+    ),
+    "mamba": Architecture(rotates="none", mixer="mamba", attends="none", has_mlp=False),  # also Falcon Mamba
+    "mamba2": Architecture(rotates="none", mixer="mamba2", attends="none", has_mlp=False),
+    "falcon-h1": Architecture(mixer="mamba2", mixer_norm="if stored"),
+    "granitehybrid": Architecture(
+        rotates="stated",
+        interleaved_rope=True,
+        scales=_GRANITE,
+        divides_logits=True,
+        mixture=MixtureTraits(normalized=True),
+        mixer="mamba2",
+        attends="stated",
+    ),
+    "jamba": Architecture(
+        rotates="none", mixer="mamba", step_norms=True, attends="stated", mixture=MixtureTraits(by_router=True)
+    ),
 }
 
 
@@ -216,6 +218,8 @@ class ModelConfig:
     context: int  # the most tokens of a sequence, as the model is loaded
     mixture: Mixture | None  # None: no experts
     delta_net: DeltaNet | None  # None: no layer has one
+    attends: tuple[bool, ...]  # of each layer: whether it has attention
+    recurrent: Recurrent | None  # the mixer beside attention, or of layers without it
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Value], weights: Mapping[str, Weight]) -> "ModelConfig":
@@ -238,9 +242,8 @@ class ModelConfig:
             layers -= extra
         traits = traits.by_layers.get(layers, traits)
         width = keys.integer("embedding_length")
-        heads = keys.integer("attention.head_count")
+        heads, kv_heads, attends = read_heads(keys, layers, traits.attends)
         head_dim = keys.integer("attention.key_length", width // heads)
-        kv_heads = keys.integer("attention.head_count_kv", heads)
         keys.expect("attention.head_count", heads % kv_heads == 0, f"a multiple of the {kv_heads} key/value heads")
         value_dim = keys.integer("attention.value_length", head_dim)
 
@@ -261,8 +264,10 @@ class ModelConfig:
         eps = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}[traits.norm]
         scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}
         logit_scale = scales.get("logit_scale", 1.0)
-        expert_width = keys.raw("expert_feed_forward_length")  # some files without dense layers state no other
-        ff_width = keys.integer("feed_forward_length", expert_width) // (2 if traits.halved_mlp else 1)
+        # Some files without dense layers state only the width of experts.
+        ff_default = keys.raw("expert_feed_forward_length") if traits.has_mlp else 0
+        ff_width = keys.integer("feed_forward_length", ff_default, minimum=int(traits.has_mlp))
+        ff_width //= 2 if traits.halved_mlp else 1
         config = cls(
             architecture=architecture,
             traits=traits,
@@ -287,9 +292,11 @@ class ModelConfig:
             logit_scale=1 / logit_scale if traits.divides_logits else logit_scale,
             mixture=read_mixture(keys, traits.mixture, ff_width),
             delta_net=read_delta_net(keys, traits.delta_net, layers),
+            attends=attends,
+            recurrent=read_recurrent(keys, traits.mixer),
             is_parallel=_is_parallel(keys, traits, weights),
-            rotated=_rotated(traits, windows),
-            slopes=_slopes(keys, heads, traits.alibi_bias),
+            rotated=_rotated(keys, traits, windows),
+            slopes=read_slopes(keys, heads, traits.alibi_bias),
             context=context_length,
             xielu=_xielu(metadata, layers) if traits.activation == "xielu" else (),
             clamp=keys.number("attention.clamp_kqv", 0.0, *SCALES) if traits.clamps else 0.0,
@@ -314,30 +321,18 @@ def _is_parallel(keys: ArchitectureKeys, traits: Architecture, weights: Mapping[
     return stated if traits.parallel == "stated" else "blk.0.ffn_norm.weight" not in weights
 
 
-def _rotated(traits: Architecture, windows: Sequence[int]) -> tuple[bool, ...]:
+def _rotated(keys: ArchitectureKeys, traits: Architecture, windows: Sequence[int]) -> tuple[bool, ...]:
     match traits.rotates:
         case "none":
             return (False,) * len(windows)
+        case "stated":
+            return (keys.flag("rope.scaling.finetuned", True),) * len(windows)
         case "windows":
             return tuple(window > 0 for window in windows)
         case "windows or all" if any(windows):
             return tuple(window > 0 for window in windows)
     period = traits.unrotated_period
     return tuple(not period or (layer + 1) % period != 0 for layer in range(len(windows)))
-
-
-def _slopes(keys: ArchitectureKeys, heads: int, default: float) -> tuple[float, ...] | None:
-    """The slopes of ALiBi: powers of 2^(-bias / n) for n heads, n a power of two; the rest lie between them.
-
-    Source: Press et al. 2021 (ALiBi), and its published code for other numbers of heads.
-    """
-    bias = keys.number("attention.max_alibi_bias", default, 0.0, 1000.0)
-    if bias == 0:
-        return None
-    whole = 1 << (heads.bit_length() - 1)
-    first = [2 ** (-bias / whole * (head + 1)) for head in range(whole)]
-    between = [2 ** (-bias / (2 * whole) * (2 * head + 1)) for head in range(heads - whole)]
-    return tuple(first + between)
 
 
 def _rotary(keys: ArchitectureKeys, head_dim: int, context_length: int, weights: Mapping[str, Weight]) -> Rotary:

@@ -59,7 +59,10 @@ def weight_names(ops: tuple[Operation, ...]) -> list[str]:
 
 
 def parallel_batch(windows: NDArray[np.int32], outputs: NDArray[np.integer]) -> tuple[Batch, int]:
-    """A batch with a new sequence, and a slot, for each row of `windows`; and the number of cache pages it needs."""
+    """A batch with a new sequence for each row of `windows`, and the number of cache pages that it needs.
+
+    It names a slot for each sequence too, of which a program without states of fixed size needs none.
+    """
     count, length = windows.shape
     pages = -(-length // PAGE)
     batch = Batch(

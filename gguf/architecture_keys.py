@@ -77,6 +77,19 @@ class ArchitectureKeys:
         self.expect(key, fine, f"a number for each of {count} layers")
         return [float(x) for x in found]
 
+    def integers(self, key: str, count: int, default: int) -> list[int]:
+        """An integer of at least 0 for each of `count` layers; a single one is that of all.
+
+        Raises InputError for anything else.
+        """
+        self.read.add(key)
+        value = self.values.get(key)
+        found: Any = default if value is None else value.data
+        each: list[Any] = [found] * count if value is None or value.item is None else list(found)
+        whole = all(isinstance(x, int | np.integer) and not isinstance(x, bool) and 0 <= x < 2**31 for x in each)
+        self.expect(key, whole and len(each) == count, f"an integer from 0 for each of {count} layers")
+        return [int(x) for x in each]
+
     def text(self, key: str, default: str) -> str:
         found = self._get(key, default)
         self.expect(key, isinstance(found, str), "a string")

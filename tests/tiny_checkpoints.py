@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.tiny_recurrent import RECURRENT
+
 TEXT = """The quick brown fox jumps over the lazy dog. It's 2024, isn't it? They've 12345 reasons, we'll see them all.
 def main(argv: list[str]) -> int:\n    for i in range(10):\n        print(f"{i}: {i ** 2}")\n    return 0\n
 The old man went to the sea, and the sea went to the old man; the dog and the fox went there together, then rested.
@@ -245,6 +247,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bloom": ("BloomForCausalLM", "qwen2", {**FULL_ODD_HEADS, "seq_length": 512}),
     "qwen35": ("Qwen3_5ForCausalLM", "qwen2", LINEAR_ATTENTION),
     **MIXTURES,
+    **RECURRENT,
 }
 
 
@@ -270,10 +273,10 @@ def make_checkpoint(
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and name.endswith("weight"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (0.0 if adds_one(family) else 1.0))
-            elif name.endswith("A_log"):  # half of the state is left after 1 to 40 tokens
-                parameter.copy_(torch.rand_like(parameter) * 4 - 4)
             elif name.endswith("bias"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
+            elif name.endswith("A_log"):  # so that some states last for many tokens
+                parameter.copy_(torch.randn_like(parameter) * 1.5 - 2)
             else:
                 parameter.copy_(torch.randn_like(parameter) * 1.3 / parameter.shape[-1] ** 0.5)
         for name, buffer in model.named_buffers():

@@ -14,13 +14,14 @@ from lltool.engine.cpu.fuse import AnyNorm, FusedOps
 from lltool.engine.operations.attention import BLOCK_TYPES, Attention
 from lltool.engine.operations.convolution import Convolution
 from lltool.engine.operations.delta import GatedDelta
-from lltool.engine.operations.elementwise import Activate, Add, Clamp, Gated, Multiply, Scale, Softcap, Xielu
+from lltool.engine.operations.elementwise import Activate, Add, Clamp, Gated, Multiply, Product, Scale, Softcap, Xielu
 from lltool.engine.operations.embed import Embed, EmbedPositions
 from lltool.engine.operations.experts import Combine, ExpertLinear, Route, SharedGate
 from lltool.engine.operations.linear import Linear
 from lltool.engine.operations.norm import LayerNorm, Norm
 from lltool.engine.operations.observe import Observe
 from lltool.engine.operations.rope import Rope
+from lltool.engine.operations.scan import Scan, SelectiveScan
 from lltool.engine.operations.select import Select
 from lltool.engine.operations.split import Split
 from lltool.engine.program import Buffer, Operation, Program, Rows
@@ -188,6 +189,15 @@ def _split(to: Target, op: Split) -> None:
     to.native.split(x=to.place(op.x), outs=[to.place(out) for out in op.outs], groups=op.groups)
 
 
+def _selective_scan(to: Target, op: SelectiveScan) -> None:
+    a = to.vector(op.a).reshape(op.x.width, op.b.width)
+    to.native.selective_scan(**to.arguments(op) | {"a": np.ascontiguousarray(a.T), "d": to.vector(op.d)})
+
+
+def _scan(to: Target, op: Scan) -> None:
+    to.native.scan(**to.arguments(op) | {name: to.vector(getattr(op, name)) for name in ("a", "d", "dt_bias")})
+
+
 def _gated(to: Target, op: Gated) -> None:
     function = _native.Function(name=op.activation)
     to.native.function(function=function, x=to.place(op.gate), y=to.place(op.up), out=to.place(op.out), group=to.group)
@@ -213,6 +223,10 @@ def _clamp(to: Target, op: Clamp) -> None:
 
 def _multiply(to: Target, op: Multiply) -> None:
     _function(to, op, _native.Function(name="multiply", vector=to.vector(op.weight), unit=op.x.width))
+
+
+def _product(to: Target, op: Product) -> None:
+    to.native.function(function=_native.Function(name="product"), **to.arguments(op), group=to.group)
 
 
 def _add(to: Target, op: Add) -> None:
@@ -255,11 +269,14 @@ KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     Convolution: _convolution,
     GatedDelta: _gated_delta,
     Split: _split,
+    SelectiveScan: _selective_scan,
+    Scan: _scan,
     Gated: _gated,
     Activate: _activate,
     Xielu: _xielu,
     Clamp: _clamp,
     Multiply: _multiply,
+    Product: _product,
     Add: _add,
     Scale: _scale,
     Softcap: _softcap,

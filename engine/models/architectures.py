@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models import gemma3, llama, olmo2, parallel, qwen3_next
+from lltool.engine.models import gemma3, hybrid, llama, olmo2, parallel, qwen3_next
 from lltool.engine.program import Program, Tracer, Weight
 from lltool.gguf.source import Source
 
@@ -56,6 +56,12 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "apertus": llama.trace,
     "ernie4_5": llama.trace,
     "hunyuan-dense": llama.trace,
+    "lfm2": hybrid.trace,
+    "mamba": hybrid.trace,
+    "mamba2": hybrid.trace,
+    "falcon-h1": hybrid.trace,
+    "jamba": hybrid.trace,
+    "granitehybrid": hybrid.trace,
 }
 
 

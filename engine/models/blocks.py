@@ -3,6 +3,7 @@
 from typing import cast
 
 from lltool.engine.config import ModelConfig
+from lltool.engine.models.norms import norm_heads, normed
 from lltool.engine.models.rotary import stored_divisors
 from lltool.engine.operations.attention import attend
 from lltool.engine.operations.elementwise import (
@@ -12,14 +13,12 @@ from lltool.engine.operations.elementwise import (
     add,
     clamp,
     gated,
-    multiply,
     scale,
     softcap,
     xielu,
 )
 from lltool.engine.operations.embed import embed, embed_positions
 from lltool.engine.operations.linear import linear
-from lltool.engine.operations.norm import layer_norm, norm
 from lltool.engine.operations.rope import rope
 from lltool.engine.operations.select import select
 from lltool.engine.operations.split import split
@@ -31,16 +30,8 @@ def embedding(g: Tracer, config: ModelConfig) -> Buffer:
     x = embed(g, "token_embd.weight", config.vocab, config.width, config.embedding_scale)
     if "position_embd.weight" in g.weights:
         x = add(g, x, embed_positions(g, "position_embd.weight", config.context_length, config.width))
-    return normed(g, config, x, "token_embd_norm") if "token_embd_norm.weight" in g.weights else x
-
-
-def normed(g: Tracer, config: ModelConfig, x: Buffer, name: str, groups: int = 1) -> Buffer:
-    """The architecture's kind of norm; a layer norm without a tensor in the file has no weight."""
-    weight, bias = f"{name}.weight", f"{name}.bias"
-    if config.traits.norm == "rms":
-        return norm(g, x, weight, config.norm_eps, groups)
-    stored, stored_bias = (tensor if tensor in g.weights else None for tensor in (weight, bias))
-    return layer_norm(g, x, stored, config.norm_eps, groups, stored_bias)
+    has_norm = "token_embd_norm.weight" in g.weights and config.traits.output_norm != "token_embd_norm"
+    return normed(g, config, x, "token_embd_norm") if has_norm else x
 
 
 def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: Buffer | None = None) -> Buffer:
@@ -58,14 +49,14 @@ def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: B
     if config.clamp:
         q, k, v = (clamp(g, part, config.clamp) for part in (q, k, v))
     if not config.traits.norms_after_rope:
-        q, k = _head_norms(g, config, name, q, k)
+        q, k = norm_heads(g, config, name, q, k)
     if config.rotated[layer]:
         rotary = config.local_rotary if window else config.rotary
         frequencies = rotary.frequencies(stored_divisors(g, config.rotary, config.context))
         q = rope(g, q, head_dim, frequencies, rotary.magnitude, config.traits.interleaved_rope)
         k = rope(g, k, head_dim, frequencies, rotary.magnitude, config.traits.interleaved_rope)
     if config.traits.norms_after_rope:
-        q, k = _head_norms(g, config, name, q, k)
+        q, k = norm_heads(g, config, name, q, k)
     out = attend(
         g,
         q,
@@ -108,7 +99,7 @@ def mlp(
 
 def head(g: Tracer, config: ModelConfig, x: Buffer) -> Buffer:
     """The logits of the selected rows. Without an output matrix, the embedding takes its place (tied weights)."""
-    x = normed(g, config, select(g, x), "output_norm")
+    x = normed(g, config, select(g, x), config.traits.output_norm)
     matrix = "output.weight" if "output.weight" in g.weights else "token_embd.weight"
     (logits,) = linear(g, x, [matrix], [config.vocab])
     if config.logit_scale != 1:
@@ -122,22 +113,3 @@ def project(g: Tracer, config: ModelConfig, x: Buffer, weight: str, residual: Bu
         return linear(g, x, [weight], [config.width], residual)[0]
     out = scale(g, linear(g, x, [weight], [config.width])[0], config.residual_scale)
     return out if residual is None else add(g, residual, out)
-
-
-def _head_norms(g: Tracer, config: ModelConfig, name: str, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
-    """The norms of queries and keys, if the architecture has them: of each head or of all, as their weights say."""
-    if not config.traits.head_norms or f"{name}attn_q_norm.weight" not in g.weights:
-        return q, k
-    return (
-        _norm_heads(g, config, q, f"{name}attn_q_norm", config.heads),
-        _norm_heads(g, config, k, f"{name}attn_k_norm", config.kv_heads),
-    )
-
-
-def _norm_heads(g: Tracer, config: ModelConfig, x: Buffer, name: str, heads: int) -> Buffer:
-    weight = g.weights.get(f"{name}.weight")
-    if weight is not None and weight.shape == (heads, config.head_dim):  # each head has a weight of its own
-        x = layer_norm(g, x, None, config.norm_eps, heads)
-        return multiply(g, x, weight.name, weight.shape)
-    whole = weight is not None and weight.shape == (x.width,) and heads > 1
-    return normed(g, config, x, name, 1 if whole else heads)

@@ -12,7 +12,10 @@ from lltool.engine.program import Buffer, Tracer
 
 def feed_forward(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: Buffer | None = None) -> Buffer:
     """The MLP or the experts of the layer."""
-    has_experts = config.mixture is not None and config.mixture.is_in(layer)
+    mixture, traits = config.mixture, config.traits.mixture
+    has_experts = mixture is not None and mixture.is_in(layer)
+    if traits is not None and traits.by_router:
+        has_experts &= f"blk.{layer}.ffn_gate_inp.weight" in g.weights
     return (experts if has_experts else mlp)(g, config, layer, x, residual)
 
 

@@ -1,8 +1,9 @@
 """Llama and models like it, with and without experts: pre-norm blocks."""
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models.blocks import attention, embedding, head, normed
+from lltool.engine.models.blocks import attention, embedding, head
 from lltool.engine.models.experts import feed_forward
+from lltool.engine.models.norms import normed
 from lltool.engine.program import Tracer
 
 

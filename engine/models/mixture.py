@@ -16,6 +16,7 @@ class MixtureTraits:
 
     scoring: Scoring = "softmax"
     normalized: bool = False
+    by_router: bool = False  # the layers with experts are those with the tensor that routes
 
 
 @dataclass(frozen=True)

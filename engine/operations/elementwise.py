@@ -153,6 +153,20 @@ class Multiply(Operation):
 
 
 @dataclass(frozen=True)
+class Product(Operation):
+    """out = x * y, element by element."""
+
+    in_place = True
+
+    x: Buffer
+    y: Buffer
+    out: Buffer
+
+    def reference(self, run: Context) -> None:
+        run[self.out] = run[self.x] * run[self.y]
+
+
+@dataclass(frozen=True)
 class Add(Operation):
     """out = x + y."""
 
@@ -212,6 +226,10 @@ def clamp(g: Tracer, x: Buffer, limit: float) -> Buffer:
 
 def multiply(g: Tracer, x: Buffer, weight: str, shape: tuple[int, ...]) -> Buffer:
     return g.add(Multiply(x, g.like(x), weight, shape)).out
+
+
+def product(g: Tracer, x: Buffer, y: Buffer) -> Buffer:
+    return g.add(Product(x, y, g.like(x))).out
 
 
 def add(g: Tracer, x: Buffer, y: Buffer) -> Buffer:

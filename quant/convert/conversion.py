@@ -193,10 +193,13 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
     return metadata, tensors, notes
 
 
+_FLOAT32 = (".ffn_gate_inp.", "_norm.weight", ".ssm_conv1d", ".shortconv.conv.")
+
+
 def _is_float32(tensor: Tensor) -> bool:
-    """Whether files have the tensor in float32, as llama.cpp reads it: vectors, biases, and some matrices."""
-    is_float32 = any(part in tensor.name for part in (".ffn_gate_inp.", ".ssm_conv1d."))
-    return len(tensor.shape) == 1 or not tensor.name.endswith("weight") or is_float32
+    """Whether files have the tensor in float32, as llama.cpp reads it: vectors, convolutions, norms and routers."""
+    name = tensor.name
+    return len(tensor.shape) == 1 or not name.endswith("weight") or any(part in name for part in _FLOAT32)
 
 
 def _file_type(tensors: Sequence[Tensor]) -> FileType:

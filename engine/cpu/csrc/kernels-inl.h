@@ -3,13 +3,13 @@
 
 #include "attention-inl.h"
 #include "compare-inl.h"
-#include "convolution-inl.h"
 #include "delta-inl.h"
 #include "floats-inl.h"
 #include "observe-inl.h"
 #include "probe-inl.h"
 #include "rotate-inl.h"
 #include "sample-inl.h"
+#include "scan-inl.h"
 
 namespace {
 
@@ -54,6 +54,10 @@ void layer_norm(const float* x, const float* weight, float eps, int64_t n, float
 
 void multiply(const float* x, const float* weight, float, int64_t n, float* out) {
   map(x, weight, n, out, [](vf v, vf w) { return v * w; });
+}
+
+void product(const float* x, const float* y, float, int64_t n, float* out) {
+  map(x, y, n, out, [](vf v, vf w) { return v * w; });
 }
 
 void silu(const float* gate, const float* up, float, int64_t n, float* out) {
@@ -135,6 +139,7 @@ constexpr lltool::NamedFunction functions[] = {
     {"rms_norm", rms_norm, 1, 0.0f},
     {"layer_norm", layer_norm, 2, 0.0f},
     {"multiply", multiply, 1, -INFINITY},
+    {"product", product, 0, -INFINITY},
     {"silu", silu, 0, -INFINITY},
     {"gelu_tanh", gelu_tanh, 0, -INFINITY},
     {"swiglu_oai", swiglu_oai, 0, -INFINITY},
@@ -201,6 +206,8 @@ const EngineKernels LLTOOL_TABLE = {
     .store_cache = store_cache,
     .convolve = convolve,
     .gated_delta = gated_delta,
+    .selective_scan = selective_scan,
+    .scan = scan,
     .add_squares = add_squares,
     .rotate_halves = rotate_halves,
     .rotate_pairs = rotate_pairs,

@@ -160,6 +160,29 @@ struct DeltaTask {
   float* state; // delta_floats
 };
 
+// The selective scan of some columns over tokens of a sequence (engine/operations/scan.py).
+struct SelectiveScanTask {
+  const float *x, *dt;
+  const float *b, *c; // (tokens, states)
+  float* out;
+  int64_t tokens, columns, stride, states; // stride: floats between tokens in x, dt and out
+  const float* a;                          // (states, columns), times log2(e)
+  const float* d;
+  float* state;         // (states, columns)
+  int64_t state_stride; // floats between rows of a and state, which are readable to whole vectors
+};
+
+// The scan of a head of a state-space dual model over tokens of a sequence; strides are floats between tokens.
+struct ScanTask {
+  const float *x, *b, *c, *dt; // columns, states, states and one number of a token
+  float* out;
+  int64_t x_stride, bc_stride, dt_stride, out_stride;
+  int64_t tokens, columns, states;
+  float a, d, dt_bias;
+  float* state;         // (states, columns)
+  int64_t state_stride; // floats between rows, which hold whole vectors
+};
+
 // The largest logit of a row: its first place, its value, and ln(sum(e^(x - value))) over the row.
 struct Peak {
   int64_t place;
@@ -242,6 +265,8 @@ struct EngineKernels {
 
   void (*convolve)(const ConvolutionTask& task);
   void (*gated_delta)(const DeltaTask& task);
+  void (*selective_scan)(const SelectiveScanTask& task);
+  void (*scan)(const ScanTask& task);
 
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
   void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);

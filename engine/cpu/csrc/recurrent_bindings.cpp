@@ -5,6 +5,7 @@
 
 #include "convolution_op.h"
 #include "delta_op.h"
+#include "scan_op.h"
 
 namespace lltool {
 
@@ -40,11 +41,44 @@ static void add_gated_delta(Session& s, Place qkv, Place beta, Place alpha, Plac
   s.places.make(buffer(out));
 }
 
+static void add_selective_scan(Session& s, Place x, Place dt, Place b, Place c, Place out, Rows a, Floats d) {
+  const auto lock = s.build();
+  const int64_t width = x.second, states = b.second;
+  require(dt.second == width && out.second == width && int64_t(d.size()) == width && c.second == states &&
+              int64_t(a.shape(0)) == states && int64_t(a.shape(1)) == width,
+          "selective_scan: shapes do not agree");
+  require(out != b && out != c && out != x && out != dt, "selective_scan: the output in the place of an input");
+  s.require_body("selective_scan: the head has no sequences");
+  s.check({x, dt, b, c}, &out, -1);
+  require_aligned(a);
+  const std::vector<float> values(a.data(), a.data() + a.size());
+  s.add_op(std::make_unique<SelectiveScanOp>(buffer(x), buffer(dt), buffer(b), buffer(c), buffer(out), values, floats(d), s.executor));
+  s.places.make(buffer(out));
+}
+
+static void add_scan(Session& s, Place xbc, Place dt, Place out, int64_t groups, Floats a, Floats d, Floats dt_bias) {
+  const auto lock = s.build();
+  const int64_t heads = dt.second, shared = xbc.second - out.second;
+  require(groups >= 1 && heads >= 1 && heads % groups == 0 && out.second % heads == 0, "scan: wanted whole groups of heads");
+  require(shared > 0 && shared % 2 == 0 && shared / 2 % groups == 0 && int64_t(a.size()) == heads && int64_t(d.size()) == heads &&
+              int64_t(dt_bias.size()) == heads,
+          "scan: shapes do not agree");
+  require(out != xbc && out != dt, "scan: the output in the place of an input");
+  s.require_body("scan: the head has no sequences");
+  s.check({xbc, dt}, &out, -1);
+  s.add_op(std::make_unique<ScanOp>(buffer(xbc), buffer(dt), buffer(out), groups, floats(a), floats(d), floats(dt_bias), s.executor));
+  s.places.make(buffer(out));
+}
+
 void bind_recurrent(nb::class_<Session>& executor) {
   executor.def("convolution", &add_convolution, nb::kw_only(), nb::arg("x"), nb::arg("out"), nb::arg("weight").noconvert(),
                nb::arg("bias").noconvert() = nb::none(), nb::arg("silu") = false);
   executor.def("gated_delta", &add_gated_delta, nb::kw_only(), nb::arg("qkv"), nb::arg("beta"), nb::arg("alpha"), nb::arg("out"),
                nb::arg("key_heads"), nb::arg("key_dim"), nb::arg("tiled"), nb::arg("rate").noconvert(), nb::arg("bias").noconvert());
+  executor.def("selective_scan", &add_selective_scan, nb::kw_only(), nb::arg("x"), nb::arg("dt"), nb::arg("b"), nb::arg("c"),
+               nb::arg("out"), nb::arg("a").noconvert(), nb::arg("d").noconvert());
+  executor.def("scan", &add_scan, nb::kw_only(), nb::arg("xbc"), nb::arg("dt"), nb::arg("out"), nb::arg("groups"),
+               nb::arg("a").noconvert(), nb::arg("d").noconvert(), nb::arg("dt_bias").noconvert());
 }
 
 } // namespace lltool

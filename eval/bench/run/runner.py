@@ -68,7 +68,8 @@ class Runner:
             self.model.evaluate(self._past, self._draw(1, missing)[0])
         sequences = [self._past.fork() for _ in range(workload.sequences)]
         for sequence in sequences:
-            sequence.truncate(workload.depth)
+            if again := sequence.truncate(workload.depth):  # of a state of fixed size, from its last checkpoint on
+                self.model.evaluate(sequence, self._draw(1, again)[0])
             sequence.reserve(workload.prompt + workload.generation)
         return sequences
 

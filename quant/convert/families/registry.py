@@ -13,6 +13,7 @@ from lltool.quant.convert.families import (
     gptneox,
     llama_kin,
     llama_variants,
+    mamba,
     olmo2,
     phi,
     qwen,
@@ -21,11 +22,15 @@ from lltool.quant.convert.families import (
 )
 from lltool.quant.convert.families.config import Config
 from lltool.quant.convert.families.ernie_moe import ERNIE_MOE
+from lltool.quant.convert.families.falcon_h1 import FALCON_H1
 from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.gemma3 import GEMMA3
 from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
 from lltool.quant.convert.families.gpt_oss import GPT_OSS
+from lltool.quant.convert.families.granite_hybrid import GRANITE_HYBRID
 from lltool.quant.convert.families.granite_moe import GRANITE_MOE
+from lltool.quant.convert.families.jamba import JAMBA
+from lltool.quant.convert.families.lfm2 import LFM2
 from lltool.quant.convert.families.llama import LLAMA, MISTRAL
 from lltool.quant.convert.families.mixtral import MIXTRAL, OLMOE
 from lltool.quant.convert.families.qwen2 import QWEN2
@@ -62,6 +67,11 @@ FAMILIES = (
     *gptneox.FAMILIES,
     *qwen.FAMILIES,
     *qwen3_next.FAMILIES,
+    LFM2,
+    JAMBA,
+    FALCON_H1,
+    GRANITE_HYBRID,
+    *mamba.FAMILIES,
 )
 
 

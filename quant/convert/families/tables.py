@@ -87,17 +87,21 @@ def decoder(
     embedding: str = "model.embed_tokens",
     norm: str = "model.norm",
     head: str = "lm_head",
+    norm_name: str = "output_norm",
     norm_bias: Bias = "no",
     norm_change: Change = SAME,
     head_bias: Bias = "no",
     more: tuple[Row, ...] = (),
 ) -> tuple[Row, ...]:
-    """The embedding, `more` rows before the layers, the layers' rows, the last norm and the output matrix."""
+    """The embedding, `more` rows before the layers, the layers' rows, the last norm and the output matrix.
+
+    `norm_name` is GGUF's name of the last norm.
+    """
     return (
         *module("token_embd", embedding, ("vocab", "width")),
         *more,
         *rows,
-        *module("output_norm", norm, ("width",), norm_change, norm_bias),
+        *module(norm_name, norm, ("width",), norm_change, norm_bias),
         *module("output", head, ("vocab", "width"), SAME, head_bias),
     )
 

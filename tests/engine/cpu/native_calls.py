@@ -16,7 +16,7 @@ SETTINGS: dict[str, Any] = {
     "poll": 0,
     "max_batch": 4,
     "head_rows": 2,
-    "arena_width": 864,
+    "arena_width": 1056,
     "vocabulary": 40,
     "pages": 2,
     "slots": 3,
@@ -173,12 +173,20 @@ def mixture(h: tuple[int, int], residual: tuple[int, int]) -> list[tuple[str, di
 def recurrent(h: tuple[int, int]) -> list[tuple[str, dict[str, Any]]]:
     """Calls with every operation that keeps a state of fixed size, and what they need, in places from 720 on."""
     out, taps, bias = (720, 64), np.ones((4, 64), np.float32), np.ones(64, np.float32)
-    parts, made = [(784, 2), (786, 62)], (848, 16)
+    b, scanned, narrow = (784, 16), (800, 64), (864, 32)
+    heads = np.ones(16, np.float32)
+    parts, made = [(896, 2), (898, 62)], (960, 16)
     sizes = {"key_heads": 1, "key_dim": 24, "tiled": True, "rate": bias[:2], "bias": bias[:2]}
     return [
         ("convolution", {"x": h, "out": out, "weight": taps, "bias": bias, "silu": True}),
         ("split", {"x": h, "outs": parts, "groups": 2}),
         ("gated_delta", {"qkv": out, "beta": parts[0], "alpha": parts[0], "out": made, **sizes}),
+        ("linear", {"x": h, "groups": [[product(b, 0, weight(16, 256))]], "residual": None, "norm": None}),
+        (
+            "selective_scan",
+            {"x": out, "dt": h, "b": b, "c": b, "out": scanned, "a": np.ones((16, 64), np.float32), "d": bias},
+        ),
+        ("scan", {"xbc": scanned, "dt": b, "out": narrow, "groups": 4, "a": heads, "d": heads, "dt_bias": heads}),
     ]
 
 

@@ -18,6 +18,7 @@ from lltool.engine.batch import PAGE, Batch
 from lltool.engine.cpu.executor import CpuExecutor, _native
 from lltool.engine.operations.attention import attend
 from lltool.engine.operations.elementwise import add, gated, scale, softcap
+from lltool.engine.operations.elementwise import product as multiply_elements
 from lltool.engine.operations.embed import embed
 from lltool.engine.operations.linear import linear
 from lltool.engine.operations.norm import norm
@@ -125,6 +126,7 @@ def test_elementwise_operations(isa: str) -> None:
         y = gated(g, y, x, "gelu_tanh")
         y = norm(g, y, "heads", 1e-5, groups=3)
         y = add(g, scale(g, y, 0.3), x)
+        y = multiply_elements(g, y, x)
         y = softcap(g, y, 5.0)
         return softcap(g, y, 1e4)  # all but the identity: small arguments keep their digits
 

@@ -130,6 +130,31 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm, norms of heads": ("stablelm", {"qk_layernorm": True}),
     "mpt, eight heads": ("mpt", {"hidden_size": 64, "num_attention_heads": 8}),
     "falcon, all heads": ("falcon", {"multi_query": False}),
+    "falcon h1, factors, norm after the gate": (
+        "falcon-h1",
+        {
+            "embedding_multiplier": 3.0,
+            "lm_head_multiplier": 0.5,
+            "key_multiplier": 0.7,
+            "attention_in_multiplier": 1.2,
+            "attention_out_multiplier": 0.8,
+            "ssm_in_multiplier": 1.3,
+            "ssm_out_multiplier": 0.6,
+            "mlp_multipliers": [0.9, 1.1],
+            "ssm_multipliers": [0.8, 0.9, 1.1, 1.2, 0.7],
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+        },
+    ),
+    "jamba, one layer with attention and one with experts": (
+        "jamba",
+        {"num_hidden_layers": 3, "expert_layer_period": 4, "expert_layer_offset": 2},
+    ),
+    "mamba2, one group": ("mamba2", {"n_groups": 1}),
+    "granite hybrid without experts, biases": (
+        "granitehybrid",
+        {"num_local_experts": 0, "attention_bias": True, "tie_word_embeddings": True},
+    ),
 }
 
 
@@ -228,6 +253,18 @@ def test_blocks_that_predict_further_tokens_do_not_run(checkpoint: Any, tmp_path
         assert_close(model.forward([(model.new_sequence(), prompt(), "all")]).all(), wanted)
     with pytest.raises(InputError, match=r"blk\.3\.attn_norm\.weight: tensor missing"):
         load(tmp_path / "all.gguf", "cpu")
+
+
+@pytest.mark.parametrize("case", ["qwen3", "gemma3, window 64", "olmo2", "lfm2"])
+def test_norms_of_heads_that_an_architecture_always_has_must_be_there(
+    checkpoint: Any, case: str, tmp_path: Path
+) -> None:
+    path, _ = checkpoint(case)
+    with open_gguf(path) as file:
+        tensors = [tensor for tensor in file.tensors if "blk.1.attn_q_norm" not in tensor.name]
+        write_gguf(tmp_path / "m.gguf", Source(file.metadata, tensors))
+    with pytest.raises(InputError, match=r"blk\.1\.attn_q_norm\.weight: tensor missing"):
+        load(tmp_path / "m.gguf", "cpu")
 
 
 def test_baichuan_13b(tmp_path: Path) -> None:

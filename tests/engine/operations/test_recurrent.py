@@ -8,7 +8,9 @@ import pytest
 from lltool.engine.batch import Batch
 from lltool.engine.cpu.executor import CpuExecutor
 from lltool.engine.operations.convolution import convolution
-from lltool.engine.program import Program, Weight
+from lltool.engine.operations.linear import linear
+from lltool.engine.operations.scan import scan, selective_scan
+from lltool.engine.program import Buffer, Program, Tracer, Weight
 from lltool.engine.reference.executor import ReferenceExecutor
 from tests.engine.cpu.test_cpu import ISAS, VOCAB, Array, f32_weight, program, run_all, vector
 
@@ -88,3 +90,97 @@ def test_a_convolution_is_that_of_its_formula() -> None:
             if t - 3 + k >= 0:
                 total = total + weight[:, k] * x[batch.tokens[t - 3 + k]]
         np.testing.assert_allclose(found[t], total / (1 + np.exp(-total)), atol=1e-6)
+
+
+def scanning(width: int, states: int) -> Program:
+    """x, dt, b and c are the token's embedding, and products of it."""
+    rng = np.random.default_rng(10)
+    weights: list[Weight] = [f32_weight("embed", rng.standard_normal((VOCAB, width), np.float32))]
+    weights += [
+        f32_weight(f"{name}.weight", rng.standard_normal((rows, width), np.float32) / width**0.5)
+        for name, rows in (("dt", width), ("b", states), ("c", states))
+    ]
+    weights.append(vector("dt.bias", rng.uniform(-12, 6, width).astype(np.float32)))  # from long memories to short ones
+    weights.append(f32_weight("a", -rng.uniform(0.1, 16, (width, states)).astype(np.float32)))
+    weights.append(vector("d", rng.standard_normal(width, np.float32)))
+
+    def build(g: Tracer, x: Buffer) -> Buffer:
+        dt, b, c = linear(g, x, ["dt.weight", "b.weight", "c.weight"], [width, states, states])
+        return selective_scan(g, x, dt, b, c, "a", "d")
+
+    return program(weights, width, build)
+
+
+def scanning_heads(heads: int, columns: int, groups: int, states: int) -> Program:
+    """The embedding is x, b and c; dt is a product of it."""
+    rng = np.random.default_rng(11)
+    width, out = heads * columns + 2 * groups * states, heads * columns
+    weights: list[Weight] = [
+        f32_weight("embed", rng.standard_normal((VOCAB, width), np.float32)),
+        f32_weight("dt.weight", rng.standard_normal((heads, width), np.float32) / width**0.5),
+        f32_weight("a", -rng.uniform(0.1, 16, (heads, 1)).astype(np.float32)),
+        f32_weight("d", rng.standard_normal((heads, 1), np.float32)),
+        vector("dt_bias", rng.uniform(-9, 3, heads).astype(np.float32)),
+    ]
+
+    def build(g: Tracer, x: Buffer) -> Buffer:
+        (dt,) = linear(g, x, ["dt.weight"], [heads])
+        return scan(g, x, dt, out, groups, "a", "d", "dt_bias")
+
+    return program(weights, width, build)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("width", "states"), [(128, 16), (75, 5), (3, 1)])
+def test_selective_scans(width: int, states: int, isa: str) -> None:
+    compare(scanning(width, states), isa, 5e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("heads", "columns", "groups", "states"), [(4, 64, 1, 32), (6, 24, 2, 7), (3, 5, 3, 1), (2, 100, 1, 16)]
+)
+def test_scans_of_heads(heads: int, columns: int, groups: int, states: int, isa: str) -> None:
+    compare(scanning_heads(heads, columns, groups, states), isa, 5e-6)
+
+
+def values(made: Program, name: str) -> Array:
+    return made.weights[name].data.view(np.float32).reshape(made.weights[name].shape)
+
+
+def softplus(x: Array) -> Array:
+    return np.log(1 + np.exp(x.astype(np.float64)))
+
+
+def test_a_selective_scan_is_that_of_its_formula() -> None:
+    """As a sum over all earlier tokens, without a state."""
+    made = scanning(5, 3)
+    batch = batches([(12, 0, 0)])[0]
+    found = run_all(ReferenceExecutor(made, 3, slots=5, dtype=np.float64), batch)
+    x = values(made, "embed")[batch.tokens].astype(np.float64)
+    step = softplus(x @ values(made, "dt.weight").T + values(made, "dt.bias"))
+    b, c = (x @ values(made, f"{name}.weight").T for name in "bc")
+    for t in range(12):
+        wanted = values(made, "d") * x[t]
+        for s in range(t + 1):
+            decay = np.exp(step[s + 1 : t + 1].sum(axis=0)[:, None] * values(made, "a"))  # (width, states)
+            wanted = wanted + (decay * b[s] * c[t]).sum(axis=1) * step[s] * x[s]
+        np.testing.assert_allclose(found[t], wanted, atol=1e-6)
+
+
+def test_a_scan_of_heads_is_that_of_its_formula() -> None:
+    heads, columns, groups, states = 6, 4, 2, 3
+    made = scanning_heads(heads, columns, groups, states)
+    batch = batches([(12, 0, 0)])[0]
+    found = run_all(ReferenceExecutor(made, 3, slots=5, dtype=np.float64), batch)
+    row = values(made, "embed")[batch.tokens].astype(np.float64)
+    step = softplus(row @ values(made, "dt.weight").T + values(made, "dt_bias"))
+    x = row[:, : heads * columns].reshape(12, heads, columns)
+    b, c = row[:, heads * columns :].reshape(12, 2, groups, states).transpose(1, 0, 2, 3)
+    for t in range(12):
+        for head in range(heads):
+            wanted = values(made, "d")[head] * x[t, head]
+            for s in range(t + 1):
+                decay = np.exp(step[s + 1 : t + 1, head].sum() * values(made, "a")[head])
+                wanted = wanted + decay * (b[s, head // 3] @ c[t, head // 3]) * step[s, head] * x[s, head]
+            np.testing.assert_allclose(found[t].reshape(heads, columns)[head], wanted, atol=1e-6)

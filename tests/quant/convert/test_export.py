@@ -172,7 +172,7 @@ def test_folder_appears_complete_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("general.architecture", string("mamba"), "general.architecture: found 'mamba'; this version exports"),
+        ("general.architecture", string("rwkv6"), "general.architecture: found 'rwkv6'; this version exports"),
         ("general.architecture", array(ValueType.STRING, ["a"]), "general.architecture: found "),
         ("llama.block_count", string("3"), "llama.block_count: found '3', wanted a positive integer"),
         ("llama.block_count", u32(0), "llama.block_count: found 0, wanted a positive integer"),
