@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from lltool.engine.models.alibi import read_slopes
 from lltool.engine.models.delta_net import DeltaNet, HeadOrder, read_delta_net
 from lltool.engine.models.latent import Latent, read_latent
 from lltool.engine.models.mixture import Mixture, MixtureTraits, read_mixture
+from lltool.engine.models.neutral_keys import NEUTRAL
 from lltool.engine.models.recurrent import Attends, Mixer, Recurrent, read_heads, read_recurrent
 from lltool.engine.models.rotary import Rotary, Scaling
 from lltool.engine.models.temper import Temper, Tempered, read_temper
@@ -211,36 +212,6 @@ ARCHITECTURES = {
     "jamba": Architecture(
         rotates="none", mixer="mamba", step_norms=True, attends="stated", mixture=MixtureTraits(by_router=True)
     ),
-}
-
-# Keys that have no effect at these values (None: at any value), so that a file may have them.
-NEUTRAL: dict[str, tuple[Any, ...] | None] = {
-    "vocab_size": None,
-    "tensor_data_layout": None,
-    "pooling_type": None,
-    "rope.scaling.finetuned": None,
-    "rope.dimension_sections": None,  # of images' positions; in a text, all sections have the token's
-    "attention.causal": (True,),
-    "attention.max_alibi_bias": (0,),
-    "attention.clamp_kqv": (0,),
-    "embedding_scale": (0, 1),
-    "residual_scale": (0, 1),
-    "logit_scale": (0, 1),
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "expert_shared_count": (0,),
-    "expert_group_count": (0, 1),
-    "expert_group_used_count": (0, 1),
-    "nextn_predict_layers": (0,),
-    "use_parallel_residual": (False,),
-    "rope.scaling.yarn_ext_factor": (-1, 1),
-    "rope.scaling.yarn_attn_factor": (-1, 1),
-    "rope.scaling.yarn_log_multiplier": (0,),
-    "rope.dimension_count": None,
-    "rope.freq_base": None,
-    "attention.layer_norm_epsilon": None,  # an architecture needs one of the two, and some files state both
-    "attention.layer_norm_rms_epsilon": None,
-    "rope.scaling.type": ("none",),
 }
 
 

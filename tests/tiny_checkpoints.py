@@ -332,8 +332,6 @@ def make_checkpoint(
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and name.endswith("weight"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (0.0 if adds_one(family) else 1.0))
-            elif name.endswith("A_log"):  # half of the state is left after 1 to 40 tokens
-                parameter.copy_(torch.rand_like(parameter) * 4 - 4)
             elif name.endswith("bias"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
             elif name.endswith("A_log"):  # so that some states last for many tokens

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lltool.engine.config import ARCHITECTURES, NEUTRAL, ModelConfig
+from lltool.engine.config import ARCHITECTURES, ModelConfig
 from lltool.engine.model import load_model
 from lltool.engine.models.architectures import TRACES, trace_program
+from lltool.engine.models.neutral_keys import NEUTRAL
 from lltool.engine.program import Weight
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lltool.engine.batch import Batch
-from lltool.engine.config import _slopes
 from lltool.engine.cpu.executor import CpuExecutor
+from lltool.engine.models.alibi import read_slopes
 from lltool.engine.operations.attention import attend
 from lltool.engine.operations.elementwise import (
     ACTIVATIONS,
@@ -222,10 +222,10 @@ def test_slopes_are_those_of_transformers() -> None:
     from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
     for heads in (1, 2, 3, 8, 12, 40):
-        found = _slopes(ArchitectureKeys({}, "x"), heads, 8.0)
+        found = read_slopes(ArchitectureKeys({}, "x"), heads, 8.0)
         bloom = build_alibi_tensor(torch.ones(1, 2, dtype=torch.int64), heads, torch.float32)[:, 0, 1]
         mpt = -build_mpt_alibi_tensor(heads, 2, alibi_bias_max=8)[:, 0, 0].reshape(-1)
         np.testing.assert_allclose(found, bloom.numpy(), rtol=1e-6)
         np.testing.assert_allclose(found, mpt.numpy(), rtol=1e-6)
-    assert _slopes(ArchitectureKeys({}, "x"), 8, 0.0) is None
-    assert math.isclose(sum(_slopes(ArchitectureKeys({}, "x"), 2, 8.0) or ()), 1 / 16 + 1 / 256)
+    assert read_slopes(ArchitectureKeys({}, "x"), 8, 0.0) is None
+    assert math.isclose(sum(read_slopes(ArchitectureKeys({}, "x"), 2, 8.0) or ()), 1 / 16 + 1 / 256)
