@@ -184,8 +184,6 @@ def recurrent(h: tuple[int, int]) -> list[tuple[str, dict[str, Any]]]:
     sizes = {"key_heads": 1, "key_dim": 24, "tiled": True, "rate": bias[:2], "bias": bias[:2]}
     return [
         ("convolution", {"x": h, "out": out, "weight": taps, "bias": bias, "silu": True}),
-        ("split", {"x": h, "outs": parts, "groups": 2}),
-        ("gated_delta", {"qkv": out, "beta": parts[0], "alpha": parts[0], "out": made, **sizes}),
         ("linear", {"x": h, "groups": [[product(b, 0, weight(16, 256))]], "residual": None, "norm": None}),
         (
             "selective_scan",
