@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lltool.engine.text.vocabulary_keys import TokenizerKind, VocabularyKeys
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType
 from lltool.gguf.string_array import StringArray
 from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from lltool.quant.convert.sentencepiece_model import TokenType
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,8 +32,8 @@ def _byte_of_char() -> dict[str, int]:
 _BYTE_OF_CHAR = _byte_of_char()
 
 
-def bytes_of_token(text: str) -> bytes:
-    """The bytes of a byte-level token; a character outside the alphabet stands for its UTF-8 bytes."""
+def bytes_of_token(text: str, type: int = TokenType.NORMAL) -> bytes:
+    """The bytes of a byte-level token of any type; a character outside the alphabet stands for its UTF-8 bytes."""
     try:
         return bytes([_BYTE_OF_CHAR[char] for char in text])
     except KeyError:
@@ -39,6 +41,12 @@ def bytes_of_token(text: str) -> bytes:
             bytes([_BYTE_OF_CHAR[char]]) if char in _BYTE_OF_CHAR else char.encode("utf-8", "surrogateescape")
             for char in text
         )
+
+
+def read_bpe(keys: VocabularyKeys) -> TokenizerKind:
+    pre = find_pre_tokenizer(keys.metadata)
+    encode = load_bpe(keys.mergeable if pre.ignore_merges else keys.tokens, keys.strings("merges"), pre)
+    return TokenizerKind(encode, bytes_of_token, add_bos=pre.add_bos)
 
 
 def find_pre_tokenizer(metadata: Mapping[str, Value]) -> PreTokenizer:

@@ -18,6 +18,10 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import INTEGERS, Value, ValueType, array, string
 
 _ADDED, _FLAGS = "lltool.tokenizer.added_tokens", "lltool.tokenizer.added_token_flags"
+EMBEDDED_KEY = "tokenizer.huggingface.json"
+"""The key of a whole tokenizer.json (GGUF's specification); if a file has it, it says how text becomes ids."""
+EMBEDDED_MODEL, EMBEDDED_PRE = "huggingface", "embedded"
+"""`tokenizer.ggml.model` and `.pre` if no known value is near; other programs refuse such a file."""
 _SPACE_PREFIX, _END_IDS = "lltool.tokenizer.space_prefix", "lltool.tokenizer.end_ids"
 
 

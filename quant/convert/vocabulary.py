@@ -17,6 +17,7 @@ from lltool.quant.convert.vocabulary_sentencepiece import read_from_merges, read
 from lltool.quant.convert.vocabulary_sources import TokenizerSource, is_byte_level, load_source, steps_of
 from lltool.quant.convert.vocabulary_special import add_bos_and_eos, add_special_ids
 from lltool.quant.convert.vocabulary_table import Vocabulary, table
+from lltool.quant.convert.vocabulary_wordpiece import read_wordpiece_vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,8 +42,21 @@ def read_vocabulary(path: Path, config: Mapping[str, Any], rows: int, pre: str |
     add_bos_and_eos(vocabulary, source, path)
     _drop_above(vocabulary, path, rows, templates)
     vocabulary.fill(rows)
+    _embed(vocabulary, source)
     _add_chat_templates(vocabulary, templates)
     return vocabulary
+
+
+def _embed(vocabulary: Vocabulary, source: TokenizerSource) -> None:
+    """Stores the whole tokenizer.json if keys cannot say all of it, and notes what other programs do."""
+    if not vocabulary.embedded:
+        return
+    vocabulary.keys["huggingface.json"] = string(source.tokenizer.to_str())
+    vocabulary.notes += [
+        f"{source.file}: {why}, for which GGUF has no key: the file holds the whole tokenizer, and lltool uses it; "
+        f"other programs {others}"
+        for why, others in vocabulary.embedded
+    ]
 
 
 def load_tokenizer(path: Path, config: Mapping[str, Any]) -> "Tokenizer | None":
@@ -59,9 +73,11 @@ def _read_model(source: TokenizerSource, pre: str | None) -> Vocabulary:
         return read_from_model(source, source.sentencepiece)
     tokenizer = source.tokenizer
     kind = type(tokenizer.model).__name__
-    if kind != "BPE":
-        raise InputError(f"{source.file}: tokenizer of kind {kind} is not supported; wanted BPE")
     model = _model_part(source)
+    if kind == "WordPiece":
+        return read_wordpiece_vocabulary(source, model)
+    if kind != "BPE":
+        raise InputError(f"{source.file}: tokenizer of kind {kind} is not supported; wanted BPE or WordPiece")
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise InputError(f"{source.file}: {name} is {model[name]!r:.40}, which is not supported")

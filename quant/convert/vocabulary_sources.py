@@ -19,6 +19,7 @@ from lltool.quant.convert.vocabulary_added import (
     forgets_added_tokens,
 )
 from lltool.quant.convert.vocabulary_table import table
+from lltool.quant.convert.wordpiece import apply_settings, from_vocabulary_lines
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -54,11 +55,21 @@ _CLASSES = {
             },
             reads_model=True,
         ),
+        *(
+            TokenizerClass(
+                name,
+                defaults={f"{kind}_token": f"[{kind.upper()}]" for kind in ("unk", "sep", "pad", "cls", "mask")},
+                is_wordpiece=True,
+            )
+            for name in ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
+        ),
     )
 }
 _CLASS_OF_MODEL = {
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
+    "bert": "BertTokenizer",
+    "distilbert": "BertTokenizer",
     "gemma3": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
 }
@@ -106,6 +117,9 @@ def load_source(
         if with_model and (path / "tokenizer.model").exists() and not is_byte_level(tokenizer):
             model = _matching_model(path / "tokenizer.model", tokenizer, notes)
         _note_other_vocabulary(path, tokenizer, notes)
+    elif (path / "vocab.txt").exists() and kind.is_wordpiece:
+        file, content = path / "vocab.txt", {}
+        tokenizer = from_vocabulary_lines(file, settings, _unknown_of(settings, kind))
     elif (path / "vocab.json").exists() or (path / "merges.txt").exists():
         file, content = path / "vocab.json", {}
         tokenizer = _from_vocabulary_and_merges(path, kind, pre)
@@ -114,11 +128,18 @@ def load_source(
         model = read_sentencepiece(file)
         tokenizer = _from_sentencepiece(model)
     else:
-        raise InputError(f"{path}: no tokenizer: wanted tokenizer.json, vocab.json with merges.txt, or tokenizer.model")
+        raise InputError(
+            f"{path}: no tokenizer: wanted tokenizer.json, vocab.json with merges.txt, vocab.txt of "
+            "a BertTokenizer, or tokenizer.model"
+        )
     named = add_missing_tokens(path, tokenizer, settings, content, kind, notes)
     if kind.name == "LlamaTokenizer" and not is_byte_level(tokenizer):
         _apply_legacy(path, tokenizer, settings, notes)
-    describes_text = file.name == "tokenizer.json" or (file.name == "vocab.json" and kind.pre is not None)
+    if kind.is_wordpiece and file.name == "tokenizer.json":
+        apply_settings(path, tokenizer, settings, notes)
+    describes_text = file.name in ("tokenizer.json", "vocab.txt") or (
+        file.name == "vocab.json" and kind.pre is not None
+    )
     return TokenizerSource(file, tokenizer, settings, named, model, describes_text, notes)
 
 
@@ -150,6 +171,11 @@ def _class_name(path: Path, settings: Mapping[str, Any], config: Mapping[str, An
             raise InputError(f"{path / file}: tokenizer_class: found {found!r:.80}, wanted text")
     of_model = _CLASS_OF_MODEL.get(model, "") if isinstance(model, str) else ""
     return of_model if model == "qwen2" else stated or of_model  # transformers ignores what Qwen 2 models state
+
+
+def _unknown_of(settings: Mapping[str, Any], kind: TokenizerClass) -> str:
+    found = settings.get("unk_token", kind.defaults["unk_token"])
+    return str(found["content"] if isinstance(found, Mapping) and "content" in found else found)
 
 
 def _class_with_steps(kind: TokenizerClass, config: Mapping[str, Any], tokenizer: "Tokenizer") -> TokenizerClass:

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lltool.engine.text import tokenizer_bpe, tokenizer_spm
+from lltool.engine.text.hard_texts import TEXTS
 from lltool.engine.text.tokenizer import StreamDecoder, Tokenizer
-from lltool.engine.text.tokenizer_check import TEXTS, compare_tokenizers
+from lltool.engine.text.tokenizer_check import compare_tokenizers
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType, array, boolean, string, u32
 from lltool.gguf.reader import open_gguf
@@ -101,13 +102,13 @@ def test_prompts_and_long_texts_are_merged_alike(smollm2: Tokenizer, text: str) 
 
 def test_a_word_without_end_is_merged_by_the_library(smollm2: Tokenizer) -> None:
     assert smollm2.decode(smollm2.encode("ab" * 2000)) == "ab" * 2000
-    assert "_library" in vars(smollm2.encode_plain.__self__)  # type: ignore[attr-defined]
+    assert "_library" in vars(smollm2.kind.encode_plain.__self__)  # type: ignore[attr-defined]
 
 
 def test_every_text_comes_back(smollm2: Tokenizer, gemma3: Tokenizer) -> None:
     for text in TEXTS:
         assert smollm2.decode(smollm2.encode(text)) == text
-        assert gemma3.decode(gemma3.encode(text)) == text
+        assert gemma3.decode(gemma3.encode(text)) == text.replace("▁", " ")  # SentencePiece's space
 
 
 @pytest.mark.parametrize("texts", [[b"a", b"\xc3\xa9"], [b"b\0c", b"x"], [b"", b"x"], [b"x", b"x"], [b"\xc3", b"\xa9"]])
@@ -277,7 +278,7 @@ def test_stream_holds_back_incomplete_characters(gpt2_tokenizer: Tokenizer) -> N
     ("changes", "message"),
     [
         ({"model": None}, "model is missing"),
-        ({"model": string("bert")}, "'bert', wanted 'gpt2'"),
+        ({"model": string("plamo2")}, "'plamo2', wanted one of gpt2, llama, bert"),
         ({"model": u32(3)}, "found UINT32, wanted a string"),
         ({"pre": string("new-pre")}, "pre-tokenizer 'new-pre' is not supported"),
         ({"tokens": None}, "tokens: the array of strings is missing"),

@@ -1,0 +1,91 @@
+"""The kinds of vocabularies against libllama, where it loads them.
+
+It is found in the folder that LLAMA_CPP_LIB_PATH names, as for llama-cpp-python, or in an installed llama-cpp-python.
+"""
+
+import ctypes
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lltool.engine.text.tokenizer import Tokenizer
+from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.metadata import Value, f32, string, u32
+from lltool.gguf.source import Model, Tensor
+from lltool.gguf.writer import write_gguf
+from lltool.quant.convert.vocabulary import read_vocabulary
+from tests.engine.test_sampling_rival import Options, llama
+from tests.tokenizer_kinds import mixed_lines, save, wordpiece
+
+pytestmark = pytest.mark.rival
+
+__all__ = ["llama"]  # the fixture
+
+WIDTH = 32
+
+
+class Rival:
+    """libllama's tokenizer of a vocabulary, in the smallest model that it loads."""
+
+    def __init__(self, llama: ctypes.CDLL, path: Path, vocabulary: Mapping[str, Value]) -> None:
+        rows = len(vocabulary["tokenizer.ggml.tokens"].data)
+        numbers = ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count")
+        metadata = {
+            "general.architecture": string("llama"),
+            **{f"llama.{key}": u32(value) for key, value in zip(numbers, (64, WIDTH, 1, WIDTH, 1), strict=True)},
+            "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
+            **vocabulary,
+        }
+        block = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+        shapes = {
+            "token_embd": (rows, WIDTH),
+            "output_norm": (WIDTH,),
+            **{f"blk.0.{name}": (WIDTH,) for name in ("attn_norm", "ffn_norm")},
+            **{f"blk.0.{name}": (WIDTH, WIDTH) for name in block},
+        }
+        tensors = [_ones(f"{name}.weight", shape) for name, shape in shapes.items()]
+        write_gguf(path, Model(metadata, tensors))
+        llama.llama_model_default_params.restype = Options
+        llama.llama_model_load_from_file.restype = ctypes.c_void_p
+        llama.llama_model_get_vocab.restype = ctypes.c_void_p
+        model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+        assert model, "libllama refuses the file"
+        self._llama, self._vocabulary = llama, ctypes.c_void_p(llama.llama_model_get_vocab(ctypes.c_void_p(model)))
+
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        data = text.encode()
+        ids = (ctypes.c_int32 * (len(data) + 8))()
+        size = ctypes.c_int32(len(data))
+        count = self._llama.llama_tokenize(self._vocabulary, data, size, ids, len(ids), add_special, True)
+        assert count >= 0
+        return list(ids[:count])
+
+
+def _ones(name: str, shape: tuple[int, ...]) -> Tensor:
+    data = np.ones(shape, np.float32).reshape(-1, WIDTH).view(np.uint8)
+    return Tensor(name, GGMLType.F32, shape, lambda start, stop: data[start:stop])
+
+
+def rival_of(llama: ctypes.CDLL, folder: Path, rows: int, model_type: str | None = None) -> tuple[Rival, Tokenizer]:
+    vocabulary = read_vocabulary(folder, {"model_type": model_type} if model_type else {}, rows).metadata()
+    return Rival(llama, folder / "model.gguf", vocabulary), Tokenizer.from_gguf(vocabulary)
+
+
+def differences(rival: Rival, tokenizer: Tokenizer, lines: list[str]) -> list[str]:
+    """The lines of which the two make other ids."""
+    pairs = ((line, tokenizer.encode(line, add_special=False, parse_special=True)) for line in lines)
+    return [line for line, ids in pairs if rival.encode(line, add_special=False) != ids]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_wordpiece(llama: ctypes.CDLL, lowercase: bool, tmp_path: Path) -> None:
+    save(wordpiece(lowercase=lowercase), tmp_path)
+    rival, tokenizer = rival_of(llama, tmp_path, 1500)
+    lines = mixed_lines(2000)
+    if lowercase:  # libllama strips spacing vowel signs with the accents, BERT does not
+        lines = [line for line in lines if not any(unicodedata.category(char) == "Mc" for char in line)]
+    assert rival.encode("a word") == tokenizer.encode("a word")
+    assert differences(rival, tokenizer, lines) == []
