@@ -2,10 +2,14 @@
 
 import json
 import random
+from base64 import b64encode
+from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lltool.quant.convert.byte_level import BYTE_OF_CHAR
 from lltool.quant.convert.hard_texts import TEXTS
 from lltool.quant.convert.sentencepiece_model import read_sentencepiece
 
@@ -105,3 +109,42 @@ def unigram(form: str) -> Any:
     tokenizer.add_tokens([AddedToken("<sep>", normalized=False)])
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     return tokenizer
+
+
+def byte_tokens() -> list[bytes]:
+    """The tokens of a byte-level vocabulary by rank, trained on the hard texts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
+    )
+    vocab = tokenizer.get_vocab()
+    return [bytes(BYTE_OF_CHAR[char] for char in text) for text in sorted(vocab, key=vocab.__getitem__)]
+
+
+def write_tiktoken(file: Path, tokens: list[bytes]) -> None:
+    file.write_text("".join(f"{b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+
+
+def by_ranks(tokens: list[bytes], pattern: str) -> Callable[[str], list[int]]:
+    """tiktoken's encoding, written out: of a word's neighbours, those that form the token of the lowest rank merge."""
+    import regex
+
+    ranks, split = {token: rank for rank, token in enumerate(tokens)}, regex.compile(pattern, regex.V1)
+
+    def encode_word(word: bytes) -> list[int]:
+        if word in ranks:
+            return [ranks[word]]
+        parts = [word[i : i + 1] for i in range(len(word))]
+        while len(parts) > 1:
+            found = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
+            place = found.index(min(found))
+            if found[place] == len(ranks):
+                break
+            parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        return [ranks[part] for part in parts]
+
+    return lambda text: [id for word in split.findall(text) for id in encode_word(word.encode())]

@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
     conversion = plan_conversion(
         arguments.source, arguments.outtype, pre=arguments.pre, strict=arguments.strict, threads=arguments.threads
     )
-    notes = [*conversion.notes, *check_conversion(conversion)]
+    check_conversion(conversion)
+    notes = conversion.notes
     path = arguments.outfile or conversion.default_path()
     for text in notes:
         note(text)

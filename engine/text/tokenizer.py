@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.text.added_tokens import AddedTokenCutter
+from lltool.engine.text.fill_in_middle import ENDS, find_fill_in_middle
 from lltool.engine.text.tokenizer_bpe import read_bpe
 from lltool.engine.text.tokenizer_embedded import read_embedded
+from lltool.engine.text.tokenizer_rwkv import read_rwkv
 from lltool.engine.text.tokenizer_spm import read_spm
 from lltool.engine.text.tokenizer_unigram import read_unigram
 from lltool.engine.text.tokenizer_wordpiece import read_wordpiece
@@ -29,22 +31,26 @@ KINDS: dict[str, Callable[[VocabularyKeys], TokenizerKind]] = {
     "llama": read_spm,
     "bert": read_wordpiece,
     "t5": read_unigram,
+    "rwkv": read_rwkv,
 }
 
 # Types of tokens that are matched in text as a whole, before all others.
 _SPECIAL = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
 
-# Tokens that end an answer even if the file does not say so: llama.cpp's list without the fill-in-the-middle tokens and
-# without `</s>`, which is HTML in Gemma's vocabulary; if `</s>` does end a text, the file says so.
+# Tokens that end an answer even if the file does not say so: llama.cpp's list without `</s>`, which is HTML in Gemma's
+# vocabulary; if `</s>` does end a text, the file says so.
 _ENDS = """<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|>
-    <|end_of_text|> <EOT> _<EOT> [EOT] [EOS] <turn|> <eos> <end_of_utterance> <｜end▁of▁sentence｜>"""
+    <|end_of_text|> <EOT> _<EOT> [EOT] [EOS] <turn|> <eos> <end_of_utterance> <｜end▁of▁sentence｜> <|tool_response>
+    [e~["""
+_MESSAGE_ENDS = ({"<|return|>", "<|call|>"}, {"<|calls|>", "<|flush|>"})  # beside them, <|end|> ends only a message
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     """A vocabulary and its rules for splitting text.
 
-    `kind` is how plain text becomes ids.
+    `fill_in_middle` has the tokens for filling in a text, by name: pre, suf, mid, pad, rep and sep. `kind` is how plain
+    text becomes ids.
     With `add_space_prefix`, a text and each text after a special token is encoded as if it began with a space.
     `cutter` splits text at special tokens if the file has lltool's own keys for that; None does it as llama.cpp does.
     """
@@ -60,6 +66,7 @@ class Tokenizer:
     add_sep: bool
     add_space_prefix: bool
     end_of_generation: frozenset[int]
+    fill_in_middle: Mapping[str, int]
     kind: TokenizerKind
     cutter: AddedTokenCutter | None = None
 
@@ -72,9 +79,14 @@ class Tokenizer:
             tokens[id]: id
             for id in np.flatnonzero(np.isin(types, (TokenType.CONTROL, TokenType.USER_DEFINED))).tolist()
         }
+        fill_in_middle = find_fill_in_middle(keys, special)
         ends = {special[text] for text in _ENDS.split() if text in special}
+        ends.update(id for name, id in fill_in_middle.items() if name in ENDS)
         eos = keys.token("eos", kind.eos)
         stops = (eos, keys.token("eot"), keys.token("eom"), *read_end_ids(metadata, len(tokens)))
+        ends.update(id for id in stops if id is not None)
+        if any(names <= special.keys() for names in _MESSAGE_ENDS):
+            ends.discard(special.get("<|end|>", -1))
         space_prefix = read_space_prefix(metadata)
         return cls(
             tokens=tokens,
@@ -87,7 +99,8 @@ class Tokenizer:
             add_eos=keys.flag("add_eos_token", kind.add_eos),
             add_sep=keys.flag("add_sep_token", kind.add_sep),
             add_space_prefix=kind.add_space_prefix,
-            end_of_generation=frozenset(ends.union(id for id in stops if id is not None)),
+            end_of_generation=frozenset(ends),
+            fill_in_middle=fill_in_middle,
             kind=kind,
             cutter=None
             if keys.added is None

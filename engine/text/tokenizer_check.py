@@ -1,15 +1,14 @@
 """Checks that a tokenizer from a GGUF file splits text as the checkpoint's `tokenizer.json` does."""
 
-import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lltool.engine.text.tokenizer import Tokenizer
 from lltool.quant.convert.checkpoint import read_json
 from lltool.quant.convert.hard_texts import TEXTS
+from lltool.quant.convert.sentencepiece_model import read_sentencepiece
 from lltool.quant.convert.vocabulary import load_tokenizer
 from lltool.quant.convert.vocabulary_added import list_added_tokens
-from lltool.quant.convert.vocabulary_sources import steps_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HuggingFace
@@ -23,19 +22,31 @@ def compare_tokenizers(tokenizer: Tokenizer, tokenizer_json_path: str | Path) ->
     """None if both tokenizers give the same ids for every test text, else a message with the first difference.
 
     The other tokenizer is read from the checkpoint's folder with all its files, or from a folder with only a
-    tokenizer.json. Some texts contain the added tokens. If tokenizer.json composes text (NFC), the texts are composed
-    first, because GGUF has no key for that.
+    tokenizer.json. Some texts contain the added tokens. It is one of the `tokenizers` library or, of a model file of
+    SentencePiece BPE, of `sentencepiece`; where none can read the files, as of RWKV's vocabulary, nothing is compared.
     """
     path = Path(tokenizer_json_path)
     other = load_tokenizer(path.parent, read_json(path.parent / "config.json", missing={}))
     if other is None:
-        return None
-    composes = any(step["type"] == "NFC" for step in steps_of(other.normalizer))
+        return _compare_with_sentencepiece(tokenizer, path) if path.suffix == ".model" else None
     for text in (*TEXTS, *_texts_around(other, tokenizer.size)):
-        if composes:
-            text = unicodedata.normalize("NFC", text)
         ids = tokenizer.encode(text, add_special=False, parse_special=True)
         wanted = other.encode(text, add_special_tokens=False).ids
+        if ids != wanted:
+            return f"{path}: {text!r} gives {wanted}, the converted tokenizer gives {ids}"
+    return None
+
+
+def _compare_with_sentencepiece(tokenizer: Tokenizer, path: Path) -> str | None:
+    """The same for a model file of SentencePiece. A model that normalizes texts is left out; a note says so."""
+    from sentencepiece import SentencePieceProcessor
+
+    model = read_sentencepiece(path)
+    if model.charsmap or model.remove_extra_whitespaces:
+        return None
+    processor = SentencePieceProcessor(model_file=str(path))
+    for text in TEXTS:
+        ids, wanted = tokenizer.encode(text, add_special=False), processor.encode(text)
         if ids != wanted:
             return f"{path}: {text!r} gives {wanted}, the converted tokenizer gives {ids}"
     return None

@@ -9,7 +9,7 @@ from lltool.engine.text.tokenizer_spm import bytes_of_token
 from lltool.engine.text.vocabulary_keys import NEVER, TokenizerKind, VocabularyKeys, encoder_of
 from lltool.gguf.errors import InputError
 from lltool.quant.convert.sentencepiece_model import TokenType
-from lltool.quant.convert.tokenizer_keys import read_splits_words
+from lltool.quant.convert.tokenizer_keys import read_flag
 from lltool.quant.convert.unigram import build_unigram
 
 
@@ -33,7 +33,7 @@ def read_unigram(keys: VocabularyKeys) -> TokenizerKind:
             unknown,
             charsmap=keys.bytes("precompiled_charsmap"),
             merges_spaces=merges_spaces,
-            splits_words=read_splits_words(keys.metadata),
+            splits_words=read_flag(keys.metadata, "splits_words"),
             adds_space=adds_space and merges_spaces,
         )
     except InputError as error:

@@ -1,8 +1,10 @@
 """The pre-tokenizers of `tokenizer.ggml.pre`, which split text before byte-level BPE merges it.
 
 Patterns apply in sequence, each within the pieces of the previous one; unmatched text becomes a piece too. Source: the
-pre-type table of llama.cpp's vocabulary code. Missing are types with special rules (kimi-k2, afmoe, chameleon,
-superbpe), those that work on raw UTF-8 (gemma4, sarvam-moe, whitespace) and those of embedding models.
+pre-type table of llama.cpp's vocabulary code. Those of kimi-k2, tekken and gpt-4o are the projects' own patterns, to
+which llama.cpp's come near: it takes letters beyond ASCII as both upper and lower case. Missing are types with special
+rules (afmoe, chameleon, superbpe), those that work on raw UTF-8 (gemma4, sarvam-moe, whitespace) and those of embedding
+models.
 """
 
 from dataclasses import dataclass
@@ -37,7 +39,6 @@ def _cased(upper: str, lower: str, suffix: str, digits: str) -> str:
     return rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 
 
-_NOT_LOWER, _NOT_UPPER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 _MARKED = rf"{_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+"
@@ -59,6 +60,14 @@ _DEEPSEEK_LETTERS = (
 )
 _DEEPSEEK_PUNCTUATION = "!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002"
 _DEEPSEEK_CJK = "\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff"
+
+
+def _kimi() -> str:
+    """Words as in `_cased`, but Chinese characters stand alone."""
+    upper, lower = (rf"{letters[:-1]}&&[^\p{{Han}}]]" for letters in (_UPPER, _LOWER))
+    return r"[\p{Han}]+|" + _cased(upper, lower, _SUFFIX + "?", r"\p{N}{1,3}").replace(r"[\r\n/]*", r"[\r\n]*")
+
+
 _CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 
 _TYPES: dict[str, PreTokenizer] = {
@@ -77,13 +86,12 @@ _TYPES: dict[str, PreTokenizer] = {
     "qwen35": PreTokenizer((_llama3(r"\p{N}", letters=r"\p{L}\p{M}"),)),
     "minicpm5": PreTokenizer((r"\p{N}{1,3}", _llama3(r"\p{N}+")), ignore_merges=True),
     "laguna": PreTokenizer((r"[^\n]+|[\n]+", _llama3(r"\p{N}"))),
-    "tekken": PreTokenizer((_cased(_NOT_LOWER, _NOT_UPPER, "", r"\p{N}"),), ignore_merges=True, add_bos=True),
-    "gpt-4o llama4 kanana2 talkie minimax-m2": PreTokenizer(
-        (_cased(_NOT_LOWER, _NOT_UPPER, _SUFFIX + "?", r"\p{N}{1,3}"),)
-    ),
+    "tekken": PreTokenizer((_cased(_UPPER, _LOWER, "", r"\p{N}"),), ignore_merges=True, add_bos=True),
+    "gpt-4o llama4 kanana2 talkie minimax-m2": PreTokenizer((_cased(_UPPER, _LOWER, _SUFFIX + "?", r"\p{N}{1,3}"),)),
     "tiny_aya cohere2moe": PreTokenizer(
         (r"\d{1,3}(?=(?:\d{3})*\b)", _cased(_UPPER, _LOWER, _SUFFIX + "?", r"\p{N}{1,3}"))
     ),
+    "kimi-k2": PreTokenizer((_kimi(),), ignore_merges=True),
     "deepseek-llm": PreTokenizer(
         (
             r"[\r\n]",

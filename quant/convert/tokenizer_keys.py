@@ -6,6 +6,7 @@
 - `lltool.tokenizer.space_prefix` (string): where a space is put before a text, if not as `add_space_prefix` states;
   see SpacePrefix.
 - `lltool.tokenizer.splits_words` (bool): a Unigram vocabulary splits texts at all white space, not only at spaces.
+- `lltool.tokenizer.composes` (bool): a byte-level vocabulary composes the characters of a text first (NFC).
 - `lltool.tokenizer.end_ids` (uint32 array): all tokens at which generation ends.
 """
 
@@ -23,7 +24,7 @@ EMBEDDED_KEY = "tokenizer.huggingface.json"
 """The key of a whole tokenizer.json (GGUF's specification); if a file has it, it says how text becomes ids."""
 EMBEDDED_MODEL, EMBEDDED_PRE = "huggingface", "embedded"
 """`tokenizer.ggml.model` and `.pre` if no known value is near; other programs refuse such a file."""
-_SPLITS_WORDS = "lltool.tokenizer.splits_words"
+_OURS = "lltool.tokenizer."
 _SPACE_PREFIX, _END_IDS = "lltool.tokenizer.space_prefix", "lltool.tokenizer.end_ids"
 
 
@@ -66,8 +67,9 @@ def describe_space_prefix(prefix: SpacePrefix | None) -> dict[str, Value]:
     return {} if prefix is None else {_SPACE_PREFIX: string(prefix.value)}
 
 
-def describe_splits_words(splits: bool) -> dict[str, Value]:
-    return {_SPLITS_WORDS: boolean(True)} if splits else {}
+def describe_flags(**flags: bool) -> dict[str, Value]:
+    """The keys of those that are set, such as `splits_words`."""
+    return {f"{_OURS}{name}": boolean(True) for name, is_set in flags.items() if is_set}
 
 
 def describe_end_ids(ids: list[int]) -> dict[str, Value]:
@@ -97,10 +99,11 @@ def read_space_prefix(metadata: Mapping[str, Value]) -> SpacePrefix | None:
     return SpacePrefix(value.data)
 
 
-def read_splits_words(metadata: Mapping[str, Value]) -> bool:
-    value = metadata.get(_SPLITS_WORDS)
+def read_flag(metadata: Mapping[str, Value], name: str) -> bool:
+    """Whether a flag such as `splits_words` is set."""
+    value = metadata.get(f"{_OURS}{name}")
     if value is not None and value.type != ValueType.BOOL:
-        raise InputError(f"{_SPLITS_WORDS}: found {value.type.name}, wanted a bool")
+        raise InputError(f"{_OURS}{name}: found {value.type.name}, wanted a bool")
     return value is not None and bool(value.data)
 
 

@@ -10,6 +10,7 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.regular_file import read_bytes
 from lltool.quant.convert.checkpoint import read_json
 from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS
+from lltool.quant.convert.rank_files import TEKKEN, TEKKEN_SPECIAL, find_rank_file, from_rank_file, known_pretokenizer
 from lltool.quant.convert.sentencepiece_model import SentencePieceModel, TokenType, read_sentencepiece
 from lltool.quant.convert.unigram import from_sentencepiece
 from lltool.quant.convert.vocabulary_added import (
@@ -130,6 +131,7 @@ def load_source(
     kind = _CLASSES.get(_class_name(path, settings, config), TokenizerClass())
     notes: list[str] = []
     model: SentencePieceModel | None = None
+    rank_file = find_rank_file(path)
     if (path / "tokenizer.json").exists():
         file = path / "tokenizer.json"
         content = read_json(file)
@@ -148,6 +150,12 @@ def load_source(
     elif (path / "vocab.json").exists() or (path / "merges.txt").exists():
         file, content = path / "vocab.json", {}
         tokenizer = _from_vocabulary_and_merges(path, kind, pre)
+    elif rank_file:
+        file, content = rank_file, {}
+        tokenizer = from_rank_file(file, settings, pre)
+        if file.name == TEKKEN:
+            known = {key: text for key, text in TEKKEN_SPECIAL.items() if tokenizer.token_to_id(text) is not None}
+            kind = TokenizerClass(defaults=known)
     elif found := [path / name for name in _MODEL_FILES if (path / name).exists()]:
         file, content = found[0], {}
         model = read_sentencepiece(file)
@@ -158,17 +166,26 @@ def load_source(
     else:
         raise InputError(
             f"{path}: no tokenizer: wanted tokenizer.json, vocab.json with merges.txt, vocab.txt of "
-            "a BertTokenizer, or tokenizer.model, spiece.model or sentencepiece.bpe.model"
+            "a BertTokenizer, or tokenizer.model, spiece.model, sentencepiece.bpe.model, a tiktoken file, "
+            "tekken.json or rwkv_vocab_v20230424.txt"
         )
     named = add_missing_tokens(path, tokenizer, settings, content, kind, notes)
     if kind.name == "LlamaTokenizer" and not is_byte_level(tokenizer):
         _apply_legacy(path, tokenizer, settings, notes)
     if kind.is_wordpiece and file.name == "tokenizer.json":
         apply_settings(path, tokenizer, settings, notes)
-    describes_text = file.name in ("tokenizer.json", "vocab.txt") or (
-        file.name == "vocab.json" and kind.pre is not None
-    )
+    describes_text = model is None or file.name == "tokenizer.json"
+    if file.name == "vocab.json":
+        describes_text = kind.pre is not None
+    elif file == rank_file:
+        describes_text = known_pretokenizer(file, settings) is not None
     return TokenizerSource(file, tokenizer, settings, named, model, describes_text, notes)
+
+
+def find_vocabulary_file(path: Path) -> Path | None:
+    """The file with the vocabulary, if it is no tokenizer.json."""
+    names = [path / name for name in ("vocab.txt", "vocab.json", *_MODEL_FILES)]
+    return find_rank_file(path) or next((file for file in names if file.exists()), None)
 
 
 def steps_of(part: Any) -> list[dict[str, Any]]:

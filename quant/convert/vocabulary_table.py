@@ -15,8 +15,8 @@ from lltool.quant.convert.tokenizer_keys import (
     SpacePrefix,
     describe_added_tokens,
     describe_end_ids,
+    describe_flags,
     describe_space_prefix,
-    describe_splits_words,
 )
 
 _ADDED_SCORE = -1000.0  # for tokens added to a SentencePiece model
@@ -43,6 +43,7 @@ class Vocabulary:
     end_ids: list[int] = field(default_factory=list)
     space_prefix: SpacePrefix | None = None
     splits_words: bool = False
+    composes: bool = False
     embedded: list[tuple[str, str]] = field(default_factory=list)
 
     def embed(self, why: str, others: str) -> None:
@@ -88,7 +89,7 @@ class Vocabulary:
         values |= {key: value for key, value in self.keys.items() if key != "pre" and not key.startswith(outside)}
         chat = {f"tokenizer.{key}": value for key, value in self.keys.items() if key.startswith(outside)}
         ours = describe_added_tokens(self.added) | describe_space_prefix(self.space_prefix)
-        ours |= describe_splits_words(self.splits_words)
+        ours |= describe_flags(splits_words=self.splits_words, composes=self.composes)
         return (
             {f"tokenizer.ggml.{key}": value for key, value in values.items()}
             | chat

@@ -48,13 +48,14 @@ def convert(
     `NAME-TYPE.gguf` in the working folder; a file of that name is replaced only if it was made of the same weights, or
     with `force`. `pre` is tokenizer.ggml.pre, if the pre-tokenizer is not recognized. A shape that does not allow the
     type gets another one, with a warning, or with `strict` is an error. Raises InputError for a checkpoint that is
-    damaged or of an unsupported kind, before anything is written.
+    damaged or of an unsupported kind, or whose tokenizer would change, before anything is written.
 
     >>> lltool.convert("checkpoint", "model.gguf", "bf16")
     PosixPath('model.gguf')
     """
     conversion = plan_conversion(str(source), type.lower(), pre=pre, strict=strict, threads=threads)
-    for note in [*conversion.notes, *check_conversion(conversion)]:
+    check_conversion(conversion)
+    for note in conversion.notes:
         warn(note)
     return write_conversion(conversion, _path(target), shard_bytes=shard_bytes, force=force)[0]
 

@@ -78,7 +78,7 @@ def test_control_tokens_are_found_only_when_asked_for(smollm2: Tokenizer) -> Non
 
 def test_smollm2_says_what_begins_and_ends_a_text(smollm2: Tokenizer) -> None:
     assert (smollm2.bos, smollm2.eos, smollm2.add_bos, smollm2.size) == (1, 2, False, 49152)
-    assert smollm2.end_of_generation == {0, 2}  # <|endoftext|>, <|im_end|>
+    assert smollm2.end_of_generation == {0, 2, 4}  # <|endoftext|>, <|im_end|> and, as in llama.cpp, <reponame>
     assert smollm2.encode("") == []
 
 
@@ -180,6 +180,23 @@ def test_begin_and_end_tokens_follow_the_flags() -> None:
     both = Tokenizer.from_gguf(gpt2_metadata(**keys, add_bos_token=boolean(True), add_eos_token=boolean(True)))
     assert both.encode("ab") == [END, AB, TOOL]
     assert both.encode("ab", add_special=False) == [AB]
+
+
+def test_fill_in_middle_tokens_are_found_by_key_and_by_name() -> None:
+    """The separators end a text that was filled in; beside <|return|> and <|call|>, <|end|> ends none."""
+    texts = ["<|fim_prefix|>", "<fim_suffix>", "<|fim_middle|>", "<|file_sep|>", "<|return|>", "<|call|>", "<|end|>"]
+    size = 264
+    tokens = [*gpt2_metadata()["tokenizer.ggml.tokens"].data, *texts]
+    types = [*gpt2_metadata()["tokenizer.ggml.token_type"].data, *[TokenType.CONTROL] * len(texts)]
+    changes = {
+        "tokens": array(ValueType.STRING, tokens),
+        "token_type": array(ValueType.INT32, np.array(types, np.int32)),
+        "middle_token_id": u32(5),
+    }
+    tokenizer = Tokenizer.from_gguf(gpt2_metadata(**changes))
+    assert tokenizer.fill_in_middle == {"pre": size, "suf": size + 1, "mid": 5, "sep": size + 3}
+    assert {size + 3, size + 4, size + 5} <= tokenizer.end_of_generation
+    assert size + 6 not in tokenizer.end_of_generation
 
 
 def test_llama3_adds_a_begin_token_and_takes_whole_tokens_before_merging() -> None:

@@ -1,6 +1,8 @@
 """Every kind of vocabulary gives the ids of the library that made it, through the keys of a GGUF file."""
 
 import json
+from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,36 @@ from lltool.engine.text.tokenizer_check import compare_tokenizers
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value
 from lltool.quant.convert.vocabulary import read_vocabulary
-from tests.tokenizer_kinds import mixed_lines, save, unigram, unigram_model, wordpiece
+from tests.tokenizer_kinds import (
+    by_ranks,
+    byte_tokens,
+    mixed_lines,
+    save,
+    unigram,
+    unigram_model,
+    wordpiece,
+    write_tiktoken,
+)
 
 LINES = 10_000
+
+# The patterns in the files of Qwen 1, Kimi K2 and Mistral's Tekken, as those projects write them.
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+KIMI = "|".join(
+    [
+        r"[\p{Han}]+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+        r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+"
+        r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        *(r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
+    ]
+)
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def read(folder: Path, rows: int, **config: Any) -> tuple[dict[str, Value], list[str]]:
@@ -160,3 +189,107 @@ def test_unigram_model_files(kind: str, tmp_path: Path) -> None:
     assert others < LINES // 20
     first, last = ([], [2]) if is_t5 else ([0], [2])
     assert tokenizer.encode("a word") == [*first, *tokenizer.encode("a word", add_special=False), *last]
+
+
+def check_ranks(tokenizer: Tokenizer, wanted: Callable[[str], list[int]], first: int = 0) -> None:
+    """The ids of tiktoken's rules from `first` on, and every text again."""
+    for line in mixed_lines(LINES // 4):
+        ids = tokenizer.encode(line, add_special=False)
+        assert ids == [id + first for id in wanted(line)], line
+        assert tokenizer.decode(ids) == line
+
+
+def test_qwen_tiktoken(tmp_path: Path) -> None:
+    tokens = byte_tokens()
+    write_tiktoken(tmp_path / "qwen.tiktoken", tokens)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": len(tokens)}))
+    metadata, _ = read(tmp_path, len(tokens) + 220, model_type="qwen")
+    assert metadata["tokenizer.ggml.pre"].data == "qwen2"
+    assert metadata["tokenizer.ggml.tokens"].data[len(tokens) :][:3] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.end_of_generation >= {len(tokens), len(tokens) + 2}
+    check_ranks(tokenizer, by_ranks(tokens, QWEN))
+
+
+def test_kimi_tiktoken(tmp_path: Path) -> None:
+    tokens = byte_tokens()
+    size = len(tokens)
+    write_tiktoken(tmp_path / "tiktoken.model", tokens)
+    named = {0: "[BOS]", 1: "[EOS]", 2: "<|im_end|>"}
+    decoder = {str(size + i): {"content": text, "special": True} for i, text in named.items()}
+    settings = {"tokenizer_class": "TikTokenTokenizer", "bos_token": "[BOS]", "eos_token": "[EOS]"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"added_tokens_decoder": decoder}))
+    metadata, _ = read(tmp_path, size + 256)
+    assert metadata["tokenizer.ggml.pre"].data == "kimi-k2"
+    assert metadata["tokenizer.ggml.tokens"].data[size + 2 : size + 4] == [
+        "<|im_end|>",
+        f"<|reserved_token_{size + 3}|>",
+    ]
+    assert metadata["tokenizer.ggml.eos_token_id"].data == size + 1
+    check_ranks(Tokenizer.from_gguf(metadata), by_ranks(tokens, KIMI))
+
+
+def test_tekken(tmp_path: Path) -> None:
+    """Special tokens come first; `default_vocab_size` says how many of the file's tokens count."""
+    tokens = byte_tokens()
+    rows = [{"rank": rank, "token_bytes": b64encode(t).decode(), "token_str": None} for rank, t in enumerate(tokens)]
+    special = [
+        {"rank": i, "token_str": t, "is_control": True} for i, t in enumerate(["<unk>", "<s>", "</s>", "[INST]"])
+    ]
+    config = {"pattern": TEKKEN, "default_vocab_size": len(tokens) - 50 + 10, "default_num_special_tokens": 10}
+    (tmp_path / "tekken.json").write_text(json.dumps({"config": config, "vocab": rows, "special_tokens": special}))
+    metadata, notes = read(tmp_path, len(tokens) - 50 + 10)
+    assert metadata["tokenizer.ggml.tokens"].data[2:5] == ["</s>", "[INST]", "<SPECIAL_4>"]
+    assert [metadata[f"tokenizer.ggml.{name}_token_id"].data for name in ("bos", "eos", "unknown")] == [1, 2, 0]
+    assert metadata["tokenizer.ggml.add_bos_token"].data is True
+    tokenizer = Tokenizer.from_gguf(metadata)
+    check_ranks(tokenizer, by_ranks(tokens[:-50], TEKKEN), 10)
+    assert tokenizer.encode("[INST]", parse_special=True) == [1, 3]
+    assert (metadata["tokenizer.ggml.pre"].data, notes) == ("tekken", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("qwen.tiktoken", "YQ== 0\nYg= 1\n", r"qwen\.tiktoken, line 2: b'Yg= 1', wanted a token in base64"),
+        ("qwen.tiktoken", "YQ== 1\n", "1 tokens, wanted different ones with the ranks from 0 on"),
+        ("qwen.tiktoken", "YQ== 0\n", "has no token for the byte 0x00"),
+        ("new.tiktoken", "YQ== 0\n", r"does not state how text is split before merging; give .* as --pre NAME"),
+        ("tekken.json", "{}", "wanted config, vocab and special_tokens"),
+        ("tekken.json", '{"config": {}, "vocab": []}', "not a vocabulary of Mistral's: KeyError: 'default_num"),
+        ("rwkv_vocab_v20230424.txt", "1 'a' 1\n2 'b' 2\n", r"line 2: \"2 'b' 2\", wanted an id, a token"),
+        ("rwkv_vocab_v20230424.txt", "", "has no token"),
+    ],
+)
+def test_damaged_vocabulary_files_are_named(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, 10)
+
+
+def test_rwkv(tmp_path: Path) -> None:
+    """The longest token counts, also one that ends within a character or begins with a quote."""
+    tokens = [*(bytes([i]) for i in range(256)), b"\n\n", b"'s", b"\"'", b"\\n", "é".encode(), "猫".encode()[:2]]
+    tokens += [token for token in byte_tokens()[256:] if token not in tokens]
+    lines = []
+    for id, token in enumerate(tokens, 1):
+        try:
+            literal = repr(token.decode())
+        except UnicodeDecodeError:
+            literal = repr(token)
+        lines.append(f"{id} {literal} {len(token)}\n")
+    (tmp_path / "rwkv_vocab_v20230424.txt").write_text("".join(lines))
+    metadata, _ = read(tmp_path, len(tokens) + 8)
+    assert metadata["tokenizer.ggml.model"].data == "rwkv"
+    assert metadata["tokenizer.ggml.tokens"].data[:3] == ["<s>", r"\x00", r"\x01"]
+    assert metadata["tokenizer.ggml.eot_token_id"].data == 257
+    tokenizer = Tokenizer.from_gguf(metadata)
+    ids = {token: id for id, token in enumerate(tokens, 1)}
+    for line in mixed_lines(LINES // 4):
+        rest, wanted = line.encode(), []
+        while rest:
+            token = next(rest[:length] for length in range(len(rest), 0, -1) if rest[:length] in ids)
+            wanted.append(ids[token])
+            rest = rest[len(token) :]
+        assert tokenizer.encode(line) == wanted, line
+        assert tokenizer.decode(wanted) == line

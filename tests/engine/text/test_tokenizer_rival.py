@@ -4,6 +4,7 @@ It is found in the folder that LLAMA_CPP_LIB_PATH names, as for llama-cpp-python
 """
 
 import ctypes
+import json
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from lltool.gguf.source import Model, Tensor
 from lltool.gguf.writer import write_gguf
 from lltool.quant.convert.vocabulary import read_vocabulary
 from tests.engine.test_sampling_rival import Options, llama
-from tests.tokenizer_kinds import mixed_lines, save, unigram, wordpiece
+from tests.tiny_checkpoints import TOKENIZERS
+from tests.tokenizer_kinds import byte_tokens, mixed_lines, save, unigram, wordpiece
 
 pytestmark = pytest.mark.rival
 
@@ -55,6 +57,18 @@ class Rival:
         model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
         assert model, "libllama refuses the file"
         self._llama, self._vocabulary = llama, ctypes.c_void_p(llama.llama_model_get_vocab(ctypes.c_void_p(model)))
+
+    def is_end(self, id: int) -> bool:
+        self._llama.llama_vocab_is_eog.restype = ctypes.c_bool
+        return bool(self._llama.llama_vocab_is_eog(self._vocabulary, ctypes.c_int32(id)))
+
+    def fill_in_middle(self) -> dict[str, int]:
+        found = {}
+        for name in ("pre", "suf", "mid", "pad", "rep", "sep"):
+            id = getattr(self._llama, f"llama_vocab_fim_{name}")(self._vocabulary)
+            if id >= 0:
+                found[name] = id
+        return found
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         data = text.encode()
@@ -101,4 +115,36 @@ def test_unigram(llama: ctypes.CDLL, form: str, tmp_path: Path) -> None:
     lines = [line.replace("\x85", "") for line in mixed_lines(2000)]  # no white space to libllama
     # libllama composes decomposed Hangul and Kana, which `tokenizers` leaves as they are.
     lines = [line for line in lines if not re.search("[\u1100-\u11ff\u3099]", line)]
+    assert differences(rival, tokenizer, lines) == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"],
+        ["<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>", "<reponame>", "<|im_end|>"],
+        ["<|end|>", "<|return|>", "<|call|>", "<|eom_id|>", "[EOS]", "<end_of_utterance>"],
+        ["<|end|>", "<|eot_id|>", "<turn|>", "<|tool_response>", "[e~[", "<eos>"],
+    ],
+)
+def test_ends_and_fill_in_middle_tokens(llama: ctypes.CDLL, names: list[str], tmp_path: Path) -> None:
+    config = TOKENIZERS["qwen2"](tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    new = [name for name in names if name not in {row["content"] for row in content["added_tokens"]}]
+    content["added_tokens"] += [{"id": 374 + i, "content": t, "special": True, **flags} for i, t in enumerate(new)]
+    path.write_text(json.dumps(content))
+    vocabulary = read_vocabulary(tmp_path, config, 384).metadata()
+    rival, tokenizer = Rival(llama, tmp_path / "model.gguf", vocabulary), Tokenizer.from_gguf(vocabulary)
+    assert dict(tokenizer.fill_in_middle) == rival.fill_in_middle()
+    assert tokenizer.end_of_generation == {id for id in range(tokenizer.size) if rival.is_end(id)}
+
+
+def test_rwkv(llama: ctypes.CDLL, tmp_path: Path) -> None:
+    tokens = [*(bytes([i]) for i in range(256)), *byte_tokens()[256:]]
+    lines = [f"{id} {token!r} {len(token)}\n" for id, token in enumerate(tokens, 1)]
+    (tmp_path / "rwkv_vocab_v20230424.txt").write_text("".join(lines))
+    rival, tokenizer = rival_of(llama, tmp_path, len(tokens) + 1)
+    lines = [line for line in mixed_lines(2000) if "\0" not in line]  # where libllama's tokens end
     assert differences(rival, tokenizer, lines) == []
