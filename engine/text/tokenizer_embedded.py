@@ -25,13 +25,15 @@ _BYTES: dict[str, Callable[[str, int], bytes]] = {
 
 
 def read_embedded(keys: VocabularyKeys) -> TokenizerKind:
-    """Raises InputError if the stored tokenizer.json is none that the `tokenizers` library can read."""
+    """Raises InputError if the stored tokenizer.json is none that the library can read, or has other ids."""
     name, value = keys.text("model"), keys.metadata[EMBEDDED_KEY]
     if value.type != ValueType.STRING:
         raise InputError(f"{EMBEDDED_KEY}: found {value.type.name}, wanted a string")
     if name not in (*_BYTES, EMBEDDED_MODEL):
         raise InputError(f"tokenizer.ggml.model: {name!r}, wanted one of {', '.join((*_BYTES, EMBEDDED_MODEL))}")
     tokenizer = _parse(value.data, read_space_prefix(keys.metadata) is None)
+    if (largest := max(tokenizer.get_vocab().values(), default=-1)) >= len(keys.tokens):
+        raise InputError(f"{EMBEDDED_KEY}: has the id {largest}, but there are {len(keys.tokens)} tokens")
     bytes_of_token = _BYTES[name] if name in _BYTES else _bytes_by_decoder(tokenizer)
     encode, normalizer = encoder_of(tokenizer), tokenizer.normalizer
     sample = b"".join(bytes_of_token(keys.tokens[id], int(keys.types[id])) for id in encode(["a"])[0])

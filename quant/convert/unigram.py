@@ -1,10 +1,10 @@
 """SentencePiece's Unigram vocabularies, as T5 and XLM-R have them, as objects of the `tokenizers` library."""
 
-import json
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lltool.gguf.errors import InputError
 from lltool.quant.convert.sentencepiece_model import SentencePieceModel, TokenType
@@ -56,15 +56,43 @@ def build_unigram(
 
 
 def _precompiled(charsmap: bytes) -> Any:
-    """The normalizer of a precompiled map, made from JSON, whose reader raises ValueError and not a bare Exception."""
-    from tokenizers import Tokenizer
+    """The normalizer of a precompiled map."""
+    from tokenizers import normalizers
 
-    normalizer = {"type": "Precompiled", "precompiled_charsmap": b64encode(charsmap).decode()}
-    model = {"type": "WordLevel", "vocab": {}, "unk_token": ""}
+    if not _is_charsmap(charsmap):
+        raise InputError("precompiled_charsmap: not SentencePiece's map of characters, or damaged")
+    return normalizers.Precompiled(charsmap)
+
+
+def _is_charsmap(data: bytes) -> bool:
+    """Whether no text leads out of the map, at which the library would panic.
+
+    It is the size of a trie in bytes, the trie (a double array of 32-bit units, as Darts-clone has) and texts that end
+    with zeros. A unit has the distance to its children in bits 10 to 30, or with bit 9 a multiple of it; with bit 8,
+    the first of them is a leaf. Bit 31 marks a leaf, whose other bits are the place of its text.
+    """
+    size = int.from_bytes(data[:4], "little")
+    texts = data[4 + size :]
+    if len(data) < 4 or not size or size % 1024 or not texts.endswith(b"\0") or not _is_utf8(texts):
+        return False
+    units = np.frombuffer(data, "<u4", size // 4, offset=4).astype(np.int64)
+    inner = np.flatnonzero(units < 1 << 31)
+    children = inner ^ (units[inner] >> 10 << (units[inner] & 1 << 9) // 64)
+    if (children | 0xFF).max(initial=0) >= len(units):
+        return False
+    places = units[children[units[inner] & 1 << 8 != 0]] & (1 << 31) - 1
+    if places.max(initial=0) >= len(texts):
+        return False
+    begins = np.frombuffer(texts, np.uint8)[places] & 0xC0 != 0x80  # not within a character
+    return bool(begins.all())
+
+
+def _is_utf8(data: bytes) -> bool:
     try:
-        return Tokenizer.from_buffer(json.dumps({"normalizer": normalizer, "model": model}).encode()).normalizer
-    except ValueError as error:
-        raise InputError(f"precompiled_charsmap: not SentencePiece's map of characters: {error}") from None
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _placeholder(id: int) -> str:

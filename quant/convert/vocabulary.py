@@ -157,6 +157,8 @@ def _embed_whole(source: TokenizerSource, model: Mapping[str, Any], kind: str) -
     vocab = source.tokenizer.get_vocab(with_added_tokens=False)
     vocabulary = Vocabulary(EMBEDDED_MODEL, *table(source.file, vocab))
     unknown = vocab.get(str(model.get("unk_token")))
+    if unknown is None and (kind == "WordLevel" or model.get("unk_token") is not None):
+        raise InputError(f"{source.file}: unk_token is {model.get('unk_token')!r:.80}, which is not in its vocabulary")
     if unknown is not None:
         vocabulary.types[unknown] = TokenType.UNKNOWN
     vocabulary.embed(f"the vocabulary is of the kind {kind}", "refuse the file")

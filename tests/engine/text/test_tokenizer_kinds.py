@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lltool.engine.text.tokenizer import StreamDecoder, Tokenizer
 from lltool.engine.text.tokenizer_check import compare_tokenizers
 from lltool.gguf.errors import InputError
-from lltool.gguf.metadata import Value
+from lltool.gguf.metadata import Value, ValueType, array, string, u32
 from lltool.quant.convert.vocabulary import read_vocabulary
+from tests.tiny_checkpoints import TOKENIZERS
 from tests.tokenizer_kinds import (
     by_ranks,
     byte_tokens,
@@ -57,6 +59,16 @@ def check_lines(tokenizer: Tokenizer, wanted: Any) -> None:
         ids = tokenizer.encode(line, add_special=False, parse_special=True)
         assert ids == theirs.ids, line
         assert tokenizer.decode(ids) == wanted.decode(ids), line
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama3", "spm-json", "gemma"])
+def test_merging(kind: str, tmp_path: Path) -> None:
+    """Byte-level BPE, and SentencePiece BPE with byte fallback."""
+    from tokenizers import Tokenizer as HuggingFace
+
+    config = TOKENIZERS[kind](tmp_path)
+    wanted = HuggingFace.from_file(str(tmp_path / "tokenizer.json"))
+    check_lines(Tokenizer.from_gguf(read(tmp_path, 384, **config)[0]), wanted)
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
@@ -293,3 +305,69 @@ def test_rwkv(tmp_path: Path) -> None:
             rest = rest[len(token) :]
         assert tokenizer.encode(line) == wanted, line
         assert tokenizer.decode(wanted) == line
+
+
+EMBEDDED = {"type": "WordLevel", "vocab": {"<unk>": 0, "a": 1}, "unk_token": "<unk>"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "not a tokenizer.json that `tokenizers` can read: wanted an object"),
+        ("{", "not a tokenizer.json that `tokenizers` can read"),
+        ("{}", "not a tokenizer.json that `tokenizers` can read.* --remove tokenizer.huggingface.json"),
+        (json.dumps({"model": EMBEDDED | {"unk_token": "x"}}), "the vocabulary has no token for unknown text"),
+        (json.dumps({"model": EMBEDDED | {"vocab": {"<unk>": 9}}}), "has the id 9, but there are 2 tokens"),
+    ],
+)
+def test_broken_embedded_tokenizers_are_refused(content: str, message: str) -> None:
+    metadata = {
+        "tokenizer.ggml.model": string("huggingface"),
+        "tokenizer.ggml.tokens": array(ValueType.STRING, ["<unk>", "a"]),
+        "tokenizer.huggingface.json": string(content),
+    }
+    with pytest.raises(InputError, match=message):
+        Tokenizer.from_gguf(metadata)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model": string("bert"), "unknown_token_id": u32(0xFFFFFFFF)}, "WordPiece needs a token for unknown words"),
+        ({"model": string("t5"), "unknown_token_id": u32(0xFFFFFFFF)}, "Unigram needs a token for unknown characters"),
+        (
+            {"model": string("t5"), "scores": array(ValueType.FLOAT32, np.array([0, np.nan], np.float32))},
+            "tokenizer.ggml.scores: token 1 has none that is finite",
+        ),
+        (
+            {"model": string("t5"), "precompiled_charsmap": array(ValueType.UINT8, np.array([9, 9], np.uint8))},
+            "tokenizer.ggml.precompiled_charsmap: not SentencePiece's map of characters",
+        ),
+    ],
+)
+def test_broken_keys_are_refused(keys: dict[str, Value], message: str) -> None:
+    known = {"unknown_token_id": u32(0), "tokens": array(ValueType.STRING, ["<unk>", "a"])}
+    with pytest.raises(InputError, match=message):
+        Tokenizer.from_gguf({f"tokenizer.ggml.{key}": value for key, value in (known | keys).items()})
+
+
+def test_maps_of_characters_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
+    """Of a real map, most changed bytes of the trie are noticed; none may make the library panic."""
+    (tmp_path / "spiece.model").write_bytes(unigram_model())
+    metadata, _ = read(tmp_path, 1000)
+    charsmap = metadata["tokenizer.ggml.precompiled_charsmap"].data
+    draw, refused = np.random.default_rng(0), 0
+    lines = mixed_lines(200)
+    for _ in range(40):
+        changed = charsmap.copy()
+        changed[draw.integers(0, len(changed), 20)] = draw.integers(0, 256, 20)
+        try:
+            tokenizer = Tokenizer.from_gguf(
+                metadata | {"tokenizer.ggml.precompiled_charsmap": array(ValueType.UINT8, changed)}
+            )
+        except InputError:
+            refused += 1
+            continue
+        for line in lines:
+            tokenizer.encode(line)
+    assert refused > 0
