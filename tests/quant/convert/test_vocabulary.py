@@ -13,6 +13,7 @@ from lltool.quant.convert.pretokenizer_match import PROBES, Match, match_pretoke
 from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS
 from lltool.quant.convert.sentencepiece_model import TokenType, read_sentencepiece, write_sentencepiece
 from lltool.quant.convert.vocabulary import read_vocabulary
+from lltool.quant.convert.vocabulary_files import StoredVocabulary
 from tests.tiny_checkpoints import CHAT, LLAMA3_SPLIT, QWEN2_SPLIT, TEXT, TOKENIZERS
 
 TEXTS = (*PROBES, TEXT, "the dog and the sea  the   fox", "", " ", "a", "\n\n", "<|im_start|>the<think>end<|im_end|>")
@@ -255,3 +256,18 @@ def test_characters_are_composed_where_tokenizer_json_does(tmp_path: Path) -> No
     check_ids(metadata, tmp_path)
     tokenizer = Tokenizer.from_gguf(metadata)
     assert tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")
+
+
+def test_export_keeps_what_is_embedded_and_composition(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as HuggingFace
+
+    TOKENIZERS["qwen2"](tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    for change in ({"normalizer": {"type": "NFC"}}, {"normalizer": {"type": "Lowercase"}}):
+        path.write_text(json.dumps(content | change))
+        exported = StoredVocabulary(read(tmp_path)).files(512)
+        assert exported.keys() == {"tokenizer.json", "tokenizer_config.json"}
+        ours, theirs = HuggingFace.from_buffer(exported["tokenizer.json"]), HuggingFace.from_file(str(path))
+        for text in (*TEXTS, "Cafe\u0301 <|im_end|>"):
+            assert ours.encode(text).ids == theirs.encode(text).ids, text
