@@ -25,6 +25,7 @@ class PreTokenizer:
 _SUFFIX = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"  # English contractions
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_RUNS = "|".join([*(rf"\s{{{1 << i}}}(?!\S)" for i in range(9, 1, -1)), r"\s{1,2}(?!\S)", r"\s"])  # by powers of two
 
 
 def _llama3(digits: str, letters: str = r"\p{L}") -> str:
@@ -72,10 +73,11 @@ _CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 
 _TYPES: dict[str, PreTokenizer] = {
     "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    "gpt-2 phi-2 gigachat a.x-4.0 mellum exaone4 mpt olmo jais trillion granite-docling": PreTokenizer((_GPT2,)),
+    "gpt-2 phi-2 gigachat a.x-4.0 mellum exaone4 mpt olmo jais trillion granite-docling modern-bert "
+    "roberta-bpe jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code": PreTokenizer((_GPT2,)),
     "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": PreTokenizer((r"\p{N}", _GPT2)),
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
-    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2": PreTokenizer(
+    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": PreTokenizer(
         (_llama3(r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True
     ),
     "dbrx smaug-bpe chatglm-bpe": PreTokenizer((_llama3(r"\p{N}{1,3}"),)),
@@ -90,6 +92,30 @@ _TYPES: dict[str, PreTokenizer] = {
     "gpt-4o llama4 kanana2 talkie minimax-m2": PreTokenizer((_cased(_UPPER, _LOWER, _SUFFIX + "?", r"\p{N}{1,3}"),)),
     "tiny_aya cohere2moe": PreTokenizer(
         (r"\d{1,3}(?=(?:\d{3})*\b)", _cased(_UPPER, _LOWER, _SUFFIX + "?", r"\p{N}{1,3}"))
+    ),
+    "granite-embed-multi-97m": PreTokenizer(
+        (_cased(_UPPER, _LOWER, _SUFFIX + "?", r"\p{N}{1,3}"),), ignore_merges=True
+    ),
+    "jais-2": PreTokenizer((_llama3(r"\p{N}{1,3}").removesuffix(_SPACES) + rf"\s*[\r\n]+|{_RUNS}",)),
+    "bailingmoe bailingmoe2 llada-moe": PreTokenizer(
+        (_llama3(r"\p{N}").removesuffix(_SPACES) + r"\s*[\r\n]|\s+(?!\S)|\s+",)
+    ),
+    "seed-coder": PreTokenizer(
+        (rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",)
+    ),
+    "exaone-moe": PreTokenizer(
+        (
+            rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+            r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+        )
+    ),
+    "youtu": PreTokenizer(
+        (
+            "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c"
+            "\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + _CJK,
+            _cased(_UPPER, _LOWER, _SUFFIX + "?", r"\p{N}"),
+        ),
+        ignore_merges=True,
     ),
     "kimi-k2": PreTokenizer((_kimi(),), ignore_merges=True),
     "deepseek-llm": PreTokenizer(

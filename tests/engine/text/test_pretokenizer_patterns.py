@@ -34,4 +34,5 @@ def test_patterns_without_backtracking_split_alike(pattern: str) -> None:
 def test_a_long_run_is_split_in_linear_time(pattern: str) -> None:
     """A million spaces before a letter; `\\s+$` alone would take a million million steps."""
     split = pre_tokenizers.Split(Regex(tokenizer_bpe._avoid_backtracking(pattern)), "isolated")
-    assert len(split.pre_tokenize_str(" " * 1_000_000 + "x")) <= 2
+    runs = 1960 if r"\s{512}" in pattern else 2  # jais-2 cuts runs into powers of two
+    assert len(split.pre_tokenize_str(" " * 1_000_000 + "x")) <= runs

@@ -18,6 +18,7 @@ from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import Value, f32, string, u32
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.writer import write_gguf
+from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS
 from lltool.quant.convert.vocabulary import read_vocabulary
 from tests.engine.test_sampling_rival import Options, llama
 from tests.tiny_checkpoints import TOKENIZERS
@@ -28,12 +29,20 @@ pytestmark = pytest.mark.rival
 __all__ = ["llama"]  # the fixture
 
 WIDTH = 32
+NEWEST = ("granite-embed-multi-97m", "jais-2", "kimi-k2", "spark2_5", "ufakzeka", "youtu")
+"""Pre-tokenizers that older versions of libllama do not know."""
 
 
 class Rival:
     """libllama's tokenizer of a vocabulary, in the smallest model that it loads."""
 
-    def __init__(self, llama: ctypes.CDLL, path: Path, vocabulary: Mapping[str, Value]) -> None:
+    def __init__(self, llama: ctypes.CDLL, model: int) -> None:
+        llama.llama_model_get_vocab.restype = ctypes.c_void_p
+        self._llama, self._vocabulary = llama, ctypes.c_void_p(llama.llama_model_get_vocab(ctypes.c_void_p(model)))
+
+    @classmethod
+    def load(cls, llama: ctypes.CDLL, path: Path, vocabulary: Mapping[str, Value]) -> "Rival | None":
+        """Writes the model to `path`; None if the library refuses it."""
         rows = len(vocabulary["tokenizer.ggml.tokens"].data)
         numbers = ("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count")
         metadata = {
@@ -53,10 +62,8 @@ class Rival:
         write_gguf(path, Model(metadata, tensors))
         llama.llama_model_default_params.restype = Options
         llama.llama_model_load_from_file.restype = ctypes.c_void_p
-        llama.llama_model_get_vocab.restype = ctypes.c_void_p
         model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
-        assert model, "libllama refuses the file"
-        self._llama, self._vocabulary = llama, ctypes.c_void_p(llama.llama_model_get_vocab(ctypes.c_void_p(model)))
+        return cls(llama, model) if model else None
 
     def is_end(self, id: int) -> bool:
         self._llama.llama_vocab_is_eog.restype = ctypes.c_bool
@@ -86,7 +93,9 @@ def _ones(name: str, shape: tuple[int, ...]) -> Tensor:
 
 def rival_of(llama: ctypes.CDLL, folder: Path, rows: int, model_type: str | None = None) -> tuple[Rival, Tokenizer]:
     vocabulary = read_vocabulary(folder, {"model_type": model_type} if model_type else {}, rows).metadata()
-    return Rival(llama, folder / "model.gguf", vocabulary), Tokenizer.from_gguf(vocabulary)
+    rival = Rival.load(llama, folder / "model.gguf", vocabulary)
+    assert rival, "libllama refuses the file"
+    return rival, Tokenizer.from_gguf(vocabulary)
 
 
 def differences(rival: Rival, tokenizer: Tokenizer, lines: list[str]) -> list[str]:
@@ -136,7 +145,8 @@ def test_ends_and_fill_in_middle_tokens(llama: ctypes.CDLL, names: list[str], tm
     content["added_tokens"] += [{"id": 374 + i, "content": t, "special": True, **flags} for i, t in enumerate(new)]
     path.write_text(json.dumps(content))
     vocabulary = read_vocabulary(tmp_path, config, 384).metadata()
-    rival, tokenizer = Rival(llama, tmp_path / "model.gguf", vocabulary), Tokenizer.from_gguf(vocabulary)
+    rival, tokenizer = Rival.load(llama, tmp_path / "model.gguf", vocabulary), Tokenizer.from_gguf(vocabulary)
+    assert rival
     assert dict(tokenizer.fill_in_middle) == rival.fill_in_middle()
     assert tokenizer.end_of_generation == {id for id in range(tokenizer.size) if rival.is_end(id)}
 
@@ -148,3 +158,18 @@ def test_rwkv(llama: ctypes.CDLL, tmp_path: Path) -> None:
     rival, tokenizer = rival_of(llama, tmp_path, len(tokens) + 1)
     lines = [line for line in mixed_lines(2000) if "\0" not in line]  # where libllama's tokens end
     assert differences(rival, tokenizer, lines) == []
+
+
+def test_pre_tokenizers(llama: ctypes.CDLL, tmp_path: Path) -> None:
+    """One name for each way to split texts, of those that the library's version knows."""
+    lines = [line for line in mixed_lines(600) if not re.search("[\0\x85]", line)]  # U+0085: no white space to libllama
+    vocabulary = read_vocabulary(tmp_path, TOKENIZERS["qwen2"](tmp_path), 384).metadata()
+    unique = {(type.patterns, type.ignore_merges): name for name, type in reversed(PRE_TOKENIZERS.items())}
+    for name in unique.values():
+        if name == "tiny_aya":
+            continue  # libllama finds the end of a word (its \b) elsewhere than the library of the checkpoints does
+        keys = vocabulary | {"tokenizer.ggml.pre": string(name)}
+        rival = Rival.load(llama, tmp_path / f"{name}.gguf", keys)
+        assert rival or name in NEWEST, f"libllama refuses {name}"
+        if rival:
+            assert differences(rival, Tokenizer.from_gguf(keys), lines) == [], name
