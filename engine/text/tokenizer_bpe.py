@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lltool.engine.text.vocabulary_keys import TokenizerKind, VocabularyKeys
+from lltool.engine.text.vocabulary_keys import TokenizerKind, VocabularyKeys, is_text
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType
 from lltool.gguf.string_array import StringArray
@@ -74,7 +74,7 @@ def load_bpe(tokens: Sequence[str], merges: Sequence[str], pre: PreTokenizer) ->
     try:
         "".join(vocabulary).encode()
     except UnicodeEncodeError:  # no merge produces a token that is not UTF-8
-        vocabulary = {text: id for text, id in vocabulary.items() if text.isascii() or _is_utf8(text)}
+        vocabulary = {text: id for text, id in vocabulary.items() if is_text(text)}
     bpe = _BPE(vocabulary, _check_merges(merges, vocabulary), pre)
     return bpe.encode
 
@@ -148,10 +148,6 @@ class _BPE:
         tokenizer = Tokenizer(models.BPE(self._vocabulary, pairs, ignore_merges=self._ignore_merges))
         tokenizer.pre_tokenizer = self._pre_tokenizer
         return tokenizer
-
-
-def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _check_merges(merges: Sequence[str], vocabulary: Mapping[str, int]) -> list[str]:

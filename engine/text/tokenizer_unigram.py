@@ -6,7 +6,7 @@ Keys as in llama.cpp's vocabulary code, which falls back to no byte tokens; they
 import numpy as np
 
 from lltool.engine.text.tokenizer_spm import bytes_of_token
-from lltool.engine.text.vocabulary_keys import NEVER, TokenizerKind, VocabularyKeys, encoder_of
+from lltool.engine.text.vocabulary_keys import NEVER, TokenizerKind, VocabularyKeys, encoder_of, is_text
 from lltool.gguf.errors import InputError
 from lltool.quant.convert.sentencepiece_model import TokenType
 from lltool.quant.convert.tokenizer_keys import read_flag
@@ -22,16 +22,17 @@ def read_unigram(keys: VocabularyKeys) -> TokenizerKind:
     if unknown is None:
         raise InputError("tokenizer.ggml.unknown_token_id: missing; Unigram needs a token for unknown characters")
     adds_space, merges_spaces = keys.flag("add_space_prefix", True), keys.flag("remove_extra_whitespaces", False)
+    charsmap = keys.bytes("precompiled_charsmap")
     try:
         tokenizer = build_unigram(
             keys.mergeable,
             scores.tolist(),
             [
-                TokenType.UNUSED if text == NEVER else type
+                TokenType.UNUSED if text == NEVER or not is_text(text) else type
                 for text, type in zip(keys.mergeable, keys.types.tolist(), strict=True)
             ],
             unknown,
-            charsmap=keys.bytes("precompiled_charsmap"),
+            charsmap=charsmap,
             merges_spaces=merges_spaces,
             splits_words=read_flag(keys.metadata, "splits_words"),
             adds_space=adds_space and merges_spaces,

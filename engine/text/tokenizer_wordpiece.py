@@ -5,7 +5,7 @@ vocab.txt has nothing and `##`. Source: llama.cpp's converter and vocabulary cod
 words; here, as in BERT, words of more than 100 characters are unknown.
 """
 
-from lltool.engine.text.vocabulary_keys import TokenizerKind, VocabularyKeys, encoder_of
+from lltool.engine.text.vocabulary_keys import TokenizerKind, VocabularyKeys, encoder_of, is_text
 from lltool.gguf.errors import InputError
 from lltool.quant.convert.sentencepiece_model import TokenType
 from lltool.quant.convert.wordpiece import CONTINUES, WORD_START, build_wordpiece
@@ -17,11 +17,12 @@ _NO_SPACE_BEFORE = (" .", " ?", " !", " ,")  # as in the WordPiece decoder of `t
 def read_wordpiece(keys: VocabularyKeys) -> TokenizerKind:
     """Raises InputError if there is no token for unknown words."""
     unknown = keys.token("unknown", default=100)
-    if unknown is None:
+    if unknown is None or not is_text(keys.tokens[unknown]):
         raise InputError("tokenizer.ggml.unknown_token_id: missing; WordPiece needs a token for unknown words")
     vocabulary = {
         text if type in _WHOLE else text[1:] if text.startswith(WORD_START) else CONTINUES + text: id
         for id, (text, type) in enumerate(zip(keys.mergeable, keys.types.tolist(), strict=True))
+        if is_text(text)
     }
     name = keys.tokens[unknown]
     lowercase = keys.flag("normalizer.lowercase", True)

@@ -49,6 +49,11 @@ class TokenizerKind:
     is_lossless: bool = True
 
 
+def is_text(token: str) -> bool:
+    """Whether text can contain a token: bytes of a file that are not UTF-8 are kept as lone surrogates."""
+    return token.isascii() or not any("\ud800" <= char <= "\udfff" for char in token)
+
+
 def encoder_of(tokenizer: "Tokenizer") -> Callable[[list[str]], list[list[int]]]:
     """A function that encodes texts with an object of the `tokenizers` library."""
 

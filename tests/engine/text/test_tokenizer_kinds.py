@@ -371,3 +371,13 @@ def test_maps_of_characters_that_lead_nowhere_are_refused(tmp_path: Path) -> Non
         for line in lines:
             tokenizer.encode(line)
     assert refused > 0
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "rwkv"])
+def test_tokens_that_are_no_text_do_no_harm(kind: str) -> None:
+    """A file can hold any bytes as a token; those that are not UTF-8 are kept as lone surrogates."""
+    keys = {"model": string(kind), "tokens": array(ValueType.STRING, ["<unk>", "\udcff", "▁a", "a"])}
+    keys["unknown_token_id"] = u32(0)
+    tokenizer = Tokenizer.from_gguf({f"tokenizer.ggml.{key}": value for key, value in keys.items()})
+    assert tokenizer.encode("a", add_special=False) == [3 if kind == "rwkv" else 2]
+    assert tokenizer.piece(1) == b"\xff"
