@@ -185,15 +185,11 @@ def test_begin_and_end_tokens_follow_the_flags() -> None:
 def test_fill_in_middle_tokens_are_found_by_key_and_by_name() -> None:
     """The separators end a text that was filled in; beside <|return|> and <|call|>, <|end|> ends none."""
     texts = ["<|fim_prefix|>", "<fim_suffix>", "<|fim_middle|>", "<|file_sep|>", "<|return|>", "<|call|>", "<|end|>"]
-    size = 264
-    tokens = [*gpt2_metadata()["tokenizer.ggml.tokens"].data, *texts]
-    types = [*gpt2_metadata()["tokenizer.ggml.token_type"].data, *[TokenType.CONTROL] * len(texts)]
-    changes = {
-        "tokens": array(ValueType.STRING, tokens),
-        "token_type": array(ValueType.INT32, np.array(types, np.int32)),
-        "middle_token_id": u32(5),
-    }
-    tokenizer = Tokenizer.from_gguf(gpt2_metadata(**changes))
+    known, size = gpt2_metadata(), 264
+    tokens = array(ValueType.STRING, [*known["tokenizer.ggml.tokens"].data, *texts])
+    types = [*known["tokenizer.ggml.token_type"].data, *[TokenType.CONTROL] * len(texts)]
+    kinds = array(ValueType.INT32, np.array(types, np.int32))
+    tokenizer = Tokenizer.from_gguf(gpt2_metadata(tokens=tokens, token_type=kinds, middle_token_id=u32(5)))
     assert tokenizer.fill_in_middle == {"pre": size, "suf": size + 1, "mid": 5, "sep": size + 3}
     assert {size + 3, size + 4, size + 5} <= tokenizer.end_of_generation
     assert size + 6 not in tokenizer.end_of_generation
