@@ -83,8 +83,8 @@ def main(argv: list[str]) -> int:
     buffer = buffer_for(conversions, arguments.max_memory)
     names = "tokenizer, names and shapes are the same for all types"
     assert all(len(c.model.tensors) == len(conversions[0].model.tensors) for c in conversions), names
-    shared = check_conversion(conversions[0])
-    notes = [[*conversion.notes, *shared] for conversion in conversions]
+    check_conversion(conversions[0])
+    notes = [conversion.notes for conversion in conversions]
     for text in dict.fromkeys(text for texts in notes for text in texts):
         note(text)
     paths = [_path(arguments.outfile, conversion) for conversion in conversions]

@@ -1,15 +1,17 @@
 """Checks of the tokenizer and the chat template."""
 
+import unicodedata
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 
 from lltool.engine.lint.finding import Finding
+from lltool.engine.text import tokenizer_spm
 from lltool.engine.text.chat import TEMPLATE_KEY, ChatTemplate, Message
 from lltool.engine.text.tokenizer import Tokenizer
-from lltool.engine.text.tokenizer_check import TEXTS
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import INTEGERS, Value
 from lltool.gguf.reader import GGUFFile
+from lltool.quant.convert.hard_texts import TEXTS
 from lltool.quant.convert.tokenizer_keys import read_end_ids
 
 _PREFIX = "tokenizer.ggml."
@@ -79,12 +81,16 @@ def _check_vocabulary(file: GGUFFile, tokenizer: Tokenizer) -> Iterator[Finding]
 
 
 def _check_round_trip(tokenizer: Tokenizer) -> Iterator[Finding]:
+    if not tokenizer.kind.is_lossless:
+        return  # encoding normalizes texts, so that they do not come back
     for text in TEXTS:
+        if tokenizer_spm.SPACE in text:
+            continue  # stands for a space
         try:
             found = tokenizer.decode(tokenizer.encode(text, add_special=False), special=True)
         except InputError as error:
             found = str(error)
-        if found != text:
+        if unicodedata.normalize("NFC", found) != unicodedata.normalize("NFC", text):  # as some compose characters
             match = SequenceMatcher(None, text, found, autojunk=False).get_matching_blocks()[0]
             at = match.size if match.a == match.b == 0 else 0
             what = f"the text {text[at : at + 20]!r} becomes {found[at : at + 20]!r} when encoded and decoded"
@@ -93,7 +99,7 @@ def _check_round_trip(tokenizer: Tokenizer) -> Iterator[Finding]:
 
 
 def _check_end(tokenizer: Tokenizer) -> Iterator[Finding]:
-    if not tokenizer.end_of_generation:
+    if not tokenizer.end_of_generation and not tokenizer.add_sep:  # which marks encoders
         found = f"no token ends a text: {_PREFIX}eos_token_id is missing"
         yield Finding("error", "special tokens", found, "generation goes on up to the limit of tokens")
 

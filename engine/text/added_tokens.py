@@ -13,8 +13,8 @@ _JOINERS = "\u200c\u200d"  # count as parts of words
 class AddedTokenCutter:
     """Splits texts at added tokens, given by id with their flags.
 
-    For a SentencePiece vocabulary (`is_spaced`), `space_prefix` says which texts get a leading space; if it is None,
-    `adds_space` adds one to each text between added tokens.
+    `prefix` and `normalize` are applied to the texts between the tokens that are searched for first, and to the texts
+    of the tokens that are then searched for in the result. `space_prefix` says which texts get a leading space.
     """
 
     def __init__(
@@ -22,18 +22,18 @@ class AddedTokenCutter:
         tokens: Sequence[str],
         flags: Mapping[int, AddedTokenFlag],
         *,
-        is_spaced: bool = False,
-        adds_space: bool = False,
+        normalize: Callable[[str], str] | None = None,
+        prefix: str = "",
         space_prefix: SpacePrefix | None = None,
     ) -> None:
         self._space_prefix = space_prefix
-        self._prefix = " " if is_spaced and adds_space and space_prefix is None else ""
-        # Normalized texts have ▁ for spaces, as do the texts of the added tokens that are searched for in them.
-        self._normalizes = is_spaced and space_prefix is None
+        self._prefix = prefix
+        self._normalize = normalize or (lambda text: text)
         late = [id for id, flag in flags.items() if flag & AddedTokenFlag.NORMALIZED]
         early = [id for id in flags if id not in set(late)]
         self._early = _Table({tokens[id]: id for id in early if tokens[id]}, flags)
-        self._late = _Table({self._normalize(self._prefix + tokens[id]): id for id in late if tokens[id]}, flags)
+        self._has_late = bool(late)
+        self._late = _Table({self._normalize(prefix + tokens[id]): id for id in late if tokens[id]}, flags)
 
     def cut(self, text: str, is_wanted: Callable[[int], bool]) -> list[str | int]:
         """The ids of the added tokens that `is_wanted` accepts, and the texts between them with leading spaces."""
@@ -42,15 +42,13 @@ class AddedTokenCutter:
             if isinstance(part, int):
                 parts.append(part)
                 continue
-            normalized = self._normalize(self._prefix + part)
+            # Without tokens to find in it, a text is left as it is: encoding normalizes it.
+            normalized = self._normalize(self._prefix + part) if self._has_late else self._prefix + part
             for piece, is_start in self._late.cut(normalized, is_wanted):
                 if isinstance(piece, str):
                     piece = self._put_space(piece, is_first and is_start)
                 parts.append(piece)
         return parts
-
-    def _normalize(self, text: str) -> str:
-        return text.replace(" ", _SPACE) if self._normalizes else text
 
     def _put_space(self, text: str, is_first: bool) -> str:
         wants = self._space_prefix == SpacePrefix.ALWAYS or (self._space_prefix == SpacePrefix.FIRST and is_first)

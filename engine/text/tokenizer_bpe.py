@@ -1,6 +1,7 @@
 """Byte-level BPE ("gpt2" in GGUF files): encodes text to ids, and decodes token texts to bytes."""
 
 import logging
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -8,10 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lltool.engine.text.vocabulary_keys import TokenizerKind, VocabularyKeys, is_text
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType
 from lltool.gguf.string_array import StringArray
+from lltool.quant.convert.byte_level import BYTE_OF_CHAR
 from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from lltool.quant.convert.sentencepiece_model import TokenType
+from lltool.quant.convert.tokenizer_keys import read_flag
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,26 +24,32 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def _byte_of_char() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(byte): byte for byte in printable}
-    others = (byte for byte in range(256) if chr(byte) not in table)
-    return table | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF_CHAR = _byte_of_char()
-
-
-def bytes_of_token(text: str) -> bytes:
-    """The bytes of a byte-level token; a character outside the alphabet stands for its UTF-8 bytes."""
+def bytes_of_token(text: str, type: int = TokenType.NORMAL) -> bytes:
+    """The bytes of a byte-level token of any type; a character outside the alphabet stands for its UTF-8 bytes."""
     try:
-        return bytes([_BYTE_OF_CHAR[char] for char in text])
+        return bytes([BYTE_OF_CHAR[char] for char in text])
     except KeyError:
         return b"".join(
-            bytes([_BYTE_OF_CHAR[char]]) if char in _BYTE_OF_CHAR else char.encode("utf-8", "surrogateescape")
+            bytes([BYTE_OF_CHAR[char]]) if char in BYTE_OF_CHAR else char.encode("utf-8", "surrogateescape")
             for char in text
         )
+
+
+def read_bpe(keys: VocabularyKeys) -> TokenizerKind:
+    pre = find_pre_tokenizer(keys.metadata)
+    encode = load_bpe(keys.mergeable if pre.ignore_merges else keys.tokens, keys.strings("merges"), pre)
+    if not read_flag(keys.metadata, "composes"):
+        return TokenizerKind(encode, bytes_of_token, add_bos=pre.add_bos)
+    return TokenizerKind(
+        lambda texts: encode([_compose(text) for text in texts]),
+        bytes_of_token,
+        add_bos=pre.add_bos,
+        normalize=_compose,
+    )
+
+
+def _compose(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def find_pre_tokenizer(metadata: Mapping[str, Value]) -> PreTokenizer:
@@ -63,7 +74,7 @@ def load_bpe(tokens: Sequence[str], merges: Sequence[str], pre: PreTokenizer) ->
     try:
         "".join(vocabulary).encode()
     except UnicodeEncodeError:  # no merge produces a token that is not UTF-8
-        vocabulary = {text: id for text, id in vocabulary.items() if text.isascii() or _is_utf8(text)}
+        vocabulary = {text: id for text, id in vocabulary.items() if is_text(text)}
     bpe = _BPE(vocabulary, _check_merges(merges, vocabulary), pre)
     return bpe.encode
 
@@ -73,7 +84,6 @@ def load_bpe(tokens: Sequence[str], merges: Sequence[str], pre: PreTokenizer) ->
 _CHECKS = {
     r"\s*[\r\n]": r"(?=[^\S\r\n]*+[\r\n])",  # a line end follows
     r"\s+$": r"(?<!\s)(?=\s[^\S\n]*+(?:\n|\z))",  # it is the first of its run, and an end follows
-    r"((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+": r"(?=[A-Z]*+(?=\p{L})[^A-Z])",  # not only capitals follow
     r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+": (r"(?=[\p{Lu}\p{Lt}]*+[\p{Ll}\p{Lm}\p{Lo}\p{M}])"),
 }
 
@@ -138,10 +148,6 @@ class _BPE:
         tokenizer = Tokenizer(models.BPE(self._vocabulary, pairs, ignore_merges=self._ignore_merges))
         tokenizer.pre_tokenizer = self._pre_tokenizer
         return tokenizer
-
-
-def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _check_merges(merges: Sequence[str], vocabulary: Mapping[str, int]) -> list[str]:

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.text.vocabulary_keys import TokenizerKind, VocabularyKeys
 from lltool.gguf.errors import InputError
 from lltool.gguf.string_array import StringArray
 from lltool.quant.convert.sentencepiece_model import TokenType
+from lltool.quant.convert.tokenizer_keys import read_space_prefix
 
 SPACE = "\u2581"
 
@@ -16,6 +18,26 @@ _PIECE, _TRAINER, _NORMALIZER = b"\x0a", b"\x12", b"\x1a"
 _TEXT, _SCORE, _TYPE = 0x0A, 0x15, 0x18
 _MODEL_TYPE_BPE, _BYTE_FALLBACK = b"\x18\x02", b"\x98\x02\x01"
 _AS_IS = b"\x0a\x08identity\x18\x00\x20\x00\x28\x01"  # no dummy prefix, no whitespace removed, but escaped
+
+
+def read_spm(keys: VocabularyKeys) -> TokenizerKind:
+    scores = keys.numbers("scores", np.float32, len(keys.tokens), default=0)
+    adds_space = keys.flag("add_space_prefix", True)
+    return TokenizerKind(
+        load_spm(keys.mergeable, scores, keys.types, keys.token("unknown")),
+        bytes_of_token,
+        bos=1,
+        eos=2,
+        add_bos=True,
+        add_space_prefix=adds_space,
+        drops_space=adds_space,
+        # Normalized texts have ▁ for spaces, except where a later step (Metaspace) puts it.
+        normalize=_escape_spaces if read_space_prefix(keys.metadata) is None else None,
+    )
+
+
+def _escape_spaces(text: str) -> str:
+    return text.replace(" ", SPACE)
 
 
 def load_spm(

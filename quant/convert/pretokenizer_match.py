@@ -1,10 +1,9 @@
 """Identifies the pre-tokenizer of a tokenizer.json as the known one that splits the same texts in the same way."""
 
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from lltool.gguf.errors import InputError
 from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS
 
 # Pre-tokenizers differ in digits, contractions and their case, marks, line ends, scripts and runs of spaces.
@@ -31,25 +30,34 @@ PROBES = (
 _NEARLY_ALL = 0.8  # the share of probes that must agree before an inexact match is suggested
 
 
-def match_pretokenizer(path: Path, tokenizer: Any, ignore_merges: bool) -> str:
-    """The name for `tokenizer.ggml.pre` of the `tokenizers` object loaded from `path`.
+@dataclass(frozen=True)
+class Match:
+    """A known pre-tokenizer, and the number of probes that it splits in the same way as another one."""
 
-    Raises InputError that names the nearest known pre-tokenizer if none splits all probes as this one does.
-    """
+    name: str
+    agreeing: int
+
+    @property
+    def is_exact(self) -> bool:
+        return self.agreeing == len(PROBES)
+
+    @property
+    def is_near(self) -> bool:
+        """Whether a model can work with it."""
+        return self.agreeing >= _NEARLY_ALL * len(PROBES)
+
+
+def match_pretokenizer(tokenizer: Any, ignore_merges: bool, name: str | None = None) -> Match:
+    """The nearest known pre-tokenizer for a `tokenizers` object, or how near the one of this `name` is."""
     found = tokenizer.pre_tokenizer
     wanted = [found.pre_tokenize_str(text) if found else None for text in PROBES]
     scores: dict[str, int] = {}
-    for name in _candidates():
-        scores[name] = sum(mine == theirs for mine, theirs in zip(_cut_probes(name), wanted, strict=True))
+    for known in [name] if name else _candidates():
+        scores[known] = sum(mine == theirs for mine, theirs in zip(_cut_probes(known), wanted, strict=True))
     best = max(scores.values())
-    matches = [name for name, score in scores.items() if score == best]
-    if best == len(PROBES):
-        same = [name for name in matches if PRE_TOKENIZERS[name].ignore_merges == ignore_merges]
-        return (same or matches)[0]
-    nearest = f"the nearest is {matches[0]}, which splits {best} of {len(PROBES)} texts in the same way"
-    if best < _NEARLY_ALL * len(PROBES):
-        raise InputError(f"{path}: unknown pre-tokenizer; {nearest}, too few for a model to work with it")
-    raise InputError(f"{path}: unknown pre-tokenizer; {nearest}; to use it, give --pre {matches[0]}")
+    matches = [known for known, score in scores.items() if score == best]
+    same = [known for known in matches if PRE_TOKENIZERS[known].ignore_merges == ignore_merges]
+    return Match((same or matches)[0], best)
 
 
 @cache

@@ -1,8 +1,10 @@
 """The pre-tokenizers of `tokenizer.ggml.pre`, which split text before byte-level BPE merges it.
 
 Patterns apply in sequence, each within the pieces of the previous one; unmatched text becomes a piece too. Source: the
-pre-type table of llama.cpp's vocabulary code. Missing are types with special rules (kimi-k2, afmoe, chameleon,
-superbpe), those that work on raw UTF-8 (gemma4, sarvam-moe, whitespace) and those of embedding models.
+pre-type table of llama.cpp's vocabulary code. Those of kimi-k2, tekken and gpt-4o are the projects' own patterns, to
+which llama.cpp's come near: it takes letters beyond ASCII as both upper and lower case. Missing are types with special
+rules (afmoe, chameleon, superbpe), those that work on raw UTF-8 (gemma4, sarvam-moe, whitespace) and those of embedding
+models.
 """
 
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ class PreTokenizer:
 _SUFFIX = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"  # English contractions
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_RUNS = "|".join([*(rf"\s{{{1 << i}}}(?!\S)" for i in range(9, 1, -1)), r"\s{1,2}(?!\S)", r"\s"])  # by powers of two
 
 
 def _llama3(digits: str, letters: str = r"\p{L}") -> str:
@@ -37,7 +40,6 @@ def _cased(upper: str, lower: str, suffix: str, digits: str) -> str:
     return rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 
 
-_NOT_LOWER, _NOT_UPPER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 _MARKED = rf"{_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+"
@@ -59,14 +61,23 @@ _DEEPSEEK_LETTERS = (
 )
 _DEEPSEEK_PUNCTUATION = "!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002"
 _DEEPSEEK_CJK = "\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff"
+
+
+def _kimi() -> str:
+    """Words as in `_cased`, but Chinese characters stand alone."""
+    upper, lower = (rf"{letters[:-1]}&&[^\p{{Han}}]]" for letters in (_UPPER, _LOWER))
+    return r"[\p{Han}]+|" + _cased(upper, lower, _SUFFIX + "?", r"\p{N}{1,3}").replace(r"[\r\n/]*", r"[\r\n]*")
+
+
 _CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 
 _TYPES: dict[str, PreTokenizer] = {
     "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    "gpt-2 phi-2 gigachat a.x-4.0 mellum exaone4 mpt olmo jais trillion granite-docling": PreTokenizer((_GPT2,)),
+    "gpt-2 phi-2 gigachat a.x-4.0 mellum exaone4 mpt olmo jais trillion granite-docling modern-bert "
+    "roberta-bpe jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code": PreTokenizer((_GPT2,)),
     "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": PreTokenizer((r"\p{N}", _GPT2)),
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
-    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2": PreTokenizer(
+    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": PreTokenizer(
         (_llama3(r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True
     ),
     "dbrx smaug-bpe chatglm-bpe": PreTokenizer((_llama3(r"\p{N}{1,3}"),)),
@@ -77,13 +88,36 @@ _TYPES: dict[str, PreTokenizer] = {
     "qwen35": PreTokenizer((_llama3(r"\p{N}", letters=r"\p{L}\p{M}"),)),
     "minicpm5": PreTokenizer((r"\p{N}{1,3}", _llama3(r"\p{N}+")), ignore_merges=True),
     "laguna": PreTokenizer((r"[^\n]+|[\n]+", _llama3(r"\p{N}"))),
-    "tekken": PreTokenizer((_cased(_NOT_LOWER, _NOT_UPPER, "", r"\p{N}"),), ignore_merges=True, add_bos=True),
-    "gpt-4o llama4 kanana2 talkie minimax-m2": PreTokenizer(
-        (_cased(_NOT_LOWER, _NOT_UPPER, _SUFFIX + "?", r"\p{N}{1,3}"),)
-    ),
+    "tekken": PreTokenizer((_cased(_UPPER, _LOWER, "", r"\p{N}"),), ignore_merges=True, add_bos=True),
+    "gpt-4o llama4 kanana2 talkie minimax-m2": PreTokenizer((_cased(_UPPER, _LOWER, _SUFFIX + "?", r"\p{N}{1,3}"),)),
     "tiny_aya cohere2moe": PreTokenizer(
         (r"\d{1,3}(?=(?:\d{3})*\b)", _cased(_UPPER, _LOWER, _SUFFIX + "?", r"\p{N}{1,3}"))
     ),
+    "granite-embed-multi-97m": PreTokenizer(
+        (_cased(_UPPER, _LOWER, _SUFFIX + "?", r"\p{N}{1,3}"),), ignore_merges=True
+    ),
+    "jais-2": PreTokenizer((_llama3(r"\p{N}{1,3}").removesuffix(_SPACES) + rf"\s*[\r\n]+|{_RUNS}",)),
+    "bailingmoe bailingmoe2 llada-moe": PreTokenizer(
+        (_llama3(r"\p{N}").removesuffix(_SPACES) + r"\s*[\r\n]|\s+(?!\S)|\s+",)
+    ),
+    "seed-coder": PreTokenizer(
+        (rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",)
+    ),
+    "exaone-moe": PreTokenizer(
+        (
+            rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+            r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+        )
+    ),
+    "youtu": PreTokenizer(
+        (
+            "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c"
+            "\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + _CJK,
+            _cased(_UPPER, _LOWER, _SUFFIX + "?", r"\p{N}"),
+        ),
+        ignore_merges=True,
+    ),
+    "kimi-k2": PreTokenizer((_kimi(),), ignore_merges=True),
     "deepseek-llm": PreTokenizer(
         (
             r"[\r\n]",

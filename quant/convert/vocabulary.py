@@ -1,7 +1,7 @@
 """Converts a checkpoint's tokenizer to GGUF keys: byte-level BPE (`gpt2`) or SentencePiece BPE (`llama`)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,20 +9,35 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import ValueType, array, string
 from lltool.gguf.regular_file import read_bytes
 from lltool.quant.convert.checkpoint import read_json
-from lltool.quant.convert.pretokenizer_match import match_pretokenizer
+from lltool.quant.convert.pretokenizer_match import PROBES, match_pretokenizer
+from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS
 from lltool.quant.convert.sentencepiece_model import TokenType
-from lltool.quant.convert.tokenizer_keys import AddedTokenFlag
+from lltool.quant.convert.tokenizer_keys import EMBEDDED_MODEL, EMBEDDED_PRE, AddedTokenFlag
 from lltool.quant.convert.vocabulary_added import list_added_tokens
+from lltool.quant.convert.vocabulary_rwkv import find_rwkv, read_rwkv_vocabulary
 from lltool.quant.convert.vocabulary_sentencepiece import read_from_merges, read_from_model
-from lltool.quant.convert.vocabulary_sources import TokenizerSource, is_byte_level, load_source, steps_of
+from lltool.quant.convert.vocabulary_sources import (
+    TokenizerSource,
+    find_vocabulary_file,
+    is_byte_level,
+    load_source,
+    steps_of,
+)
 from lltool.quant.convert.vocabulary_special import add_bos_and_eos, add_special_ids
 from lltool.quant.convert.vocabulary_table import Vocabulary, table
+from lltool.quant.convert.vocabulary_unigram import read_unigram_vocabulary
+from lltool.quant.convert.vocabulary_wordpiece import read_wordpiece_vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _LOOKS_SPECIAL = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 _CUT_FLAGS = AddedTokenFlag.LSTRIP | AddedTokenFlag.RSTRIP | AddedTokenFlag.SINGLE_WORD
+# What reads the model part of a tokenizer.json, by its type; BPE is of two kinds.
+_READERS: dict[str, Callable[[TokenizerSource, Mapping[str, Any]], Vocabulary]] = {
+    "WordPiece": read_wordpiece_vocabulary,
+    "Unigram": read_unigram_vocabulary,
+}
 _MAX_NAMED = 5  # tokens that a message lists
 
 
@@ -32,17 +47,41 @@ def read_vocabulary(path: Path, config: Mapping[str, Any], rows: int, pre: str |
     `config` is the text model's. Raises InputError if the tokenizer is of another kind or uses tokens for which the
     embedding has no row.
     """
-    source = load_source(path, config, pre)
-    vocabulary = _read_model(source, pre)
-    vocabulary.notes += source.notes
-    _put_added_tokens(vocabulary, source)
-    templates = _read_chat_templates(path, source.settings)
-    add_special_ids(vocabulary, source, path, config, list(templates.values()))
-    add_bos_and_eos(vocabulary, source, path)
+    if (file := find_rwkv(path)) and not (path / "tokenizer.json").exists():
+        vocabulary = read_rwkv_vocabulary(file)
+        templates = _read_chat_templates(path, read_json(path / "tokenizer_config.json", missing={}))
+    else:
+        source = load_source(path, config, pre)
+        vocabulary = _read_model(source, pre)
+        vocabulary.notes += source.notes
+        _put_added_tokens(vocabulary, source)
+        templates = _read_chat_templates(path, source.settings)
+        add_special_ids(vocabulary, source, path, config, list(templates.values()))
+        add_bos_and_eos(vocabulary, source, path)
+        _embed(vocabulary, source)
     _drop_above(vocabulary, path, rows, templates)
     vocabulary.fill(rows)
     _add_chat_templates(vocabulary, templates)
     return vocabulary
+
+
+def _embed(vocabulary: Vocabulary, source: TokenizerSource) -> None:
+    """Stores the whole tokenizer.json if keys cannot say all of it, and notes what other programs do."""
+    if not vocabulary.embedded:
+        return
+    vocabulary.keys["huggingface.json"] = string(source.tokenizer.to_str())
+    vocabulary.notes += [
+        f"{source.file}: {why}, for which GGUF has no key: the file holds the whole tokenizer, and lltool uses it; "
+        f"other programs {others}"
+        for why, others in vocabulary.embedded
+    ]
+
+
+def find_tokenizer(path: Path) -> Path | None:
+    """The file in folder `path` that holds the vocabulary; None for RWKV's, which no other library reads."""
+    if (path / "tokenizer.json").exists():
+        return path / "tokenizer.json"
+    return None if find_rwkv(path) else find_vocabulary_file(path)
 
 
 def load_tokenizer(path: Path, config: Mapping[str, Any]) -> "Tokenizer | None":
@@ -59,20 +98,16 @@ def _read_model(source: TokenizerSource, pre: str | None) -> Vocabulary:
         return read_from_model(source, source.sentencepiece)
     tokenizer = source.tokenizer
     kind = type(tokenizer.model).__name__
-    if kind != "BPE":
-        raise InputError(f"{source.file}: tokenizer of kind {kind} is not supported; wanted BPE")
     model = _model_part(source)
-    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(name):
-            raise InputError(f"{source.file}: {name} is {model[name]!r:.40}, which is not supported")
-    if is_byte_level(tokenizer):
+    if kind in _READERS:
+        return _READERS[kind](source, model)
+    has_affixes = any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
+    if kind == "BPE" and not has_affixes and is_byte_level(tokenizer):
         return _read_byte_level(source, model, pre)
-    if model.get("byte_fallback"):
+    if kind == "BPE" and not has_affixes and model.get("byte_fallback"):
         return read_from_merges(source, model)
-    raise InputError(
-        f"{source.file}: BPE that is neither byte-level nor falls back to bytes is not supported; wanted ByteLevel "
-        "in the pre-tokenizer or decoder, or byte_fallback"
-    )
+    name = f"{kind} that is neither byte-level nor falls back to bytes" if kind == "BPE" else kind
+    return _embed_whole(source, model, name)
 
 
 def _model_part(source: TokenizerSource) -> dict[str, Any]:
@@ -87,12 +122,46 @@ def _read_byte_level(source: TokenizerSource, model: Mapping[str, Any], pre: str
     vocabulary = Vocabulary("gpt2", *table(source.file, model["vocab"]))
     steps = [step["type"] for step in steps_of(source.tokenizer.normalizer)]
     if other := [step for step in steps if step != "NFC"]:
-        raise InputError(f"{source.file}: normalizer {other[0]} is not supported with byte-level BPE")
-    if steps:
-        vocabulary.notes.append("the tokenizer composes characters first (NFC); engines that run GGUF files do not")
-    name = pre or match_pretokenizer(source.file, source.tokenizer, bool(model.get("ignore_merges")))
+        vocabulary.embed(f"texts go through {', '.join(other)}", "leave these steps out")
+    elif steps:
+        vocabulary.composes = True
+        vocabulary.notes.append(
+            "the tokenizer composes characters first (NFC), as lltool does; other programs that run GGUF files do not"
+        )
+    name = _name_pretokenizer(vocabulary, source, bool(model.get("ignore_merges")), pre)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     vocabulary.keys |= {"pre": string(name), "merges": array(ValueType.STRING, merges)}
+    return vocabulary
+
+
+def _name_pretokenizer(vocabulary: Vocabulary, source: TokenizerSource, ignores_merges: bool, pre: str | None) -> str:
+    """The name for `tokenizer.ggml.pre`. If none is exact, the tokenizer is embedded whole."""
+    if pre is not None and pre not in PRE_TOKENIZERS:
+        raise InputError(f"--pre {pre}: unknown; this version knows {', '.join(PRE_TOKENIZERS)}")
+    match = match_pretokenizer(source.tokenizer, ignores_merges, pre)
+    if match.is_exact:
+        return match.name
+    agrees = f"splits {match.agreeing} of {len(PROBES)} texts in the same way"
+    if pre is not None or match.is_near:
+        vocabulary.embed("the pre-tokenizer is not known", f"split texts as {match.name} does, which {agrees}")
+        return match.name
+    vocabulary.embed(
+        f"the pre-tokenizer is not known, and the nearest, {match.name}, {agrees}",
+        "refuse the file; they split texts as another one does with --pre NAME",
+    )
+    return EMBEDDED_PRE
+
+
+def _embed_whole(source: TokenizerSource, model: Mapping[str, Any], kind: str) -> Vocabulary:
+    """A vocabulary of a kind that GGUF does not have."""
+    vocab = source.tokenizer.get_vocab(with_added_tokens=False)
+    vocabulary = Vocabulary(EMBEDDED_MODEL, *table(source.file, vocab))
+    unknown = vocab.get(str(model.get("unk_token")))
+    if unknown is None and (kind == "WordLevel" or model.get("unk_token") is not None):
+        raise InputError(f"{source.file}: unk_token is {model.get('unk_token')!r:.80}, which is not in its vocabulary")
+    if unknown is not None:
+        vocabulary.types[unknown] = TokenType.UNKNOWN
+    vocabulary.embed(f"the vocabulary is of the kind {kind}", "refuse the file")
     return vocabulary
 
 

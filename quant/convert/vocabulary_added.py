@@ -28,7 +28,8 @@ class TokenizerClass:
 
     `pre` is the pre-tokenizer for vocab.json and merges.txt; `composes` means that NFC is applied first. `defaults` are
     special tokens by key. `resets_flags` means that special tokens lose lstrip and similar flags, `reads_model` that
-    the class reads a tokenizer.model, whose own tokens then replace additional_special_tokens.
+    the class reads a tokenizer.model, whose own tokens then replace additional_special_tokens. `is_wordpiece` means
+    that it reads vocab.txt, and that settings such as do_lower_case count.
     """
 
     name: str = ""
@@ -37,6 +38,7 @@ class TokenizerClass:
     defaults: Mapping[str, str] = field(default_factory=dict)
     resets_flags: bool = False
     reads_model: bool = False
+    is_wordpiece: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lltool.quant.convert.tokenizer_keys import (
     AddedTokenFlag,
     read_added_tokens,
     read_end_ids,
+    read_flag,
     read_space_prefix,
 )
 
@@ -23,7 +24,10 @@ _SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 
 
 class StoredVocabulary:
-    """The `tokenizer.` keys of a GGUF file. Raises InputError if there is no tokenizer or one of another kind."""
+    """The `tokenizer.` keys of a GGUF file. Raises InputError if there is no tokenizer or one of another kind.
+
+    A tokenizer that is embedded whole is the tokenizer.json.
+    """
 
     def __init__(self, metadata: Mapping[str, Value]) -> None:
         self.values = {
@@ -32,10 +36,15 @@ class StoredVocabulary:
             if key.startswith("tokenizer.")
         }
         self.model = self._text("model", "")
-        if self.model not in ("gpt2", "llama"):
-            raise InputError(f"tokenizer.ggml.model: found {self.model!r}, wanted gpt2 or llama")
+        self._whole = self._text("huggingface.json", "")
+        if self.model not in ("gpt2", "llama") and not self._whole:
+            raise InputError(
+                f"tokenizer.ggml.model: found {self.model!r}, wanted gpt2 or llama, or an embedded tokenizer.json"
+            )
         self.tokens: list[str] = self._texts("tokens")
-        self.merges = [self._merge(text) for text in self._texts("merges")] if self.model == "gpt2" else []
+        has_merges = self.model == "gpt2" and not self._whole
+        self.merges = [self._merge(text) for text in self._texts("merges")] if has_merges else []
+        self._composes = read_flag(metadata, "composes")
         self.scores = self._numbers("scores", "f") if self.model == "llama" else [0.0] * len(self.tokens)
         normal = [int(TokenType.NORMAL)] * len(self.tokens)
         self.types: list[int] = self._numbers("token_type", "iu") if "token_type" in self.values else normal
@@ -71,16 +80,17 @@ class StoredVocabulary:
 
     def adds(self, side: str) -> bool:
         """Whether encoding puts "bos" first or "eos" last; by default as in llama.cpp."""
-        by_kind = side == "bos" and (self.model == "llama" or PRE_TOKENIZERS[self._pre()].add_bos)
+        is_byte_level = self.model == "gpt2" and not self._whole
+        by_kind = side == "bos" and (self.model == "llama" or (is_byte_level and PRE_TOKENIZERS[self._pre()].add_bos))
         return self._flag(f"add_{side}_token", by_kind)
 
     def files(self, context_length: int) -> dict[str, bytes]:
         """The contents of the files, by name. Raises InputError for values that no file can hold."""
         files = {
-            "tokenizer.json": _json(self._tokenizer()),
+            "tokenizer.json": self._whole.encode() or _json(self._tokenizer()),
             "tokenizer_config.json": _json(self._settings(context_length)),
         }
-        if self.model == "llama":
+        if self.model == "llama" and not self._whole:
             files["tokenizer.model"] = self._sentencepiece()
         return files
 
@@ -185,7 +195,7 @@ class StoredVocabulary:
             for pattern in pre.patterns
         ]
         return {
-            "normalizer": None,
+            "normalizer": {"type": "NFC"} if self._composes else None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
             "decoder": byte_level,
             "model": _bpe(vocab, self.merges, ignore_merges=pre.ignore_merges),

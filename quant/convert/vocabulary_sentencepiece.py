@@ -20,6 +20,8 @@ def read_from_model(source: TokenizerSource, model: SentencePieceModel) -> Vocab
         vocabulary.keys["add_space_prefix"] = boolean(model.add_space_prefix)
         if model.remove_extra_whitespaces:
             vocabulary.notes.append("the tokenizer drops extra spaces; engines that run GGUF files keep them")
+        if model.charsmap:
+            vocabulary.notes.append("the tokenizer maps characters first; engines that run GGUF files do not")
     return vocabulary
 
 
@@ -57,19 +59,15 @@ def _set_spaces(vocabulary: Vocabulary, source: TokenizerSource) -> None:
             case {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}:
                 pass  # there are no spaces left to split at
             case {"type": type}:
-                raise InputError(
-                    f"{source.file}: step {type} ({json.dumps(step, ensure_ascii=False):.80}) is not supported with a "
-                    "SentencePiece vocabulary"
+                vocabulary.embed(
+                    f"step {type} ({json.dumps(step, ensure_ascii=False):.80}) is not SentencePiece's",
+                    "leave it out",
                 )
     if prefix and vocabulary.space_prefix is not None:
-        raise InputError(
-            f"{source.file}: puts a space before texts with both Prepend and Metaspace, which is not supported"
-        )
+        vocabulary.embed("both Prepend and Metaspace put a space before texts", "put one")
+        vocabulary.space_prefix = None
     if is_cut and (joined := next((token for token in _normal_tokens(vocabulary) if "▁" in token[1:]), None)):
-        raise InputError(
-            f"{source.file}: Metaspace splits texts at spaces, but tokens such as {joined!r:.60} contain some; "
-            "GGUF cannot express that"
-        )
+        vocabulary.embed(f"texts are split at spaces, but tokens such as {joined!r:.60} contain some", "use these")
     adds = prefix or vocabulary.space_prefix in (SpacePrefix.ALWAYS, SpacePrefix.FIRST)
     vocabulary.keys["add_space_prefix"] = boolean(adds)
     if adds and not prefix:

@@ -10,7 +10,9 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.regular_file import read_bytes
 from lltool.quant.convert.checkpoint import read_json
 from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS
+from lltool.quant.convert.rank_files import TEKKEN, TEKKEN_SPECIAL, find_rank_file, from_rank_file, known_pretokenizer
 from lltool.quant.convert.sentencepiece_model import SentencePieceModel, TokenType, read_sentencepiece
+from lltool.quant.convert.unigram import from_sentencepiece
 from lltool.quant.convert.vocabulary_added import (
     NamedTokens,
     TokenizerClass,
@@ -19,14 +21,28 @@ from lltool.quant.convert.vocabulary_added import (
     forgets_added_tokens,
 )
 from lltool.quant.convert.vocabulary_table import table
+from lltool.quant.convert.wordpiece import apply_settings, from_vocabulary_lines
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _BOM = b"\xef\xbb\xbf"
 
 
 _END = "<|endoftext|>"
+_FAIRSEQ = {
+    **{f"{kind}_token": "<s>" for kind in ("bos", "cls")},
+    **{f"{kind}_token": "</s>" for kind in ("eos", "sep")},
+    **{f"{kind}_token": f"<{kind}>" for kind in ("unk", "pad", "mask")},
+}
+_ALBERT = {
+    **{f"{kind}_token": "[CLS]" for kind in ("bos", "cls")},
+    **{f"{kind}_token": "[SEP]" for kind in ("eos", "sep")},
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "[MASK]",
+}
 _CLASSES = {
     one.name: one
     for one in (
@@ -54,11 +70,32 @@ _CLASSES = {
             },
             reads_model=True,
         ),
+        TokenizerClass(
+            "T5Tokenizer",
+            defaults={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+            reads_model=True,
+        ),
+        TokenizerClass("XLMRobertaTokenizer", defaults=_FAIRSEQ, reads_model=True),
+        TokenizerClass("AlbertTokenizer", defaults=_ALBERT, reads_model=True),
+        *(
+            TokenizerClass(
+                name,
+                defaults={f"{kind}_token": f"[{kind.upper()}]" for kind in ("unk", "sep", "pad", "cls", "mask")},
+                is_wordpiece=True,
+            )
+            for name in ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
+        ),
     )
 }
 _CLASS_OF_MODEL = {
+    "albert": "AlbertTokenizer",
+    "mt5": "T5Tokenizer",
+    "t5": "T5Tokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
+    "bert": "BertTokenizer",
+    "distilbert": "BertTokenizer",
     "gemma3": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
 }
@@ -94,6 +131,7 @@ def load_source(
     kind = _CLASSES.get(_class_name(path, settings, config), TokenizerClass())
     notes: list[str] = []
     model: SentencePieceModel | None = None
+    rank_file = find_rank_file(path)
     if (path / "tokenizer.json").exists():
         file = path / "tokenizer.json"
         content = read_json(file)
@@ -103,23 +141,51 @@ def load_source(
             tokenizer = _parse_tokenizer(file, content | {"added_tokens": []})
         else:
             check_ids(file, content, tokenizer, notes)
-        if with_model and (path / "tokenizer.model").exists() and not is_byte_level(tokenizer):
+        if with_model and (path / "tokenizer.model").exists() and _is_spm_bpe(tokenizer):
             model = _matching_model(path / "tokenizer.model", tokenizer, notes)
         _note_other_vocabulary(path, tokenizer, notes)
+    elif (path / "vocab.txt").exists() and kind.is_wordpiece:
+        file, content = path / "vocab.txt", {}
+        tokenizer = from_vocabulary_lines(file, settings, _unknown_of(settings, kind))
     elif (path / "vocab.json").exists() or (path / "merges.txt").exists():
         file, content = path / "vocab.json", {}
         tokenizer = _from_vocabulary_and_merges(path, kind, pre)
-    elif (path / "tokenizer.model").exists():
-        file, content = path / "tokenizer.model", {}
+    elif rank_file:
+        file, content = rank_file, {}
+        tokenizer = from_rank_file(file, settings, pre)
+        if file.name == TEKKEN:
+            known = {key: text for key, text in TEKKEN_SPECIAL.items() if tokenizer.token_to_id(text) is not None}
+            kind = TokenizerClass(defaults=known)
+    elif found := [path / name for name in _MODEL_FILES if (path / name).exists()]:
+        file, content = found[0], {}
         model = read_sentencepiece(file)
-        tokenizer = _from_sentencepiece(model)
+        if model.is_unigram:
+            tokenizer, model = from_sentencepiece(file, model, kind.name, settings), None
+        else:
+            tokenizer = _from_sentencepiece(model)
     else:
-        raise InputError(f"{path}: no tokenizer: wanted tokenizer.json, vocab.json with merges.txt, or tokenizer.model")
+        raise InputError(
+            f"{path}: no tokenizer: wanted tokenizer.json, vocab.json with merges.txt, vocab.txt of "
+            "a BertTokenizer, or tokenizer.model, spiece.model, sentencepiece.bpe.model, a tiktoken file, "
+            "tekken.json or rwkv_vocab_v20230424.txt"
+        )
     named = add_missing_tokens(path, tokenizer, settings, content, kind, notes)
     if kind.name == "LlamaTokenizer" and not is_byte_level(tokenizer):
         _apply_legacy(path, tokenizer, settings, notes)
-    describes_text = file.name == "tokenizer.json" or (file.name == "vocab.json" and kind.pre is not None)
+    if kind.is_wordpiece and file.name == "tokenizer.json":
+        apply_settings(path, tokenizer, settings, notes)
+    describes_text = model is None or file.name == "tokenizer.json"
+    if file.name == "vocab.json":
+        describes_text = kind.pre is not None
+    elif file == rank_file:
+        describes_text = known_pretokenizer(file, settings) is not None
     return TokenizerSource(file, tokenizer, settings, named, model, describes_text, notes)
+
+
+def find_vocabulary_file(path: Path) -> Path | None:
+    """The file with the vocabulary, if it is no tokenizer.json."""
+    names = [path / name for name in ("vocab.txt", "vocab.json", *_MODEL_FILES)]
+    return find_rank_file(path) or next((file for file in names if file.exists()), None)
 
 
 def steps_of(part: Any) -> list[dict[str, Any]]:
@@ -138,6 +204,10 @@ def is_byte_level(tokenizer: "Tokenizer") -> bool:
     return type(tokenizer.model).__name__ == "BPE" and any(step["type"] == "ByteLevel" for step in steps)
 
 
+def _is_spm_bpe(tokenizer: "Tokenizer") -> bool:
+    return type(tokenizer.model).__name__ == "BPE" and not is_byte_level(tokenizer)
+
+
 def _class_name(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """The name of transformers' tokenizer class without "Fast", or "" if it is unknown."""
     model = config.get("model_type")
@@ -150,6 +220,11 @@ def _class_name(path: Path, settings: Mapping[str, Any], config: Mapping[str, An
             raise InputError(f"{path / file}: tokenizer_class: found {found!r:.80}, wanted text")
     of_model = _CLASS_OF_MODEL.get(model, "") if isinstance(model, str) else ""
     return of_model if model == "qwen2" else stated or of_model  # transformers ignores what Qwen 2 models state
+
+
+def _unknown_of(settings: Mapping[str, Any], kind: TokenizerClass) -> str:
+    found = settings.get("unk_token", kind.defaults["unk_token"])
+    return str(found["content"] if isinstance(found, Mapping) and "content" in found else found)
 
 
 def _class_with_steps(kind: TokenizerClass, config: Mapping[str, Any], tokenizer: "Tokenizer") -> TokenizerClass:

@@ -12,7 +12,18 @@ from lltool.quant.convert.sentencepiece_model import TokenType
 from lltool.quant.convert.vocabulary_sources import TokenizerSource
 from lltool.quant.convert.vocabulary_table import Vocabulary
 
-_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "mask": "mask"}
+_KEYS = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "pad": "padding",
+    "sep": "seperator",
+    "cls": "cls",
+    "mask": "mask",  # GGUF spells it so
+}
+
+# Whether texts of each kind of vocabulary begin with BOS and end with EOS (of "bert": SEP) if no file states it.
+_ADDS = {"llama": (True, False), "bert": (True, True), "t5": (False, True)}
 
 # Names by which llama.cpp finds the tokens that end a turn or a message if no key does; the first that exists counts.
 _TURN_ENDS = (
@@ -112,17 +123,23 @@ def _turn_ends(template: str, controls: Mapping[str, int]) -> list[str]:
 def add_bos_and_eos(vocabulary: Vocabulary, source: TokenizerSource, path: Path) -> None:
     """Sets whether encoding puts BOS first and EOS last: as in tokenizer.json, else as stated, else by the model kind.
 
+    In a WordPiece vocabulary, CLS stands for BOS and SEP for EOS.
+
     Raises InputError for a stated value that is not true or false.
     """
     tokenizer, file = source.tokenizer, path / "tokenizer_config.json"
-    has_steps = source.file.name == "tokenizer.json"
+    has_steps = source.file.name == "tokenizer.json" or tokenizer.post_processor is not None
     around = _tokens_around(tokenizer) if has_steps else ([], [])
-    for side, ids in zip(("bos", "eos"), around, strict=True):
+    is_wordpiece = vocabulary.model == "bert"
+    if is_wordpiece and "cls_token_id" in vocabulary.keys:
+        vocabulary.keys["bos_token_id"] = vocabulary.keys["cls_token_id"]
+    sides = ("bos", "sep" if is_wordpiece else "eos")
+    for side, ids, default in zip(sides, around, _ADDS.get(vocabulary.model, (False, False)), strict=True):
         key = f"add_{side}_token"
         stated = source.settings.get(key)
         if stated is not None and type(stated) is not bool:
             raise InputError(f"{file}: {key}: found {stated!r:.80}, wanted true or false")
-        adds = bool(ids) if has_steps else vocabulary.model == "llama" and side == "bos" if stated is None else stated
+        adds = bool(ids) if has_steps else default if stated is None else stated
         if has_steps and stated is not None and stated != adds:
             does = "adds one" if adds else "adds none"
             vocabulary.notes.append(
@@ -135,7 +152,7 @@ def add_bos_and_eos(vocabulary: Vocabulary, source: TokenizerSource, path: Path)
 
 def _set_edge(vocabulary: Vocabulary, file: Path, side: str, ids: list[int]) -> None:
     """Makes the token that tokenizer.json puts first or last the BOS or EOS, because GGUF cannot add any other."""
-    key, id = f"{side}_token_id", ids[0] if side == "bos" else ids[-1]
+    key, id = f"{_KEYS[side]}_token_id", ids[0] if side == "bos" else ids[-1]
     if len(ids) > 1:
         names = ", ".join(repr(vocabulary.tokens[one]) for one in ids)
         vocabulary.notes.append(f"{file}: puts {names} around texts; GGUF has a key only for {vocabulary.tokens[id]!r}")

@@ -15,6 +15,7 @@ from lltool.quant.convert.tokenizer_keys import (
     SpacePrefix,
     describe_added_tokens,
     describe_end_ids,
+    describe_flags,
     describe_space_prefix,
 )
 
@@ -29,6 +30,7 @@ class Vocabulary:
     """Tokens by id, with GGUF `keys` that describe how text becomes tokens; `notes` are for the user.
 
     `added` holds the tokens that are matched whole in a text before merging, `end_ids` all that end generation.
+    `embedded` says what the keys cannot express, and what other programs do instead.
     """
 
     model: str
@@ -40,6 +42,13 @@ class Vocabulary:
     added: dict[int, AddedTokenFlag] = field(default_factory=dict)
     end_ids: list[int] = field(default_factory=list)
     space_prefix: SpacePrefix | None = None
+    splits_words: bool = False
+    composes: bool = False
+    embedded: list[tuple[str, str]] = field(default_factory=list)
+
+    def embed(self, why: str, others: str) -> None:
+        """Has the whole tokenizer.json stored, which alone says `why`; other programs do what `others` says."""
+        self.embedded.append((why, others))
 
     def put(self, id: int, token: str, special: bool, flags: AddedTokenFlag = AddedTokenFlag.NONE) -> None:
         """Sets an added token; the table is extended as needed."""
@@ -76,9 +85,11 @@ class Vocabulary:
         if self.scores is not None:
             values["scores"] = array(ValueType.FLOAT32, np.array(self.scores, np.float32))
         values["token_type"] = array(ValueType.INT32, np.array(self.types, np.int32))
-        values |= {key: value for key, value in self.keys.items() if key != "pre" and not key.startswith("chat")}
-        chat = {f"tokenizer.{key}": value for key, value in self.keys.items() if key.startswith("chat")}
+        outside = ("chat", "huggingface")
+        values |= {key: value for key, value in self.keys.items() if key != "pre" and not key.startswith(outside)}
+        chat = {f"tokenizer.{key}": value for key, value in self.keys.items() if key.startswith(outside)}
         ours = describe_added_tokens(self.added) | describe_space_prefix(self.space_prefix)
+        ours |= describe_flags(splits_words=self.splits_words, composes=self.composes)
         return (
             {f"tokenizer.ggml.{key}": value for key, value in values.items()}
             | chat

@@ -198,6 +198,29 @@ def run_tokenizer(data: bytes, folder: Path) -> None:
         keys[choices.one_of(names)] = _value(choices)
     if choices.number(0, 1):
         keys["tokenizer.ggml.model"] = string("llama")
+    _use_tokenizer(keys, choices)
+
+
+def run_vocabulary(data: bytes, folder: Path) -> None:
+    """The kinds of vocabularies besides those that merge."""
+    choices = Choices(data)
+    keys = {f"tokenizer.ggml.{name}": value for name, value in TOKENIZER.items()}
+    keys["tokenizer.ggml.model"] = string(choices.one_of(("bert", "t5", "rwkv", "huggingface")))
+    keys["tokenizer.ggml.unknown_token_id"] = u32(choices.number(0, 3))
+    names = ["scores", "precompiled_charsmap", "remove_extra_whitespaces", "add_space_prefix", "normalizer.lowercase"]
+    names += [*TOKENIZER, "unknown_token_id", "seperator_token_id", "add_sep_token"]
+    for _ in range(choices.number(0, 3)):
+        keys[f"tokenizer.ggml.{choices.one_of(names)}"] = _value(choices)
+    if choices.number(0, 1):
+        vocab = {choices.text(4): choices.number(0, 40) for _ in range(choices.number(1, 5))}
+        kind, unknown = choices.one_of(("WordLevel", "WordPiece", "BPE")), choices.one_of([*vocab, None, "<unk>"])
+        model = {"type": kind, "vocab": vocab, "unk_token": unknown, "merges": []}
+        model |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 9} if kind == "WordPiece" else {}
+        keys["tokenizer.huggingface.json"] = string(json.dumps({"model": model}))
+    _use_tokenizer(keys, choices)
+
+
+def _use_tokenizer(keys: dict[str, Value], choices: Choices) -> None:
     tokenizer = Tokenizer.from_gguf(keys)
     for parse_special in (False, True):
         ids = tokenizer.encode(choices.text(200), parse_special=parse_special)
@@ -338,6 +361,7 @@ TARGETS: dict[str, Target] = {
     "codec": Target(run_codec, random_seeds, 200_000),
     "bindings": Target(run_bindings, random_seeds, 3_000),
     "tokenizer": Target(run_tokenizer, random_seeds, 15_000),
+    "vocabulary": Target(run_vocabulary, random_seeds, 3_000),
     "template": Target(run_template, template_seeds, 10),
     "safetensors": Target(in_file("a.safetensors", read_weights), safetensors_seeds, 100_000),
     "checkpoint": Target(run_checkpoint, random_seeds, 2_000),

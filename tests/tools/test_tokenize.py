@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from lltool.quant.convert.vocabulary import read_vocabulary
 from lltool.tools import cli
+from tests.engine.tiny_gguf import metadata, tensors, write_model
+from tests.tokenizer_kinds import save, wordpiece
 
 TEXT = "Hé<|im_end|>🚀"
 
@@ -86,3 +89,11 @@ def test_bad_input_is_one_line(models: dict[str, str], capsys: pytest.CaptureFix
         assert err.startswith("lltool: error: ")
         assert message in err
         assert err.count("\n") == 1
+
+
+def test_pieces_of_a_wordpiece_vocabulary_have_their_spaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(wordpiece(), tmp_path)
+    path = write_model(tmp_path / "m.gguf", metadata() | read_vocabulary(tmp_path, {}, 1600).metadata(), tensors())
+    assert cli.main(["tokenize", "-m", str(path), "-p", "The dog's"]) == 0
+    pieces = [line.partition(" -> ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert pieces == ["'[CLS]'", "' the'", "' do'", "'g'", "' ''", "' s'", "'[SEP]'"]

@@ -52,7 +52,7 @@ def convert(
     with `force`. `pre` is tokenizer.ggml.pre, if the pre-tokenizer is not recognized. A shape that does not allow the
     type gets another one, with a warning, or with `strict` is an error. `imatrix` and `pure` are as for `quantize`.
     Plain types keep NaN and infinity only with `allow_nonfinite`. Raises InputError for a checkpoint that is damaged or
-    of an unsupported kind, before anything is written.
+    of an unsupported kind, or whose tokenizer would change, before anything is written.
 
     >>> lltool.convert("checkpoint", "model.gguf", "bf16")
     PosixPath('model.gguf')
@@ -60,7 +60,8 @@ def convert(
     guidance = read_guidance(str(imatrix)) if imatrix else None
     wishes = Wishes(pre, strict, Options(pure), guidance, allow_nonfinite)
     conversion = plan_conversion(str(source), type, wishes, threads=threads)
-    for note in [*conversion.notes, *check_conversion(conversion)]:
+    check_conversion(conversion)
+    for note in conversion.notes:
         warn(note)
     return write_conversion(conversion, _path(target), shard_bytes=shard_bytes, force=force)[0]
 

@@ -17,8 +17,10 @@ from lltool.gguf.reader import open_gguf
 from lltool.gguf.source import Model, Tensor
 from lltool.gguf.writer import write_gguf
 from lltool.quant.convert.sentencepiece_model import TokenType
+from lltool.quant.convert.vocabulary import read_vocabulary
 from lltool.quant.edits import parse_setting
 from tests.engine.tiny_gguf import metadata, tensors, write_model
+from tests.tokenizer_kinds import save, unigram, wordpiece
 
 BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]  # those that byte-level vocabularies show as themselves
 LETTERS = [*map(chr, BYTES), *(chr(256 + i) for i in range(256 - len(BYTES)))]
@@ -61,6 +63,32 @@ def findings(path: Path) -> list[Finding]:
 
 def test_a_sound_model_has_no_findings(tmp_path: Path) -> None:
     assert findings(write_model(tmp_path / "m.gguf", *sound())) == []
+
+
+def rwkv(folder: Path) -> None:
+    lines = [f"{byte + 1} {bytes([byte])!r} 1\n" for byte in range(256)]
+    (folder / "rwkv_vocab_v20230424.txt").write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("kind", "write"),
+    [
+        ("bert", lambda folder: save(wordpiece(), folder)),
+        ("t5", lambda folder: save(unigram("t5"), folder)),
+        ("t5", lambda folder: save(unigram("albert"), folder)),  # embedded whole
+        ("rwkv", rwkv),
+    ],
+)
+def test_every_kind_of_vocabulary_is_sound(kind: str, write: Callable[[Path], None], tmp_path: Path) -> None:
+    """The model is no chat model, which a note says; nothing else is found."""
+    write(tmp_path)
+    vocabulary = read_vocabulary(tmp_path, {}, 1600).metadata()
+    assert vocabulary[f"{NAME}model"].data == kind
+    keys, weights = sound()
+    keys = {name: value for name, value in keys.items() if not name.startswith("tokenizer.")} | vocabulary
+    weights["token_embd.weight"] = np.random.default_rng(1).standard_normal((1600, 32)).astype(np.float32)
+    found = findings(write_model(tmp_path / "m.gguf", keys, weights))
+    assert [(finding.severity, finding.found) for finding in found] == [("note", "the file has no chat template")]
 
 
 def key(name: str, value: Value | None) -> Callable[[Keys, Weights], None]:

@@ -9,10 +9,11 @@ import pytest
 from lltool.engine.text.tokenizer import Tokenizer
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value
-from lltool.quant.convert.pretokenizer_match import PROBES, match_pretokenizer
+from lltool.quant.convert.pretokenizer_match import PROBES, Match, match_pretokenizer
 from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS
 from lltool.quant.convert.sentencepiece_model import TokenType, read_sentencepiece, write_sentencepiece
 from lltool.quant.convert.vocabulary import read_vocabulary
+from lltool.quant.convert.vocabulary_files import StoredVocabulary
 from tests.tiny_checkpoints import CHAT, LLAMA3_SPLIT, QWEN2_SPLIT, TEXT, TOKENIZERS
 
 TEXTS = (*PROBES, TEXT, "the dog and the sea  the   fox", "", " ", "a", "\n\n", "<|im_start|>the<think>end<|im_end|>")
@@ -125,6 +126,7 @@ SPELLINGS: dict[str, tuple[dict[str, Any], bool]] = {
     "llama-bpe": (spec(LLAMA3_SPLIT), True),
     "dbrx": (spec(LLAMA3_SPLIT), False),
     "qwen2": (spec(QWEN2_SPLIT), False),
+    "tekken": (spec(TEKKEN), True),
     "gpt-2": (spec() | {"pre_tokenizer": BYTE_LEVEL}, False),
     "smollm": (spec() | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, BYTE_LEVEL]}}, False),
 }
@@ -133,7 +135,7 @@ SPELLINGS: dict[str, tuple[dict[str, Any], bool]] = {
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_pretokenizer_is_found_by_behaviour(name: str, tmp_path: Path) -> None:
     content, ignore_merges = SPELLINGS[name]
-    assert match_pretokenizer(tmp_path, load(content), ignore_merges) == name
+    assert match_pretokenizer(load(content), ignore_merges) == Match(name, len(PROBES))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_pretokenizer_is_found_by_behaviour(name: str, tmp_path: Path) -> None:
 )
 def test_probes_distinguish_pretokenizers(name: str, tmp_path: Path) -> None:
     tokenizer = load(spec(*PRE_TOKENIZERS[name].patterns))
-    assert match_pretokenizer(tmp_path, tokenizer, PRE_TOKENIZERS[name].ignore_merges) == name
+    assert match_pretokenizer(tokenizer, PRE_TOKENIZERS[name].ignore_merges) == Match(name, len(PROBES))
 
 
 def test_unknown_pretokenizer_names_the_nearest(tmp_path: Path) -> None:
@@ -150,16 +152,38 @@ def test_unknown_pretokenizer_names_the_nearest(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["pre_tokenizer"] = spec(QWEN2_SPLIT.replace("|'ve", ""))["pre_tokenizer"]
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"the nearest is qwen2, which splits 16 of 17 .* to use it, give --pre qwen2"):
-        read(tmp_path)
+    metadata, notes = read_with_notes(tmp_path)
+    assert metadata["tokenizer.ggml.pre"].data == "qwen2"
+    assert any("other programs split texts as qwen2 does, which splits 16 of 17 texts" in note for note in notes)
+    check_ids(metadata, tmp_path)
+
     content["pre_tokenizer"] = spec(QWEN2_SPLIT.replace(r"\p{N}", r"\p{N}{1,2}"))["pre_tokenizer"]
     path.write_text(json.dumps(content))
-    with pytest.raises(
-        InputError,
-        match=r"unknown pre-tokenizer; the nearest is dbrx, which splits 12 of 17 texts in the same way, too few",
-    ):
-        read(tmp_path)
-    assert read_vocabulary(tmp_path, {}, 384, pre="qwen2").metadata()["tokenizer.ggml.pre"].data == "qwen2"
+    metadata, notes = read_with_notes(tmp_path)
+    assert metadata["tokenizer.ggml.pre"].data == "embedded"
+    assert any("the nearest, dbrx, splits 12 of 17" in note and "refuse the file" in note for note in notes)
+    check_ids(metadata, tmp_path)
+
+    metadata = read_vocabulary(tmp_path, {}, 384, pre="qwen2").metadata()
+    assert metadata["tokenizer.ggml.pre"].data == "qwen2"
+    check_ids(metadata, tmp_path)
+    with pytest.raises(InputError, match=r"--pre none: unknown; this version knows default, gpt-2"):
+        read_vocabulary(tmp_path, {}, 384, pre="none")
+
+
+def read_with_notes(folder: Path) -> tuple[dict[str, Value], list[str]]:
+    vocabulary = read_vocabulary(folder, {}, 384)
+    return vocabulary.metadata(), vocabulary.notes
+
+
+def check_ids(metadata: dict[str, Value], folder: Path) -> None:
+    """The tokenizer of a file makes the ids of the checkpoint's tokenizer.json."""
+    from tokenizers import Tokenizer as HuggingFace
+
+    tokenizer, wanted = Tokenizer.from_gguf(metadata), HuggingFace.from_file(str(folder / "tokenizer.json"))
+    for text in TEXTS:
+        found = tokenizer.encode(text, add_special=False, parse_special=True)
+        assert found == wanted.encode(text, add_special_tokens=False).ids, text
 
 
 def test_merges_as_pairs_or_text_and_special_ids(tmp_path: Path) -> None:
@@ -198,11 +222,52 @@ def test_unsupported_tokenizers_are_refused(tmp_path: Path) -> None:
     TOKENIZERS["qwen2"](tmp_path)
     with pytest.raises(InputError, match="tokenizer of 374 tokens, but the embedding has 300 rows"):
         read(tmp_path, rows=300)
+
+
+def test_what_keys_cannot_say_is_embedded(tmp_path: Path) -> None:
+    """Normalizers, and a kind of vocabulary that GGUF does not have."""
+    TOKENIZERS["qwen2"](tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"normalizer": {"type": "Lowercase"}}))
-    with pytest.raises(InputError, match="normalizer Lowercase is not supported"):
-        read(tmp_path)
-    path.write_text(json.dumps({"model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"}}))
-    with pytest.raises(InputError, match="tokenizer of kind WordLevel is not supported; wanted BPE"):
-        read(tmp_path)
+    metadata, notes = read_with_notes(tmp_path)
+    assert any("texts go through Lowercase" in note and "leave these steps out" in note for note in notes)
+    check_ids(metadata, tmp_path)
+
+    words = {word: id for id, word in enumerate(["<unk>", "the", "dog", "and", "sea", "fox"])}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
+    path.write_text(json.dumps({"model": model, "pre_tokenizer": {"type": "Whitespace"}}))
+    (tmp_path / "tokenizer_config.json").unlink()
+    metadata, notes = read_with_notes(tmp_path)
+    assert metadata["tokenizer.ggml.model"].data == "huggingface"
+    assert any("the vocabulary is of the kind WordLevel" in note and "refuse the file" in note for note in notes)
+    check_ids(metadata, tmp_path)
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.decode(tokenizer.encode("the fox and the dog")) == "the fox and the dog"
+
+
+def test_characters_are_composed_where_tokenizer_json_does(tmp_path: Path) -> None:
+    TOKENIZERS["qwen2"](tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
+    metadata, notes = read_with_notes(tmp_path)
+    assert "tokenizer.huggingface.json" not in metadata
+    assert any("composes characters first (NFC), as lltool does" in note for note in notes)
+    check_ids(metadata, tmp_path)
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")
+
+
+def test_export_keeps_what_is_embedded_and_composition(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as HuggingFace
+
+    TOKENIZERS["qwen2"](tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    for change in ({"normalizer": {"type": "NFC"}}, {"normalizer": {"type": "Lowercase"}}):
+        path.write_text(json.dumps(content | change))
+        exported = StoredVocabulary(read(tmp_path)).files(512)
+        assert exported.keys() == {"tokenizer.json", "tokenizer_config.json"}
+        ours, theirs = HuggingFace.from_buffer(exported["tokenizer.json"]), HuggingFace.from_file(str(path))
+        for text in (*TEXTS, "Cafe\u0301 <|im_end|>"):
+            assert ours.encode(text).ids == theirs.encode(text).ids, text
