@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lltool.engine.models.distances import read_slopes, read_windows
 from lltool.engine.models.mixture import Mixture, MixtureTraits, read_mixture
+from lltool.engine.models.pooling import Pooling, PoolingSettings, read_pooling
 from lltool.engine.models.rotary import Rotary, Scaling
 from lltool.engine.operations.elementwise import Activation, PlainActivation
 from lltool.engine.program import Weight
@@ -48,6 +50,7 @@ class Architecture:
     scales: frozenset[Scaled] = frozenset()  # which keys about scales it reads
     divides_logits: bool = False  # by their scale
     sliding_period: int = 0  # every n-th layer has full attention; 0: a sliding window applies to all layers
+    full_layers_first: bool = False  # the first of such a period has full attention, not the last
     exact_yarn: bool = False  # YaRN's range of blended pairs is not rounded
     local_rope_base: float | None = None  # for layers with a sliding window; not scaled
     plain_local_rope: bool = False  # layers with a sliding window have the same base if none is stated; not scaled
@@ -56,6 +59,10 @@ class Architecture:
     scales_by_width: bool = False  # scores, by width / heads and not by the head's own dimension
     halved_mlp: bool = False  # the file states twice the width inside the MLP
     ffn_norm: str = "ffn_norm"  # the name of the norm before the MLP
+    causal: bool = True  # whether a token sees only those before it, unless the file says so
+    rank_pooling: Pooling = "last"  # of rerankers
+    classifier_activation: PlainActivation = "tanh"
+    bare_first_layer: bool = False  # its attention has no norm before it
     by_layers: Mapping[int, "Architecture"] = field(default_factory=dict)  # models known only by their number of layers
 
 
@@ -65,6 +72,7 @@ _GEMMA2 = Architecture(activation="gelu_tanh", scaled_embedding=True, sliding_pe
 _GEMMA3 = Architecture(
     head_norms=True, activation="gelu_tanh", scaled_embedding=True, sliding_period=6, local_rope_base=10000.0
 )
+_BERT = Architecture(norm="layer", activation="gelu", causal=False, rank_pooling="cls")
 
 ARCHITECTURES = {
     # Llama 1 to 3, Mistral, Mixtral, Yi, SmolLM, InternLM 3
@@ -136,15 +144,34 @@ ARCHITECTURES = {
     "apertus": Architecture(head_norms=True, activation="xielu", is_gated=False),
     "ernie4_5": Architecture(interleaved_rope=True),
     "hunyuan-dense": Architecture(head_norms=True, norms_after_rope=True),
+    # BERT, MiniLM, BGE, GTE, E5; with its positions cut RoBERTa and XLM-RoBERTa
+    "bert": replace(_BERT, rotates="none", is_gated=False),
+    "nomic-bert": replace(_BERT, activation="silu"),
+    "jina-bert-v2": replace(_BERT, rotates="none", alibi_bias=8.0, head_norms=True),
+    "jina-bert-v3": replace(_BERT, is_gated=False),
+    "modern-bert": replace(
+        _BERT,
+        rank_pooling="mean",
+        classifier_activation="gelu",
+        bare_first_layer=True,
+        sliding_period=3,
+        full_layers_first=True,
+        plain_local_rope=True,
+    ),
+    "eurobert": Architecture(causal=False),
+    "gemma-embedding": replace(_GEMMA3, causal=False),
 }
 
 # Keys that have no effect at these values (None: at any value), so that a file may have them.
 NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "vocab_size": None,
     "tensor_data_layout": None,
-    "pooling_type": None,
+    "classifier.output_labels": None,
+    "dense_2_feat_in": None,
+    "dense_2_feat_out": None,
+    "dense_3_feat_in": None,
+    "dense_3_feat_out": None,
     "rope.scaling.finetuned": None,
-    "attention.causal": (True,),
     "attention.max_alibi_bias": (0,),
     "attention.clamp_kqv": (0,),
     "embedding_scale": (0, 1),
@@ -200,6 +227,8 @@ class ModelConfig:
     xielu: tuple[tuple[float, float, float], ...]  # of each layer, if it is the activation: positive, negative, slope
     context: int  # the most tokens of a sequence, as the model is loaded
     mixture: Mixture | None  # None: no experts
+    is_causal: bool  # whether a token sees only those before it; else a text is evaluated whole
+    pooling: PoolingSettings
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Value], weights: Mapping[str, Weight]) -> "ModelConfig":
@@ -221,6 +250,8 @@ class ModelConfig:
             keys.expect("nextn_predict_layers", extra < layers, f"fewer than the {layers} blocks")
             layers -= extra
         traits = traits.by_layers.get(layers, traits)
+        if "hidden_activation" in keys.values:
+            traits = replace(traits, activation=_stated_activation(keys))
         width = keys.integer("embedding_length")
         heads = keys.integer("attention.head_count")
         head_dim = keys.integer("attention.key_length", width // heads)
@@ -241,7 +272,7 @@ class ModelConfig:
         if traits.local_rope_base is not None:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", traits.local_rope_base), rotary.dims)
         scaled_dim = width / heads if traits.scales_by_width else head_dim
-        windows = _windows(keys, layers, traits.sliding_period)
+        windows = read_windows(keys, layers, traits.sliding_period, full_first=traits.full_layers_first)
         eps = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}[traits.norm]
         scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}
         logit_scale = scales.get("logit_scale", 1.0)
@@ -271,10 +302,12 @@ class ModelConfig:
             mixture=read_mixture(keys, traits.mixture, ff_width),
             is_parallel=_is_parallel(keys, traits, weights),
             rotated=_rotated(traits, windows),
-            slopes=_slopes(keys, heads, traits.alibi_bias),
+            slopes=read_slopes(keys, heads, traits.alibi_bias),
             context=context_length,
             xielu=_xielu(metadata, layers) if traits.activation == "xielu" else (),
             clamp=keys.number("attention.clamp_kqv", 0.0, *SCALES) if traits.clamps else 0.0,
+            is_causal=keys.flag("attention.causal", traits.causal),
+            pooling=read_pooling(keys, traits.rank_pooling, has_classifier="cls.output.weight" in weights),
         )
         keys.refuse_unread(NEUTRAL)
         return config
@@ -287,6 +320,12 @@ def _xielu(metadata: Mapping[str, Value], layers: int) -> tuple[tuple[float, flo
     keys.expect("eps", all(abs(x + 1e-6) < 1e-7 for x in eps), "-1e-06 for each layer")
     softplus = np.logaddexp(0, np.array([alpha_p, alpha_n]))
     return tuple((float(p), b + float(n), b) for p, n, b in zip(*softplus, beta, strict=True))
+
+
+def _stated_activation(keys: ArchitectureKeys) -> Activation:
+    found = keys.text("hidden_activation", "")
+    keys.expect("hidden_activation", found in ("gelu", "silu"), "gelu or silu")
+    return "silu" if found == "silu" else "gelu"
 
 
 def _is_parallel(keys: ArchitectureKeys, traits: Architecture, weights: Mapping[str, Weight]) -> bool:
@@ -306,20 +345,6 @@ def _rotated(traits: Architecture, windows: Sequence[int]) -> tuple[bool, ...]:
             return tuple(window > 0 for window in windows)
     period = traits.unrotated_period
     return tuple(not period or (layer + 1) % period != 0 for layer in range(len(windows)))
-
-
-def _slopes(keys: ArchitectureKeys, heads: int, default: float) -> tuple[float, ...] | None:
-    """The slopes of ALiBi: powers of 2^(-bias / n) for n heads, n a power of two; the rest lie between them.
-
-    Source: Press et al. 2021 (ALiBi), and its published code for other numbers of heads.
-    """
-    bias = keys.number("attention.max_alibi_bias", default, 0.0, 1000.0)
-    if bias == 0:
-        return None
-    whole = 1 << (heads.bit_length() - 1)
-    first = [2 ** (-bias / whole * (head + 1)) for head in range(whole)]
-    between = [2 ** (-bias / (2 * whole) * (2 * head + 1)) for head in range(heads - whole)]
-    return tuple(first + between)
 
 
 def _rotary(keys: ArchitectureKeys, head_dim: int, context_length: int, weights: Mapping[str, Weight]) -> Rotary:
@@ -360,16 +385,3 @@ def _scaling(found: str, factor: float) -> Scaling:
         case "yarn":
             return "yarn"
     raise InputError(f"rope.scaling.type: found {found!r}, this version runs none, linear, yarn")
-
-
-def _windows(keys: ArchitectureKeys, layers: int, period: int) -> tuple[int, ...]:
-    """The window of each layer; the pattern is a flag per layer (true: sliding), or a period with a full last layer."""
-    window = keys.integer("attention.sliding_window", 0, minimum=0)
-    pattern = keys.raw("attention.sliding_window_pattern")
-    if isinstance(pattern, np.ndarray | list | tuple):
-        keys.expect("attention.sliding_window_pattern", len(pattern) == layers, f"one flag for each of {layers} layers")
-        slides = [bool(flag) for flag in pattern]
-    else:
-        period = keys.integer("attention.sliding_window_pattern", period, minimum=0)
-        slides = [period == 0 or layer % period < period - 1 for layer in range(layers)]
-    return tuple(window if flag else 0 for flag in slides)

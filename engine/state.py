@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class KeyValue:
     """The keys and values of a layer: for each token and head, `key_dim` and `value_dim` numbers.
 
-    If `value_is_key`, values take no memory of their own: a value is the first `value_dim` numbers of its key.
+    If `value_is_key`, values take no memory of their own: a value is the first `value_dim` numbers of its key. Layers
+    that need their keys during a batch only have the same number, and take turns in one memory.
     """
 
     layer: int
@@ -59,7 +60,7 @@ class StateLayout:
         parts = [part for op in program.ops for part in op.state]
         slots = tuple(part for part in parts if isinstance(part, Slot))
         assert len({slot.name for slot in slots}) == len(slots), "two operations share a slot"
-        return StateLayout(tuple(part for part in parts if isinstance(part, KeyValue)), slots)
+        return StateLayout(tuple(dict.fromkeys(part for part in parts if isinstance(part, KeyValue))), slots)
 
     @property
     def token_width(self) -> int:

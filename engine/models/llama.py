@@ -1,15 +1,16 @@
-"""Llama and models like it, with and without experts: pre-norm blocks."""
+"""Llama and models like it, with and without experts, and ModernBERT: pre-norm blocks."""
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models.blocks import attention, embedding, head, normed
+from lltool.engine.models.blocks import attention, embedding, normed
 from lltool.engine.models.experts import feed_forward
+from lltool.engine.models.heads import head
 from lltool.engine.program import Tracer
 
 
 def trace(g: Tracer, config: ModelConfig) -> None:
     x = embedding(g, config)
     for layer in range(config.layers):
-        h = normed(g, config, x, f"blk.{layer}.attn_norm")
+        h = x if layer == 0 and config.traits.bare_first_layer else normed(g, config, x, f"blk.{layer}.attn_norm")
         x = attention(g, config, layer, h, residual=x)
         h = normed(g, config, x, f"blk.{layer}.{config.traits.ffn_norm}")
         x = feed_forward(g, config, layer, h, residual=x)

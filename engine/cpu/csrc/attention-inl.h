@@ -1,4 +1,4 @@
-// Causal attention of consecutive tokens over a paged cache: online softmax in powers of two, one page of keys at a
+// Attention of consecutive tokens over a paged cache: online softmax in powers of two, one page of keys at a
 // time. The query heads that share a key/value head are extra rows, so that one read of a page serves them all. Keys
 // are in lanes for scores, and dimensions for results; queries and weights are broadcast.
 //
@@ -139,7 +139,7 @@ private:
     const int64_t at = task.pages[page] * task.page_stride;
     const uint8_t *k_page = task.k_pages + at, *v_page = task.v_pages + at;
     const uint8_t* next = page + 1 < task.end_page ? task.k_pages + task.pages[page + 1] * task.page_stride : v_page;
-    base = page * page_tokens, count = std::min(task.first_position + task.tokens - base, page_tokens);
+    base = page * page_tokens, count = std::min(task.keys - base, page_tokens);
     k_type = task.k_type, v_type = task.v_type, keys = k_page, values = v_page;
     if constexpr (pairs) {
       load_pairs(k_page, v_page);
@@ -189,19 +189,20 @@ private:
       f(static_cast<const float*>(data));
   }
 
-  int last_key(int r) const { return task.first_position + r / task.group - base; }
+  int own_key(int r) const { return task.first_position + r / task.group - base; }
+  int last_key(int r) const { return own_key(r) + std::min(task.ahead, task.keys - 1 - base - own_key(r)); } // that the row sees
 
   // Adds the page to `n` rows, at most one per lane.
   void take_rows(int first, int n) {
     const int lo = last_key(first), hi = last_key(first + n - 1); // the last keys that the first and the last row see
-    const int begin = task.window ? std::max(0, lo - task.window + 1) / key_step * key_step : 0;
+    const int begin = task.window ? std::max(0, own_key(first) - task.window + 1) / key_step * key_step : 0;
     const int end = std::min(hi / key_step * key_step + key_step, page_tokens);
     if (hi < 0 || begin >= end) return;
     read(k_type, keys, [&](auto k) {
       multiply(queries + int64_t(first) * key_width, key_width, n, k, page_tokens, (dim + per_unit - 1) / per_unit, begin, end, scores,
                page_tokens, first ? 0 : to_values, [](int, float* at, auto sum) { store(at, sum); });
     });
-    weigh(first, n, begin, end, end > lo + 1 || (task.window && hi - task.window >= begin));
+    weigh(first, n, begin, end, end > lo + 1 || (task.window && own_key(first + n - 1) - task.window >= begin));
     const int from = begin / per_unit, units = (std::min(end, count) + per_unit - 1) / per_unit - from, row = pairs ? width : value_dim;
     const float* factor = factors;
     read(v_type, values, [&](auto v) {
@@ -219,7 +220,7 @@ private:
     vf reduced[lanes];
     for (int r = 0; r < n; ++r) {
       vf high = splat(masked);
-      const int last = last_key(first + r);
+      const int own = own_key(first + r), last = last_key(first + r);
       const float slope = task.slopes ? task.slopes[(first + r) % task.group] * log2_e : 0;
       for (int j = begin; j < end; j += lanes) {
         float* at = scores + r * page_tokens + j;
@@ -234,11 +235,11 @@ private:
           s = load<vf>(at);
           if (task.softcap > 0) s = tanh(s) * cap;
         }
-        if (task.slopes) s += to_float(load<vi>(counted) + (j - last)) * slope;
+        if (task.slopes) s -= abs(to_float(load<vi>(counted) + (j - own))) * slope;
         if (is_masked) {
           const vi key = load<vi>(counted) + j;
           s = key <= last ? s : splat(masked);
-          if (task.window) s = key > last - task.window ? s : splat(masked);
+          if (task.window) s = key > own - task.window ? s : splat(masked);
         }
         high = max(high, s);
         store(at, s);

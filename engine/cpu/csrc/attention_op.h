@@ -17,7 +17,7 @@ struct StoreOp : ColumnOp {
 
 struct AttentionOp : Op {
   Buffer q, out;
-  int layer, heads, kv_heads, head_dim, value_dim, window, tiling;
+  int layer, heads, kv_heads, head_dim, value_dim, window, ahead, tiling;
   float scale, softcap;
   std::vector<float> sinks, slopes; // one per head, or empty
   void run(const Run& run) const override;

@@ -64,13 +64,16 @@ int Executor::add_rope_table(std::vector<float> frequencies, float magnitude) {
   return int(ropes.size()) - 1;
 }
 
-void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim) {
+void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim, bool shared) {
   if ((has_blocks(settings.k_type) && head_dim % 32) || (has_blocks(settings.v_type) && value_dim % 32))
     throw std::invalid_argument("a cache type with blocks wants heads of a multiple of 32");
   if (cache.size() <= size_t(layer)) cache.resize(size_t(layer) + 1);
   CacheLayer& c = cache[size_t(layer)];
+  if (c.kv_heads && shared && c.shared && c.kv_heads == kv_heads && c.k_bytes == cache_bytes(settings.k_type, head_dim, pairs) &&
+      c.v_bytes == cache_bytes(settings.v_type, value_dim, pairs))
+    return;
   if (c.kv_heads) throw std::invalid_argument("layer " + std::to_string(layer) + " has two attentions");
-  c.kv_heads = kv_heads;
+  c.kv_heads = kv_heads, c.shared = shared;
   c.k_bytes = cache_bytes(settings.k_type, head_dim, pairs);
   c.v_bytes = cache_bytes(settings.v_type, value_dim, pairs);
   c.offset = page_bytes;
@@ -83,11 +86,11 @@ void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim,
   partial_floats_ = std::max(partial_floats_, size_t(partials));
 }
 
-int Executor::add_tiling(int group, int window) {
+int Executor::add_tiling(int group, int window, int ahead) {
   const int tokens = std::max(1, attention_rows / group);
   for (size_t i = 0; i < tilings.size(); ++i)
-    if (tilings[i].tokens == tokens && tilings[i].window == window) return int(i);
-  tilings.push_back({tokens, window, {}});
+    if (tilings[i].tokens == tokens && tilings[i].window == window && tilings[i].ahead == ahead) return int(i);
+  tilings.push_back({tokens, window, ahead, {}});
   return int(tilings.size()) - 1;
 }
 
@@ -96,9 +99,11 @@ void Executor::cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) 
   const bool is_shared = batch_.tokens <= few_tokens && settings.threads > 1;
   for (const Segment& s : segments) {
     for (int first = 0; first < s.tokens; first += tiling.tokens) {
-      Piece p{s.row + first, std::min(tiling.tokens, s.tokens - first), s.position + first, s.sequence, 0, 1, 0, 0};
+      const int keys = s.position + s.tokens;
+      Piece p{s.row + first, std::min(tiling.tokens, s.tokens - first), s.position + first, s.sequence, keys, 0, 1, 0, 0};
       const int start = tiling.window && p.position >= tiling.window ? (p.position - tiling.window + 1) / page_tokens : 0;
-      const int end = (p.position + p.tokens - 1) / page_tokens + 1, before = start / part_pages; // whole parts
+      const int own = p.position + p.tokens - 1, last = own + std::min(tiling.ahead, keys - 1 - own);
+      const int end = last / page_tokens + 1, before = start / part_pages; // whole parts
       if (is_shared) p.parts = (end - 1) / part_pages + 1 - before;
       for (; p.part < p.parts; ++p.part) {
         p.first_page = std::max(start, (before + p.part) * part_pages);

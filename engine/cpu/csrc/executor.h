@@ -58,7 +58,7 @@ struct Settings {
 // The tokens of one call. `tables` is (sequences, table_width) page ids.
 struct Batch {
   int64_t tokens = 0, outputs = 0, table_width = 0;
-  const int32_t *ids, *positions, *sequences, *tables, *output_rows;
+  const int32_t *ids, *positions, *sequences, *tables, *output_rows, *types;
 };
 
 // Consecutive positions of one sequence in a batch.
@@ -68,10 +68,11 @@ struct Segment {
 };
 
 // An attention task, one per key/value head: some tokens of a segment with pages [first_page, end_page) of their
-// keys. The keys of these tokens are shared out to `parts` tasks, of which this is number `part`.
+// keys, of which `keys` are stored. The keys of these tokens are shared out to `parts` tasks, of which this is number
+// `part`.
 struct Piece {
   int64_t row;
-  int tokens, position, sequence, part, parts, first_page, end_page;
+  int tokens, position, sequence, keys, part, parts, first_page, end_page;
 };
 
 // In batches of at most few_tokens, threads also share the keys of a token, a part each: otherwise the others would wait
@@ -130,8 +131,9 @@ public:
   void add_row(std::unique_ptr<RowOp> op); // joins the row operations just before it
   void begin_head();
   int add_rope_table(std::vector<float> frequencies, float magnitude);
-  void add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim);
-  int add_tiling(int group, int window);
+  // A `shared` layer's memory can be taken in turn by attentions of the same shapes.
+  void add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim, bool shared);
+  int add_tiling(int group, int window, int ahead);
   void reserve_columns(int64_t K); // for a linear that reads K columns of its input
   // For prepared activations of more rows than a batch has, of K columns each.
   void reserve_rows(int64_t rows, int64_t K, bool int8, bool floats);
@@ -160,14 +162,15 @@ public:
   // A layer's part of a page: the keys of each head (layout in cache-inl.h), then the values. A page holds all layers:
   // a short text needs little memory, and a page is copied at once.
   struct CacheLayer {
+    bool shared = false;
     int kv_heads = 0;
     int64_t k_bytes = 0, v_bytes = 0; // of a head
     int64_t offset = 0;
   };
 
-  // How attentions with `tokens` per task and this `window` split the running batch into tasks.
+  // How attentions with `tokens` per task, this `window` and `ahead` split the running batch into tasks.
   struct Tiling {
-    int tokens, window;
+    int tokens, window, ahead;
     std::vector<Piece> pieces;
   };
 

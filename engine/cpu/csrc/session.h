@@ -187,20 +187,22 @@ public:
 
   void keep(const Bytes2& data) { weights_.push_back(data); }
 
-  void embed(Place out, int type, Bytes2 data, double scale, bool by_position) {
+  void embed(Place out, int type, Bytes2 data, double scale, const std::string& by) {
     const auto lock = build();
     require_finite({scale});
     require_body("embed: the head has no tokens");
     check({}, &out, -1);
     const Matrix weight = matrix("embed", type, out.second, data);
     keep(data);
-    int64_t& limit = by_position ? positions_ : token_ids_;
+    require(by == "token" || by == "position" || by == "type", "embed: wanted rows by token, position or type");
+    int64_t& limit = by == "position" ? positions_ : by == "type" ? types_ : token_ids_;
     limit = std::min(limit, weight.rows);
-    add_row(std::make_unique<EmbedOp>(buffer(out), weight, executor.kernels.function("scale").run, float(scale), by_position));
+    const auto chosen = by == "position" ? &Batch::positions : by == "type" ? &Batch::types : &Batch::ids;
+    add_row(std::make_unique<EmbedOp>(buffer(out), weight, executor.kernels.function("scale").run, float(scale), chosen));
     places.make(buffer(out));
   }
 
-  void select(Place x, Place out) {
+  void select(Place x, Place out, bool mean) {
     const auto lock = build();
     require(x.second == out.second && x != out, "select: shapes do not agree");
     require_body("select: the head begins once");
@@ -208,7 +210,7 @@ public:
     places.begin_head(buffer(x));
     places.require_free(buffer(out));
     executor.begin_head();
-    add_row(std::make_unique<SelectOp>(buffer(x), buffer(out)));
+    add_row(std::make_unique<SelectOp>(buffer(x), buffer(out), mean, executor.kernels));
     places.make(buffer(out));
   }
 
@@ -219,13 +221,17 @@ public:
     executor.finish();
   }
 
-  void run(Array1<int32_t> ids, Array1<int32_t> positions, Array1<int32_t> sequences, Tables tables, Array1<int32_t> outputs) {
+  void run(Array1<int32_t> ids, Array1<int32_t> positions, Array1<int32_t> sequences, Tables tables, Array1<int32_t> outputs,
+           std::optional<Array1<int32_t>> types) {
     const auto lock = ready();
     const size_t n = ids.size();
     if (n == 0 || n > size_t(executor.settings.max_batch) || positions.size() != n || sequences.size() != n || outputs.size() > n)
       throw std::invalid_argument("run: a batch of wrong size");
     for (const auto* array : {&ids, &positions, &sequences, &outputs}) require_aligned(*array);
     require_aligned(tables);
+    if (types) require_aligned(*types);
+    require(!types || types->size() == n, "run: wanted a type for each token");
+    for (size_t i = 0; types && i < n; ++i) require(types->data()[i] >= 0 && types->data()[i] < types_, "run: no such type of tokens");
     for (size_t i = 0; i < n; ++i) {
       const bool fits = ids.data()[i] >= 0 && ids.data()[i] < token_ids_ && sequences.data()[i] >= 0 &&
                         size_t(sequences.data()[i]) < tables.shape(0) && positions.data()[i] >= 0 && positions.data()[i] < positions_ &&
@@ -237,7 +243,8 @@ public:
       if (tables.data()[i] < 0 || tables.data()[i] >= executor.settings.pages) throw std::invalid_argument("run: no such page");
     for (size_t i = 0; i < outputs.size(); ++i)
       if (outputs.data()[i] < 0 || size_t(outputs.data()[i]) >= n) throw std::invalid_argument("run: no such output row");
-    Arrays arrays{copy(ids), copy(positions), copy(sequences), {tables.data(), tables.data() + tables.size()}, copy(outputs)};
+    Arrays arrays{copy(ids), copy(positions), copy(sequences), {tables.data(), tables.data() + tables.size()}, copy(outputs),
+                  types ? copy(*types) : std::vector<int32_t>(n)};
     Batch batch;
     batch.tokens = int64_t(n);
     batch.outputs = int64_t(arrays.outputs.size());
@@ -247,6 +254,7 @@ public:
     batch.sequences = arrays.sequences.data();
     batch.tables = arrays.tables.data();
     batch.output_rows = arrays.outputs.data();
+    batch.types = arrays.types.data();
     require_own_places(batch);
     arrays_ = std::move(arrays);
     nb::gil_scoped_release release;
@@ -272,10 +280,11 @@ private:
   std::atomic<long> runs_in_{0}; // id of the process that runs it; 0: none
   int64_t token_ids_ = std::numeric_limits<int32_t>::max(); // rows of the embedding
   int64_t positions_ = std::numeric_limits<int32_t>::max(); // rows of the embedding of positions
+  int64_t types_ = std::numeric_limits<int32_t>::max();     // rows of the embedding of types
   LinearOp* linear_ = nullptr;                              // the executor's last operation, if that is a linear
   GroupPlaces columns_;                                     // the places that its groups use
   struct Arrays {
-    std::vector<int32_t> ids, positions, sequences, tables, outputs;
+    std::vector<int32_t> ids, positions, sequences, tables, outputs, types;
   } arrays_;
 };
 
