@@ -168,6 +168,7 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
     described = family.describe(config)
     tensors = family.to_gguf(names, checkpoint.files, config)
     tensors += [constant(name, values, values.shape) for name, values in config.constants.items()]
+    tensors += config.added
     doubles = [tensor for tensor in tensors if tensor.type == GGMLType.F64]
     tensors = [retype_tensor(tensor, GGMLType.F32) if tensor in doubles else tensor for tensor in tensors]
     embedding = tensors[0]
@@ -187,6 +188,7 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
         **{f"{family.architecture}.{key}": value for key, value in described.items()},
         f"{family.architecture}.vocab_size": u32(embedding.rows),
         **{key: array(ValueType.FLOAT32, np.array(x, np.float32)) for key, x in config.layer_values.items()},
+        **config.whole_keys,
         **vocabulary.metadata(),
         **sampling_metadata(read_json(generation, missing={}), str(generation)),
     }
@@ -194,8 +196,13 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
 
 
 def _is_float32(tensor: Tensor) -> bool:
-    """Whether files have the tensor in float32, as llama.cpp reads it: vectors, biases of experts, and routers."""
-    return len(tensor.shape) == 1 or not tensor.name.endswith("weight") or ".ffn_gate_inp." in tensor.name
+    """Whether files have the tensor in float32, as llama.cpp reads it.
+
+    These are vectors, biases of experts, routers, and embeddings of positions and of types of tokens.
+    """
+    is_added = tensor.name in ("position_embd.weight", "token_types.weight")
+    is_plain = len(tensor.shape) == 1 or not tensor.name.endswith("weight")
+    return is_plain or is_added or ".ffn_gate_inp." in tensor.name
 
 
 def _file_type(tensors: Sequence[Tensor]) -> FileType:

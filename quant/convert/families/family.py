@@ -58,7 +58,8 @@ class Family:
     and `spelling` gives its names of keys that the tables name as Llama's config does, empty for a key that it lacks.
     `prefixes` of checkpoint names are replaced before the table is used, `further` is a key that says how many layers
     after the last are left out, as transformers leaves them out, and `base` begins the names that a model without its
-    output matrix leaves out; tensors whose names contain one of `ignored` are left out. Of families with one
+    output matrix leaves out; `only` is a key that must be true in a config of this family, which is before another of
+    the same classes; tensors whose names contain one of `ignored` are left out. Of families with one
     architecture, export takes the first that `restores` a file. If there is no way back, `no_export` says why.
     """
 
@@ -72,6 +73,7 @@ class Family:
     prefixes: Mapping[str, str] = field(default_factory=dict)
     base: str = "model."
     further: str = ""
+    only: str = ""
     ignored: tuple[str, ...] = IGNORED
     restores: Callable[[Stored], bool] = _always
     no_export: str = ""

@@ -6,6 +6,7 @@ from typing import Any
 
 from lltool.gguf.errors import InputError
 from lltool.quant.convert.families import (
+    bert,
     cohere,
     gemma,
     glm,
@@ -21,7 +22,7 @@ from lltool.quant.convert.families import (
 from lltool.quant.convert.families.config import Config
 from lltool.quant.convert.families.ernie_moe import ERNIE_MOE
 from lltool.quant.convert.families.family import Family
-from lltool.quant.convert.families.gemma3 import GEMMA3
+from lltool.quant.convert.families.gemma3 import GEMMA3, GEMMA_EMBEDDING
 from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
 from lltool.quant.convert.families.gpt_oss import GPT_OSS
 from lltool.quant.convert.families.granite_moe import GRANITE_MOE
@@ -40,6 +41,7 @@ FAMILIES = (
     MISTRAL,
     QWEN2,
     QWEN3,
+    GEMMA_EMBEDDING,  # before Gemma 3, whose classes it has
     GEMMA3,
     QWEN2_MOE,
     QWEN3_MOE,
@@ -60,6 +62,7 @@ FAMILIES = (
     *gpt.FAMILIES,
     *gptneox.FAMILIES,
     *qwen.FAMILIES,
+    *bert.FAMILIES,
 )
 
 
@@ -71,8 +74,12 @@ def find_family(config: Mapping[str, Any], file: str) -> tuple[Family, Config]:
     """
     models, kind = config.get("architectures"), config.get("model_type")
     model = models[0] if isinstance(models, list) and models else None
-    by_model = next((family for family in FAMILIES if model in family.models), None)
-    by_kind = next((family for family in FAMILIES if kind in family.model_types), None)
+    able = [family for family in FAMILIES if not family.only or config.get(family.only) is True]
+    by_model = next((family for family in able if model in family.models), None)
+    of_kind = [family for family in able if kind in family.model_types]
+    by_kind = next((family for family in of_kind if model in family.models), next(iter(of_kind), None))
+    if by_kind and model in by_kind.models:
+        by_model = by_kind
     family = by_kind or by_model
     if family is None or (model is not None and by_model is None):
         known = ", ".join(model for family in FAMILIES for model in family.models)
