@@ -6,11 +6,11 @@ from difflib import SequenceMatcher
 from lltool.engine.lint.finding import Finding
 from lltool.engine.text import tokenizer_spm
 from lltool.engine.text.chat import TEMPLATE_KEY, ChatTemplate, Message
-from lltool.engine.text.hard_texts import TEXTS
 from lltool.engine.text.tokenizer import Tokenizer
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import INTEGERS, Value
 from lltool.gguf.reader import GGUFFile
+from lltool.quant.convert.hard_texts import TEXTS
 from lltool.quant.convert.tokenizer_keys import read_end_ids
 
 _PREFIX = "tokenizer.ggml."

@@ -14,6 +14,7 @@ from lltool.engine.text.added_tokens import AddedTokenCutter
 from lltool.engine.text.tokenizer_bpe import read_bpe
 from lltool.engine.text.tokenizer_embedded import read_embedded
 from lltool.engine.text.tokenizer_spm import read_spm
+from lltool.engine.text.tokenizer_unigram import read_unigram
 from lltool.engine.text.tokenizer_wordpiece import read_wordpiece
 from lltool.engine.text.vocabulary_keys import TokenizerKind, VocabularyKeys
 from lltool.gguf.errors import InputError
@@ -27,6 +28,7 @@ KINDS: dict[str, Callable[[VocabularyKeys], TokenizerKind]] = {
     "gpt2": read_bpe,
     "llama": read_spm,
     "bert": read_wordpiece,
+    "t5": read_unigram,
 }
 
 # Types of tokens that are matched in text as a whole, before all others.

@@ -4,9 +4,9 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lltool.engine.text.hard_texts import TEXTS
 from lltool.engine.text.tokenizer import Tokenizer
 from lltool.quant.convert.checkpoint import read_json
+from lltool.quant.convert.hard_texts import TEXTS
 from lltool.quant.convert.vocabulary import load_tokenizer
 from lltool.quant.convert.vocabulary_added import list_added_tokens
 from lltool.quant.convert.vocabulary_sources import steps_of

@@ -3,14 +3,14 @@
 The added tokens of the file are cut out of a text as for every vocabulary; the library encodes what is between them.
 """
 
-import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lltool.engine.text import tokenizer_bpe, tokenizer_spm, tokenizer_wordpiece
 from lltool.engine.text.vocabulary_keys import TokenizerKind, VocabularyKeys, encoder_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import ValueType
+from lltool.quant.convert.embedded import plain_tokenizer
 from lltool.quant.convert.tokenizer_keys import EMBEDDED_KEY, EMBEDDED_MODEL, read_space_prefix
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def read_embedded(keys: VocabularyKeys) -> TokenizerKind:
         raise InputError(f"{EMBEDDED_KEY}: found {value.type.name}, wanted a string")
     if name not in (*_BYTES, EMBEDDED_MODEL):
         raise InputError(f"tokenizer.ggml.model: {name!r}, wanted one of {', '.join((*_BYTES, EMBEDDED_MODEL))}")
-    tokenizer = _parse(value.data, read_space_prefix(keys.metadata) is not None)
+    tokenizer = _parse(value.data, read_space_prefix(keys.metadata) is None)
     bytes_of_token = _BYTES[name] if name in _BYTES else _bytes_by_decoder(tokenizer)
     encode, normalizer = encoder_of(tokenizer), tokenizer.normalizer
     sample = b"".join(bytes_of_token(keys.tokens[id], int(keys.types[id])) for id in encode(["a"])[0])
@@ -45,28 +45,14 @@ def read_embedded(keys: VocabularyKeys) -> TokenizerKind:
     )
 
 
-def _parse(text: str, has_space_prefix: bool) -> "Tokenizer":
-    """The tokenizer without its added tokens and, where a key says where spaces are put, without that step."""
-    from tokenizers import Tokenizer
-
+def _parse(text: str, puts_spaces: bool) -> "Tokenizer":
     try:
-        content: dict[str, Any] = json.loads(text)
-        for step in ("added_tokens", "post_processor", "truncation", "padding"):
-            content[step] = [] if step == "added_tokens" else None
-        if has_space_prefix:
-            _put_no_spaces(content.get("pre_tokenizer"))
-        return Tokenizer.from_str(json.dumps(content))
+        return plain_tokenizer(text, puts_spaces=puts_spaces)
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"{EMBEDDED_KEY}: not a tokenizer.json that `tokenizers` can read: {error}; "
             f"without it (`lltool set MODEL --remove {EMBEDDED_KEY}`), the tokenizer.ggml keys count"
         ) from None
-
-
-def _put_no_spaces(part: Any) -> None:
-    for step in (part or {}).get("pretokenizers", [part or {}]):
-        if step.get("type") == "Metaspace":
-            step["prepend_scheme"] = "never"
 
 
 def _bytes_by_decoder(tokenizer: "Tokenizer") -> Callable[[str, int], bytes]:

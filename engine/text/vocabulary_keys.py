@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+NEVER = "\U0010ffff\U0010ffff."
+"""A text that no merge produces, as its parts are no tokens; it begins with noncharacters."""
 _NUMBERS = frozenset(ValueType) - {ValueType.STRING, ValueType.ARRAY}
 
 
@@ -101,6 +103,11 @@ class VocabularyKeys:
             raise InputError(f"tokenizer.ggml.{name}: {len(found)} values for {size} tokens")
         return np.array(found, dtype)
 
+    def bytes(self, name: str) -> bytes:
+        """An array of bytes; empty if it is missing."""
+        found = self._get_array(name, (ValueType.UINT8, ValueType.INT8), "an array of bytes")
+        return b"" if found is None else np.asarray(found).tobytes()
+
     def flag(self, name: str, default: bool) -> bool:
         found = self._optional(name, [ValueType.BOOL], "a bool")
         return default if found is None else bool(found)
@@ -149,5 +156,5 @@ class VocabularyKeys:
             return self.tokens
         texts = list(self.tokens)
         for id in added:
-            texts[id] = "\0"
+            texts[id] = NEVER
         return texts

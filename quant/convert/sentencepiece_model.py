@@ -22,24 +22,29 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-_BPE = 2  # TrainerSpec.model_type
-_MODEL_KINDS: dict[int | bytes, str] = {1: "unigram", 3: "word", 4: "char"}
+_UNIGRAM, _BPE = 1, 2  # TrainerSpec.model_type
+_MODEL_KINDS: dict[int | bytes, str] = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """A BPE model: merges with higher `scores` come first. `add_space_prefix` puts a space before the text."""
+    """A BPE model, whose merges with higher `scores` come first, or a Unigram model (`is_unigram`).
+
+    `add_space_prefix` puts a space before the text. `charsmap` is the precompiled map of characters.
+    """
 
     pieces: Sequence[str]
     scores: Sequence[float]
     types: Sequence[int]
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
+    is_unigram: bool = False
+    charsmap: bytes = b""
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
-    """Reads a model file. Raises InputError for a file that is not a SentencePiece model of the BPE kind."""
+    """Reads a model file. Raises InputError for a file that is not a SentencePiece model of the BPE or Unigram kind."""
     pieces, scores, types = [], [], []
     trainer: dict[int, int | bytes] = {3: 1}  # the messages' defaults
     normalizer: dict[int, int | bytes] = {3: 1, 4: 1}
@@ -60,10 +65,21 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
                 normalizer |= dict(_fields(_need_bytes(value)))
     except (ValueError, KeyError, IndexError, struct.error) as error:
         raise InputError(f"{path}: not a SentencePiece model, or damaged: {error}") from None
-    if trainer[3] != _BPE:
+    if not pieces:
+        raise InputError(f"{path}: not a SentencePiece model, or damaged: it has no token")
+    if trainer[3] not in (_BPE, _UNIGRAM):
         found = _MODEL_KINDS.get(trainer[3], "unknown")
-        raise InputError(f"{path}: a SentencePiece model of kind {found}, wanted bpe")
-    return SentencePieceModel(pieces, scores, types, bool(normalizer[3]), bool(normalizer[4]))
+        raise InputError(f"{path}: a SentencePiece model of kind {found}, wanted bpe or unigram")
+    charsmap = normalizer.get(2, b"")
+    return SentencePieceModel(
+        pieces,
+        scores,
+        types,
+        bool(normalizer[3]),
+        bool(normalizer[4]),
+        trainer[3] == _UNIGRAM,
+        charsmap if isinstance(charsmap, bytes) else b"",
+    )
 
 
 def write_sentencepiece(model: SentencePieceModel) -> bytes:

@@ -5,6 +5,7 @@
 - `lltool.tokenizer.added_token_flags` (uint32 array, one item for each of those ids): sums of AddedTokenFlag values.
 - `lltool.tokenizer.space_prefix` (string): where a space is put before a text, if not as `add_space_prefix` states;
   see SpacePrefix.
+- `lltool.tokenizer.splits_words` (bool): a Unigram vocabulary splits texts at all white space, not only at spaces.
 - `lltool.tokenizer.end_ids` (uint32 array): all tokens at which generation ends.
 """
 
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from lltool.gguf.errors import InputError
-from lltool.gguf.metadata import INTEGERS, Value, ValueType, array, string
+from lltool.gguf.metadata import INTEGERS, Value, ValueType, array, boolean, string
 
 _ADDED, _FLAGS = "lltool.tokenizer.added_tokens", "lltool.tokenizer.added_token_flags"
 EMBEDDED_KEY = "tokenizer.huggingface.json"
 """The key of a whole tokenizer.json (GGUF's specification); if a file has it, it says how text becomes ids."""
 EMBEDDED_MODEL, EMBEDDED_PRE = "huggingface", "embedded"
 """`tokenizer.ggml.model` and `.pre` if no known value is near; other programs refuse such a file."""
+_SPLITS_WORDS = "lltool.tokenizer.splits_words"
 _SPACE_PREFIX, _END_IDS = "lltool.tokenizer.space_prefix", "lltool.tokenizer.end_ids"
 
 
@@ -64,6 +66,10 @@ def describe_space_prefix(prefix: SpacePrefix | None) -> dict[str, Value]:
     return {} if prefix is None else {_SPACE_PREFIX: string(prefix.value)}
 
 
+def describe_splits_words(splits: bool) -> dict[str, Value]:
+    return {_SPLITS_WORDS: boolean(True)} if splits else {}
+
+
 def describe_end_ids(ids: list[int]) -> dict[str, Value]:
     return {_END_IDS: array(ValueType.UINT32, np.array(ids, np.uint32))} if ids else {}
 
@@ -89,6 +95,13 @@ def read_space_prefix(metadata: Mapping[str, Value]) -> SpacePrefix | None:
     if value.data not in [prefix.value for prefix in SpacePrefix]:
         raise InputError(f"{_SPACE_PREFIX}: found {value.data!r:.80}, wanted one of {', '.join(SpacePrefix)}")
     return SpacePrefix(value.data)
+
+
+def read_splits_words(metadata: Mapping[str, Value]) -> bool:
+    value = metadata.get(_SPLITS_WORDS)
+    if value is not None and value.type != ValueType.BOOL:
+        raise InputError(f"{_SPLITS_WORDS}: found {value.type.name}, wanted a bool")
+    return value is not None and bool(value.data)
 
 
 def read_end_ids(metadata: Mapping[str, Value], count: int) -> list[int]:

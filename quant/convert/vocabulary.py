@@ -1,7 +1,7 @@
 """Converts a checkpoint's tokenizer to GGUF keys: byte-level BPE (`gpt2`) or SentencePiece BPE (`llama`)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from lltool.quant.convert.vocabulary_sentencepiece import read_from_merges, read
 from lltool.quant.convert.vocabulary_sources import TokenizerSource, is_byte_level, load_source, steps_of
 from lltool.quant.convert.vocabulary_special import add_bos_and_eos, add_special_ids
 from lltool.quant.convert.vocabulary_table import Vocabulary, table
+from lltool.quant.convert.vocabulary_unigram import read_unigram_vocabulary
 from lltool.quant.convert.vocabulary_wordpiece import read_wordpiece_vocabulary
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 _LOOKS_SPECIAL = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 _CUT_FLAGS = AddedTokenFlag.LSTRIP | AddedTokenFlag.RSTRIP | AddedTokenFlag.SINGLE_WORD
+# What reads the model part of a tokenizer.json, by its type; BPE is of two kinds.
+_READERS: dict[str, Callable[[TokenizerSource, Mapping[str, Any]], Vocabulary]] = {
+    "WordPiece": read_wordpiece_vocabulary,
+    "Unigram": read_unigram_vocabulary,
+}
 _MAX_NAMED = 5  # tokens that a message lists
 
 
@@ -74,10 +80,11 @@ def _read_model(source: TokenizerSource, pre: str | None) -> Vocabulary:
     tokenizer = source.tokenizer
     kind = type(tokenizer.model).__name__
     model = _model_part(source)
-    if kind == "WordPiece":
-        return read_wordpiece_vocabulary(source, model)
+    if kind in _READERS:
+        return _READERS[kind](source, model)
     if kind != "BPE":
-        raise InputError(f"{source.file}: tokenizer of kind {kind} is not supported; wanted BPE or WordPiece")
+        wanted = ", ".join(("BPE", *_READERS))
+        raise InputError(f"{source.file}: tokenizer of kind {kind} is not supported; wanted one of {wanted}")
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise InputError(f"{source.file}: {name} is {model[name]!r:.40}, which is not supported")

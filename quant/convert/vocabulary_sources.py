@@ -11,6 +11,7 @@ from lltool.gguf.regular_file import read_bytes
 from lltool.quant.convert.checkpoint import read_json
 from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS
 from lltool.quant.convert.sentencepiece_model import SentencePieceModel, TokenType, read_sentencepiece
+from lltool.quant.convert.unigram import from_sentencepiece
 from lltool.quant.convert.vocabulary_added import (
     NamedTokens,
     TokenizerClass,
@@ -24,10 +25,23 @@ from lltool.quant.convert.wordpiece import apply_settings, from_vocabulary_lines
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _BOM = b"\xef\xbb\xbf"
 
 
 _END = "<|endoftext|>"
+_FAIRSEQ = {
+    **{f"{kind}_token": "<s>" for kind in ("bos", "cls")},
+    **{f"{kind}_token": "</s>" for kind in ("eos", "sep")},
+    **{f"{kind}_token": f"<{kind}>" for kind in ("unk", "pad", "mask")},
+}
+_ALBERT = {
+    **{f"{kind}_token": "[CLS]" for kind in ("bos", "cls")},
+    **{f"{kind}_token": "[SEP]" for kind in ("eos", "sep")},
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "[MASK]",
+}
 _CLASSES = {
     one.name: one
     for one in (
@@ -55,6 +69,13 @@ _CLASSES = {
             },
             reads_model=True,
         ),
+        TokenizerClass(
+            "T5Tokenizer",
+            defaults={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+            reads_model=True,
+        ),
+        TokenizerClass("XLMRobertaTokenizer", defaults=_FAIRSEQ, reads_model=True),
+        TokenizerClass("AlbertTokenizer", defaults=_ALBERT, reads_model=True),
         *(
             TokenizerClass(
                 name,
@@ -66,6 +87,10 @@ _CLASSES = {
     )
 }
 _CLASS_OF_MODEL = {
+    "albert": "AlbertTokenizer",
+    "mt5": "T5Tokenizer",
+    "t5": "T5Tokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
     "bert": "BertTokenizer",
@@ -114,7 +139,7 @@ def load_source(
             tokenizer = _parse_tokenizer(file, content | {"added_tokens": []})
         else:
             check_ids(file, content, tokenizer, notes)
-        if with_model and (path / "tokenizer.model").exists() and not is_byte_level(tokenizer):
+        if with_model and (path / "tokenizer.model").exists() and _is_spm_bpe(tokenizer):
             model = _matching_model(path / "tokenizer.model", tokenizer, notes)
         _note_other_vocabulary(path, tokenizer, notes)
     elif (path / "vocab.txt").exists() and kind.is_wordpiece:
@@ -123,14 +148,17 @@ def load_source(
     elif (path / "vocab.json").exists() or (path / "merges.txt").exists():
         file, content = path / "vocab.json", {}
         tokenizer = _from_vocabulary_and_merges(path, kind, pre)
-    elif (path / "tokenizer.model").exists():
-        file, content = path / "tokenizer.model", {}
+    elif found := [path / name for name in _MODEL_FILES if (path / name).exists()]:
+        file, content = found[0], {}
         model = read_sentencepiece(file)
-        tokenizer = _from_sentencepiece(model)
+        if model.is_unigram:
+            tokenizer, model = from_sentencepiece(file, model, kind.name, settings), None
+        else:
+            tokenizer = _from_sentencepiece(model)
     else:
         raise InputError(
             f"{path}: no tokenizer: wanted tokenizer.json, vocab.json with merges.txt, vocab.txt of "
-            "a BertTokenizer, or tokenizer.model"
+            "a BertTokenizer, or tokenizer.model, spiece.model or sentencepiece.bpe.model"
         )
     named = add_missing_tokens(path, tokenizer, settings, content, kind, notes)
     if kind.name == "LlamaTokenizer" and not is_byte_level(tokenizer):
@@ -157,6 +185,10 @@ def steps_of(part: Any) -> list[dict[str, Any]]:
 def is_byte_level(tokenizer: "Tokenizer") -> bool:
     steps = [*steps_of(tokenizer.pre_tokenizer), *steps_of(tokenizer.decoder)]
     return type(tokenizer.model).__name__ == "BPE" and any(step["type"] == "ByteLevel" for step in steps)
+
+
+def _is_spm_bpe(tokenizer: "Tokenizer") -> bool:
+    return type(tokenizer.model).__name__ == "BPE" and not is_byte_level(tokenizer)
 
 
 def _class_name(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:

@@ -128,7 +128,7 @@ def add_bos_and_eos(vocabulary: Vocabulary, source: TokenizerSource, path: Path)
     Raises InputError for a stated value that is not true or false.
     """
     tokenizer, file = source.tokenizer, path / "tokenizer_config.json"
-    has_steps = source.file.name == "tokenizer.json"
+    has_steps = source.file.name == "tokenizer.json" or tokenizer.post_processor is not None
     around = _tokens_around(tokenizer) if has_steps else ([], [])
     is_wordpiece = vocabulary.model == "bert"
     if is_wordpiece and "cls_token_id" in vocabulary.keys:

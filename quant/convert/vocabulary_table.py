@@ -16,6 +16,7 @@ from lltool.quant.convert.tokenizer_keys import (
     describe_added_tokens,
     describe_end_ids,
     describe_space_prefix,
+    describe_splits_words,
 )
 
 _ADDED_SCORE = -1000.0  # for tokens added to a SentencePiece model
@@ -41,6 +42,7 @@ class Vocabulary:
     added: dict[int, AddedTokenFlag] = field(default_factory=dict)
     end_ids: list[int] = field(default_factory=list)
     space_prefix: SpacePrefix | None = None
+    splits_words: bool = False
     embedded: list[tuple[str, str]] = field(default_factory=list)
 
     def embed(self, why: str, others: str) -> None:
@@ -86,6 +88,7 @@ class Vocabulary:
         values |= {key: value for key, value in self.keys.items() if key != "pre" and not key.startswith(outside)}
         chat = {f"tokenizer.{key}": value for key, value in self.keys.items() if key.startswith(outside)}
         ours = describe_added_tokens(self.added) | describe_space_prefix(self.space_prefix)
+        ours |= describe_splits_words(self.splits_words)
         return (
             {f"tokenizer.ggml.{key}": value for key, value in values.items()}
             | chat

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lltool.engine.text import tokenizer_bpe, tokenizer_spm
-from lltool.engine.text.hard_texts import TEXTS
 from lltool.engine.text.tokenizer import StreamDecoder, Tokenizer
 from lltool.engine.text.tokenizer_check import compare_tokenizers
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType, array, boolean, string, u32
 from lltool.gguf.reader import open_gguf
 from lltool.gguf.string_array import StringArray
+from lltool.quant.convert.hard_texts import TEXTS
 from lltool.quant.convert.sentencepiece_model import TokenType
 from tests.conftest import GoldenFile
 

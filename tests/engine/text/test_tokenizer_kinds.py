@@ -11,7 +11,7 @@ from lltool.engine.text.tokenizer_check import compare_tokenizers
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value
 from lltool.quant.convert.vocabulary import read_vocabulary
-from tests.tokenizer_kinds import mixed_lines, save, wordpiece
+from tests.tokenizer_kinds import mixed_lines, save, unigram, unigram_model, wordpiece
 
 LINES = 10_000
 
@@ -108,3 +108,55 @@ def test_what_keys_cannot_say_of_wordpiece_is_embedded(
     metadata, notes = read(tmp_path, wanted.get_vocab_size())
     assert any(f"lltool uses it; other programs {others}" in note for note in notes)
     check_lines(Tokenizer.from_gguf(metadata), wanted)
+
+
+@pytest.mark.parametrize("form", ["t5", "old", "bytes", "albert"])
+def test_unigram(form: str, tmp_path: Path) -> None:
+    wanted = unigram(form)
+    save(wanted, tmp_path)
+    metadata, notes = read(tmp_path, wanted.get_vocab_size())
+    assert metadata["tokenizer.ggml.model"].data == "t5"
+    assert ("tokenizer.huggingface.json" in metadata) == (form == "albert")
+    assert any("NFKD" in note and "other programs leave these steps out" in note for note in notes) == (
+        form == "albert"
+    )
+    assert metadata["tokenizer.ggml.remove_extra_whitespaces"].data == (form != "bytes")
+    assert metadata["tokenizer.ggml.add_eos_token"].data is True
+    assert metadata["tokenizer.ggml.eos_token_id"].data == 2
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.encode("a word") == wanted.encode("a word").ids
+    check_lines(tokenizer, wanted)
+    assert compare_tokenizers(tokenizer, tmp_path / "tokenizer.json") is None
+
+
+@pytest.mark.parametrize("kind", ["T5Tokenizer", "XLMRobertaTokenizer"])
+def test_unigram_model_files(kind: str, tmp_path: Path) -> None:
+    """A spiece.model gives SentencePiece's ids, which XLM-R moves by one; extra ids and the mask follow."""
+    import sentencepiece
+
+    blob = unigram_model()
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=blob)
+    size = theirs.get_piece_size()
+    is_t5 = kind == "T5Tokenizer"
+    (tmp_path / ("spiece.model" if is_t5 else "sentencepiece.bpe.model")).write_bytes(blob)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, "extra_ids": 3}))
+    metadata, _ = read(tmp_path, size + (3 if is_t5 else 2))
+    tokens = metadata["tokenizer.ggml.tokens"].data
+    assert tokens[size:] == ["<extra_id_2>", "<extra_id_1>", "<extra_id_0>"] if is_t5 else [tokens[size], "<mask>"]
+    tokenizer = Tokenizer.from_gguf(metadata)
+    moved = {0: 3, 1: 0, 2: 2} if not is_t5 else {}  # <unk>, <s>, </s>
+    back = {id if is_t5 else moved.get(id, id + 1): id for id in range(size)}
+    assert tokenizer.kind.normalize is not None
+    others = 0
+    for line in mixed_lines(LINES):
+        line = line.replace("\x85", "")  # white space to `tokenizers`, an unknown character to SentencePiece
+        if tokenizer.kind.normalize(line).split() != theirs.normalize(line).replace("▁", " ").split():
+            others += 1  # with decomposed Hangul and Kana, which `tokenizers` leaves as they are
+            continue
+        ids, wanted = [back[id] for id in tokenizer.encode(line, add_special=False)], theirs.encode(line)
+        if ids != wanted:  # they choose differently only among equally probable ways to split a text
+            found, best = (sum(map(theirs.get_score, row)) for row in (ids, wanted))
+            assert found == pytest.approx(best), line
+    assert others < LINES // 20
+    first, last = ([], [2]) if is_t5 else ([0], [2])
+    assert tokenizer.encode("a word") == [*first, *tokenizer.encode("a word", add_special=False), *last]

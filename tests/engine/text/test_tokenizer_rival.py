@@ -4,6 +4,7 @@ It is found in the folder that LLAMA_CPP_LIB_PATH names, as for llama-cpp-python
 """
 
 import ctypes
+import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from lltool.gguf.source import Model, Tensor
 from lltool.gguf.writer import write_gguf
 from lltool.quant.convert.vocabulary import read_vocabulary
 from tests.engine.test_sampling_rival import Options, llama
-from tests.tokenizer_kinds import mixed_lines, save, wordpiece
+from tests.tokenizer_kinds import mixed_lines, save, unigram, wordpiece
 
 pytestmark = pytest.mark.rival
 
@@ -88,4 +89,16 @@ def test_wordpiece(llama: ctypes.CDLL, lowercase: bool, tmp_path: Path) -> None:
     if lowercase:  # libllama strips spacing vowel signs with the accents, BERT does not
         lines = [line for line in lines if not any(unicodedata.category(char) == "Mc" for char in line)]
     assert rival.encode("a word") == tokenizer.encode("a word")
+    assert differences(rival, tokenizer, lines) == []
+
+
+@pytest.mark.parametrize("form", ["t5", "old"])
+def test_unigram(llama: ctypes.CDLL, form: str, tmp_path: Path) -> None:
+    wanted = unigram(form)
+    save(wanted, tmp_path)
+    rival, tokenizer = rival_of(llama, tmp_path, wanted.get_vocab_size())
+    assert rival.encode("a word") == tokenizer.encode("a word")
+    lines = [line.replace("\x85", "") for line in mixed_lines(2000)]  # no white space to libllama
+    # libllama composes decomposed Hangul and Kana, which `tokenizers` leaves as they are.
+    lines = [line for line in lines if not re.search("[\u1100-\u11ff\u3099]", line)]
     assert differences(rival, tokenizer, lines) == []
