@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
 from lltool.tools.arguments import (
@@ -95,7 +95,8 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
 
 
-def size_options(arguments: argparse.Namespace) -> dict[str, object]:
+def size_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for `load_model`."""
     return {
         "context": arguments.ctx_size,
         "batch": arguments.batch_size,

@@ -18,7 +18,7 @@ from lltool.quant.convert.safetensors import SafetensorsFile, open_safetensors
 from lltool.quant.convert.torch_bin import TorchFile, open_torch
 from lltool.quant.convert.wrong_content import MERGE_IT, explain_content, explain_folder
 
-_SMALL_FILES = ("*.json", "tokenizer.model", "merges.txt", "*.jinja")
+_SMALL_FILES = ("*.json", "tokenizer.model", "merges.txt", "*.jinja", "README.md")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from lltool.quant.convert.families.family import constant
 from lltool.quant.convert.families.registry import find_family
 from lltool.quant.convert.sampling_keys import sampling_metadata
 from lltool.quant.convert.vocabulary import read_vocabulary
+from lltool.quant.convert.yes_no_reranker import is_reranker, make_classifier
 from lltool.quant.quantize import QUANTIZATION_VERSION
 from lltool.quant.recipes import RECIPES, find_recipe
 from lltool.quant.retype import retype, retype_tensor
@@ -174,6 +175,9 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
     embedding = tensors[0]
     vocabulary = read_vocabulary(checkpoint.path, config.values, embedding.rows, pre)
     notes = [*checkpoint.notes, *config.notes, *vocabulary.notes]
+    if is_reranker(checkpoint.path, checkpoint.name, family.architecture):
+        classifier = make_classifier(tensors, vocabulary.tokens, checkpoint.path)
+        tensors, config.whole_keys = classifier.tensors, config.whole_keys | classifier.keys
     if doubles:
         notes.append(f"{len(doubles)} tensors are stored in float64; they are rounded to float32")
     if unknown := config.unknown():
@@ -188,8 +192,8 @@ def _read_model(checkpoint: Checkpoint, pre: str | None) -> tuple[dict[str, Valu
         **{f"{family.architecture}.{key}": value for key, value in described.items()},
         f"{family.architecture}.vocab_size": u32(embedding.rows),
         **{key: array(ValueType.FLOAT32, np.array(x, np.float32)) for key, x in config.layer_values.items()},
-        **config.whole_keys,
         **vocabulary.metadata(),
+        **config.whole_keys,
         **sampling_metadata(read_json(generation, missing={}), str(generation)),
     }
     return metadata, tensors, notes

@@ -204,5 +204,7 @@ def test_unsupported_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="normalizer Lowercase is not supported"):
         read(tmp_path)
     path.write_text(json.dumps({"model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"}}))
-    with pytest.raises(InputError, match="tokenizer of kind WordLevel is not supported; wanted one of BPE, WordPiece, Unigram"):
+    with pytest.raises(
+        InputError, match="tokenizer of kind WordLevel is not supported; wanted one of BPE, WordPiece, Unigram"
+    ):
         read(tmp_path)
