@@ -23,7 +23,7 @@ def encode_text(model: Model, text: str, *, truncate: bool = False) -> Ids:
     """
     tokenizer = model.tokenizer
     if not text.strip():
-        raise InputError("an empty text: wanted at least one word")
+        raise InputError("an empty text: wanted at least one token")
     begin, end = _around(model)
     ids = tokenizer.encode(text, add_special=False, parse_special=True)
     if begin and ids[:1] == begin:
@@ -38,7 +38,7 @@ def encode_pair(model: Model, query: str, document: str, *, truncate: bool = Fal
     """
     for name, text in (("query", query), ("document", document)):
         if not text.strip():
-            raise InputError(f"an empty {name}: wanted at least one word")
+            raise InputError(f"an empty {name}: wanted at least one token")
     tokenizer = model.tokenizer
     stated = model.file.metadata.get(TEMPLATE_KEY)
     if stated is not None:

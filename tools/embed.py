@@ -26,7 +26,7 @@ lltool embed -m model.gguf -f texts.txt -o vectors.npy
 lltool embed -m model.gguf -f texts.jsonl --field title -o vectors.jsonl
 cat texts.txt | lltool embed -m model.gguf -f - --format csv
 """
-_SUFFIXES = {".npy": "npy", ".jsonl": "jsonl", ".csv": "csv"}
+_SUFFIXES = {".npy": "npy", ".jsonl": "jsonl", ".csv": "csv", ".json": "json"}
 
 
 def parser() -> CommandParser:
@@ -34,12 +34,20 @@ def parser() -> CommandParser:
         "embed",
         "Makes a vector of each text: texts of similar meaning have a small angle between them.",
         EXAMPLES,
+        most_used="-m -hf -p -f -o --format --pooling --truncate -c -t",
     )
     add_model_arguments(parser)
     add_text_arguments(parser, "-p", "--prompt", "a text; can be given several times")
     add = parser.add_argument
-    add("-o", "--output", type=output_file, metavar="FILE", help="write to FILE: .npy, .jsonl or .csv (default: print)")
-    add("--format", choices=("jsonl", "csv"), help="what to print (default jsonl)")
+    add(
+        "-o",
+        "--output",
+        type=output_file,
+        metavar="FILE",
+        help="write to FILE, .npy, .jsonl, .csv or .json",
+    )
+    add("--format", choices=("jsonl", "csv", "json"), help="what to print (default jsonl)")
+    add("--json", dest="format", action="store_const", const="json", help="the same as --format json: one object")
     add(
         "--pooling",
         choices=("mean", "cls", "last"),

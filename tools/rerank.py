@@ -27,6 +27,7 @@ def parser() -> CommandParser:
         "Scores documents by how well they answer a query, and prints them, the best first.",
         EXAMPLES,
         json_flag=True,
+        most_used="--query -m -hf -d -f --top --probabilities --truncate -c -t",
         quiet=("--quiet",),  # -q is the query
     )
     add_model_arguments(parser)

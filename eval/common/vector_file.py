@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from lltool.gguf.whole_file import whole_file
 
-FORMATS = ("jsonl", "csv")
-
 
 def write_npy(path: Path, vectors: NDArray[np.float32]) -> None:
     """Writes an array (N, width), which numpy.load reads; the file appears whole or not at all."""
@@ -19,13 +17,13 @@ def write_npy(path: Path, vectors: NDArray[np.float32]) -> None:
 
 
 def vector_lines(texts: Sequence[str], vectors: NDArray[np.float32], format: str) -> Iterator[str]:
-    """A line for each text: its vector as numbers with commas, or an object with both.
+    """A line for each text, its vector (csv) or an object with both (jsonl), or one object with all of them (json).
 
     The shortest decimals are written that float32 reads back exactly.
     """
-    for text, vector in zip(texts, vectors, strict=True):
-        numbers = [str(number) for number in vector]
-        if format == "csv":
-            yield ",".join(numbers)
-        else:
-            yield f'{{"text": {json.dumps(text)}, "embedding": [{", ".join(numbers)}]}}'
+    rows = [", ".join(map(str, vector)) for vector in vectors]
+    if format == "json":
+        yield f'{{"texts": {json.dumps(list(texts))}, "embeddings": [[{"], [".join(rows)}]]}}'
+        return
+    for text, row in zip(texts, rows, strict=True):
+        yield row.replace(" ", "") if format == "csv" else f'{{"text": {json.dumps(text)}, "embedding": [{row}]}}'

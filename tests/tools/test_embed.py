@@ -114,6 +114,13 @@ def test_scores_of_pairs(models: dict[str, Path], name: str, capsys: pytest.Capt
     assert capsys.readouterr().out == f"{1 / (1 + np.exp(-wanted[best])):9.4f}  {TEXTS[best]}\n"
 
 
+def test_json(models: dict[str, Path], vectors: NDArray[np.float32], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["embed", "-m", str(models["encoder"]), "--precision", "f32", "-p", TEXTS[0], "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["texts"] == TEXTS[:1]
+    assert np.abs(np.array(report["embeddings"]) - vectors[:1]).max() < TOLERANCE
+
+
 def test_python(models: dict[str, Path], vectors: NDArray[np.float32]) -> None:
     with lltool.load(models["encoder"], precision="f32") as model:
         assert np.abs(model.embed(TEXTS) - vectors).max() < TOLERANCE
@@ -137,7 +144,7 @@ REFUSED: list[tuple[str, Callable[[str], list[str]], str]] = [
     ("reranker", lambda m: ["rerank", "-m", m, "-q", "a", "-d", "b " * 400], "do not fit the context of 320"),
     ("reranker", lambda m: ["rerank", "-m", m, "-q", "a " * 400, "-d", "b"], "leaves no room for documents"),
     ("encoder", lambda m: ["embed", "-m", m], "no texts are given"),
-    ("encoder", lambda m: ["embed", "-m", m, "-p", "a", "-o", "x.bin"], "a name that ends in .npy, .jsonl, .csv"),
+    ("encoder", lambda m: ["embed", "-m", m, "-p", "a", "-o", "x.bin"], "wanted a name that ends in .npy, .jsonl"),
     ("decoder", lambda m: ["embed", "-m", m, "-p", "a", "--pooling", "cls"], "pooling 'cls', wanted one of mean, last"),
 ]  # fmt: skip
 

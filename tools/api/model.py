@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, Unpack, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +30,7 @@ from lltool.eval.scoring.perplexity import MethodName, PerplexityResult, Scored,
 from lltool.gguf import text_file
 from lltool.gguf.describe import describe_file
 from lltool.gguf.mapped import LoadMode
-from lltool.tools.api.inputs import Ids, Name, Prompt, Text, find, name_of, read_prompts, read_text
-
-Messages: TypeAlias = Sequence[Mapping[str, Any]]
-"""Each is {"role": "system" | "user" | "assistant", "content": text}."""
+from lltool.tools.api.inputs import Ids, Messages, Name, Prompt, Text, find, name_of, read_prompts, read_text
 
 
 class Sampling(SamplingOptions, total=False):
@@ -263,10 +260,12 @@ class Model:
     def rerank(
         self, query: str, documents: Sequence[str], *, truncate: bool = False, probabilities: bool = False
     ) -> NDArray[np.float64]:
-        """How well each document answers the query, (N,); `probabilities` are from 0 to 1. Only rerankers can do it."""
-        engine = self._pooled(None)
-        with engine.turn():
-            return rank(engine, query, documents, truncate=truncate, probabilities=probabilities)
+        """How well each document answers the query, (N,); `probabilities` are from 0 to 1. Only rerankers can do it.
+
+        >>> lltool.load("reranker.gguf").rerank("What is a panda?", ["A bear.", "A car."]).shape
+        (2,)
+        """
+        return rank(self._pooled(None), query, documents, truncate=truncate, probabilities=probabilities)
 
     def perplexity(
         self,
@@ -356,6 +355,7 @@ class Model:
 
     def _pooled(self, pooling: Pooling | None) -> EngineModel:
         """The same model, for vectors or scores of texts; whatever is beside a text, what it gets is the same."""
+        self.engine.new_sequence()  # a closed model says so
         key = None if self.engine.config.is_causal else pooling
         if key not in self._engines:
             wanted = {"output": "pooled", "deterministic": True, "pooling": key}

@@ -43,5 +43,7 @@ def test_vectors_are_read_back_exactly(tmp_path: Path) -> None:
     read = [json.loads(line) for line in vector_lines(texts, vectors, "jsonl")]
     assert [each["text"] for each in read] == texts
     np.testing.assert_array_equal(np.array([each["embedding"] for each in read], np.float32), vectors)
+    (whole,) = vector_lines(texts, vectors, "json")
+    assert json.loads(whole) == {"texts": texts, "embeddings": [each["embedding"] for each in read]}
     rows = [line.split(",") for line in vector_lines(texts, vectors, "csv")]
     np.testing.assert_array_equal(np.array(rows, np.float64).astype(np.float32), vectors)
