@@ -218,7 +218,7 @@ _MODERN_ROWS = (
     replace(
         module("blk.{}.attn_norm", "model.layers.{}.attn_norm", ("width",))[0], layers=lambda config, layer: layer > 0
     ),
-    *layer(_MODERN_NAMES, shapes={"ffn_up": ("intermediate_size + intermediate_size", "width")}),
+    *layer(_MODERN_NAMES, shapes={"ffn_up": ("2 * intermediate_size", "width")}),
     *module("output_norm", "model.final_norm", ("width",)),
 )
 MODERN = Family(
@@ -320,7 +320,7 @@ JINA2 = replace(
         *_embeddings("bert.embeddings.", "bert.embeddings.LayerNorm"),
         *layer(_JINA2_NAMES, base="bert.encoder.layer.{}.", biases=dict.fromkeys(_JINA2_NAMES, "always")),
         *_norm("blk.{}.attn_output_norm", "bert.encoder.layer.{}.attention.output.LayerNorm"),
-        Row("blk.{}.ffn_up.weight", "bert.encoder.layer.{}.mlp.gated_layers.weight", ("2 * hidden", "width")),
+        Row("blk.{}.ffn_up.weight", "bert.encoder.layer.{}.mlp.gated_layers.weight", ("2 * intermediate_size", "width")),
         *module("blk.{}.ffn_down", "bert.encoder.layer.{}.mlp.wo", ("width", "hidden"), bias="always"),
         *_norm("blk.{}.layer_output_norm", "bert.encoder.layer.{}.mlp.layernorm"),
     ),
