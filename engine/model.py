@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lltool.engine.batch import PAGE, CacheType, Precision
+from lltool.engine.batch import CacheType, Precision
 from lltool.engine.cache import MOST_CHECKPOINTS, Sequence, StatePool
 from lltool.engine.config import ModelConfig
 from lltool.engine.cpu.threads import Threads, check_threads
@@ -26,7 +26,7 @@ from lltool.engine.models.pooling import Pooling
 from lltool.engine.operations.observe import observe_linears
 from lltool.engine.pieces import Wanted, check_choice, join, make_batch, wanted_rows
 from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
-from lltool.engine.state import StateLayout
+from lltool.engine.state import StateLayout, choose_room
 from lltool.gguf.errors import FileChanged, InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.mapped import LoadMode
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from lltool.engine.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096
-_SHORT_TEXT = 8  # an encoder's batch is full if its texts have so many tokens on average: each begins a page
 
 Tokens = List[int] | NDArray[np.integer]
 Output = Literal["logits", "hidden", "pooled"]
@@ -91,12 +90,12 @@ class Model:
 
     def check_gives(self, *outputs: Output) -> None:
         """Raises InputError unless the model was loaded for one of these outputs."""
-        if outputs == ("logits",):
-            try:
-                _check_output(self.config, "logits")
-            except InputError as error:
-                raise InputError(f"{self.file.path}: {error}") from None
         if self.output not in outputs:
+            if outputs == ("logits",):
+                try:
+                    _check_output(self.config, "logits")
+                except InputError as error:
+                    raise InputError(f"{self.file.path}: {error}") from None
             wanted = " or ".join(map(repr, outputs))
             raise InputError(
                 f"{self.file.path}: was loaded with output={self.output!r}, and this wants {wanted}; load it anew"
@@ -344,12 +343,7 @@ def load_model(
             program = observe_linears(program, observe)
         if output == "hidden" or (output == "pooled" and config.is_causal and not config.pooling.ranks):
             program = end_with_states(program, config)
-        pages = sequences * -(-context // PAGE)
-        if config.is_causal:
-            batch = min(batch, pages * PAGE)
-        else:
-            batch = max(batch, context)
-            pages = -(-batch // PAGE) + batch // _SHORT_TEXT
+        pages, batch = choose_room(is_causal=config.is_causal, context=context, sequences=sequences, batch=batch)
         chosen = _choose_threads(threads, file)
         slots = sequences * (1 + MOST_CHECKPOINTS) if StateLayout.of(program).slots else 0
         setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set, slots)

@@ -9,8 +9,26 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from lltool.engine.batch import PAGE
+
 if TYPE_CHECKING:
     from lltool.engine.program import Program
+
+
+_SHORT_TEXT = 8  # tokens; an encoder's texts that are shorter fill its pages before its batch
+
+
+def choose_room(*, is_causal: bool, context: int, sequences: int, batch: int) -> tuple[int, int]:
+    """The pages of the cache and the tokens of a batch, for texts of `context` tokens.
+
+    A decoder gets room for so many `sequences`. An encoder takes whole texts, so that a batch has the tokens of one at
+    least, and each text begins a page; it keeps nothing beyond a batch.
+    """
+    if is_causal:
+        pages = sequences * -(-context // PAGE)
+        return pages, min(batch, pages * PAGE)
+    batch = max(batch, context)
+    return -(-batch // PAGE) + batch // _SHORT_TEXT, batch
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ _GEMMA = {
 # family: transformers' model class, tokenizer, config beyond SIZES
 ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertModel", "wordpiece", {"type_vocab_size": 2, **ODD}),
+    "distilbert": (
+        "DistilBertModel",
+        "wordpiece",
+        {"dim": 64, "hidden_dim": 96, "n_layers": 4, "n_heads": 4},
+    ),
     "roberta": ("RobertaModel", "qwen2", {"type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5}),
     "xlm-roberta": ("XLMRobertaModel", "qwen2", {"type_vocab_size": 1, "pad_token_id": 1}),
     "nomic-bert": ("NomicBertModel", "wordpiece", {}),

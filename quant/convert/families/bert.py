@@ -1,4 +1,4 @@
-"""BERT, RoBERTa, XLM-RoBERTa, Nomic, Jina, ModernBERT and EuroBERT: encoders, and rerankers with a classifier."""
+"""BERT, DistilBERT, RoBERTa, Nomic, Jina, ModernBERT and EuroBERT: encoders, and rerankers with a classifier."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,7 @@ from lltool.quant.convert.families.keys import (
     DECODER,
     GROUPED_QUERY,
     Expected,
+    FixedNumber,
     HeadDim,
     Number,
     Setting,
@@ -205,6 +206,7 @@ JINA3 = Family(
     no_export=NO_EXPORT,
 )
 
+_TWICE = ("2 * intermediate_size", "width")
 _MODERN_NAMES = {
     "attn_qkv": "attn.Wqkv",
     "attn_output": "attn.Wo",
@@ -218,7 +220,7 @@ _MODERN_ROWS = (
     replace(
         module("blk.{}.attn_norm", "model.layers.{}.attn_norm", ("width",))[0], layers=lambda config, layer: layer > 0
     ),
-    *layer(_MODERN_NAMES, shapes={"ffn_up": ("2 * intermediate_size", "width")}),
+    *layer(_MODERN_NAMES, shapes={"ffn_up": _TWICE}),
     *module("output_norm", "model.final_norm", ("width",)),
 )
 MODERN = Family(
@@ -320,7 +322,9 @@ JINA2 = replace(
         *_embeddings("bert.embeddings.", "bert.embeddings.LayerNorm"),
         *layer(_JINA2_NAMES, base="bert.encoder.layer.{}.", biases=dict.fromkeys(_JINA2_NAMES, "always")),
         *_norm("blk.{}.attn_output_norm", "bert.encoder.layer.{}.attention.output.LayerNorm"),
-        Row("blk.{}.ffn_up.weight", "bert.encoder.layer.{}.mlp.gated_layers.weight", ("2 * intermediate_size", "width")),
+        Row(
+            "blk.{}.ffn_up.weight", "bert.encoder.layer.{}.mlp.gated_layers.weight", ("2 * intermediate_size", "width")
+        ),
         *module("blk.{}.ffn_down", "bert.encoder.layer.{}.mlp.wo", ("width", "hidden"), bias="always"),
         *_norm("blk.{}.layer_output_norm", "bert.encoder.layer.{}.mlp.layernorm"),
     ),
@@ -335,5 +339,57 @@ JINA2 = replace(
         *_ENCODES,
     ),
 )
+_DISTIL_NAMES = {
+    "attn_q": "attention.q_lin",
+    "attn_k": "attention.k_lin",
+    "attn_v": "attention.v_lin",
+    "attn_output": "attention.out_lin",
+    "ffn_up": "ffn.lin1",
+    "ffn_down": "ffn.lin2",
+}
+_DISTIL = "distilbert.transformer.layer.{}."
+DISTIL = replace(
+    BERT,
+    models=("DistilBertModel", "DistilBertForMaskedLM"),
+    model_types=("distilbert",),
+    rows=(
+        *module("token_embd", "distilbert.embeddings.word_embeddings", ("vocab", "width")),
+        *_norm("token_embd_norm", "distilbert.embeddings.LayerNorm"),
+        Row(
+            "position_embd.weight",
+            "distilbert.embeddings.position_embeddings.weight",
+            ("max_position_embeddings", "width"),
+        ),
+        *layer(_DISTIL_NAMES, base=_DISTIL, biases=dict.fromkeys(_DISTIL_NAMES, "always")),
+        *_norm("blk.{}.attn_output_norm", f"{_DISTIL}sa_layer_norm"),
+        *_norm("blk.{}.layer_output_norm", f"{_DISTIL}output_layer_norm"),
+    ),
+    settings=(
+        *GROUPED_QUERY,
+        FixedNumber("attention.layer_norm_epsilon", 1e-12),
+        HeadDim(),
+        Expected("activation", "gelu"),
+        *_ENCODES,
+        Unused("attention_dropout", "dropout", "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"),
+    ),
+    defaults={
+        "hidden_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 512,
+        "vocab_size": 30522,
+        "activation": "gelu",
+    },
+    spelling={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+    },
+    base="distilbert.",
+    ignored=(*IGNORED, "vocab_"),
+)
 
-FAMILIES = (*(BERT, BERT_RERANKER, ROBERTA, ROBERTA_RERANKER, JINA2, NOMIC, JINA3, MODERN, MODERN_RERANKER, EURO),)
+_RERANKERS = (BERT_RERANKER, ROBERTA_RERANKER, MODERN_RERANKER)
+FAMILIES = (BERT, DISTIL, ROBERTA, JINA2, NOMIC, JINA3, MODERN, EURO, *_RERANKERS)
