@@ -1,25 +1,19 @@
-"""BERT, DistilBERT, RoBERTa, Nomic, Jina, ModernBERT and EuroBERT: encoders, and rerankers with a classifier."""
+"""BERT, DistilBERT, RoBERTa, Nomic and Jina: encoders, and rerankers with a classifier."""
 
 from dataclasses import replace
 from typing import Any
 
-from lltool.quant.convert.families import llama
 from lltool.quant.convert.families.changes import DropRows
 from lltool.quant.convert.families.encoder_settings import (
     NO_EXPORT,
     Bidirectional,
-    ClassifierPooling,
     CutPositions,
-    HiddenActivation,
     Labels,
-    Periods,
     SentencePooling,
     TokenTypes,
 )
 from lltool.quant.convert.families.family import IGNORED, Family
-from lltool.quant.convert.families.gemma3 import LocalRope
 from lltool.quant.convert.families.keys import (
-    DECODER,
     GROUPED_QUERY,
     Expected,
     FixedNumber,
@@ -30,15 +24,15 @@ from lltool.quant.convert.families.keys import (
 )
 from lltool.quant.convert.families.rope import Rope
 from lltool.quant.convert.families.rows import Row
-from lltool.quant.convert.families.tables import LLAMA_NAMES, Bias, layer, module, reorder
+from lltool.quant.convert.families.tables import Bias, layer, module, reorder
 
-_EPSILON = Number("layer_norm_eps", "attention.layer_norm_epsilon", high=1.0)
+EPSILON = Number("layer_norm_eps", "attention.layer_norm_epsilon", high=1.0)
 _UNUSED = Unused("attention_probs_dropout_prob", "gradient_checkpointing", "max_trained_positions", "position_offset")
 _GELU = Expected("hidden_act", "gelu")
 _ENCODES: tuple[Setting, ...] = (Bidirectional(), TokenTypes(), SentencePooling(), _UNUSED)
 _BERT_SETTINGS = (
     *GROUPED_QUERY,
-    _EPSILON,
+    EPSILON,
     HeadDim(),
     Expected("position_embedding_type", "absolute"),
     _GELU,
@@ -53,7 +47,6 @@ _BERT_SIZES: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
     "type_vocab_size": 2,
     "hidden_act": "gelu",
-    "vocab_size": 30522,
 }
 _HEADS = ("pooler.", "cls.predictions.", "cls.seq_relationship.", "lm_head.", "position_ids")
 
@@ -72,7 +65,8 @@ def _embeddings(base: str, norm: str) -> tuple[Row, ...]:
     )
 
 
-def _classifier(dense: str, out: str, bias: Bias = "always") -> tuple[Row, ...]:
+def classifier(dense: str, out: str, bias: Bias = "always") -> tuple[Row, ...]:
+    """The rows of a classifier: a dense layer, which may have a bias, and an output."""
     return (
         *module("cls", dense, ("width", "width"), bias=bias),
         *module("cls.output", out, ("_labels", "width"), bias="always"),
@@ -108,7 +102,7 @@ BERT = Family(
 BERT_RERANKER = replace(
     BERT,
     models=("BertForSequenceClassification",),
-    rows=(*_BERT_ROWS, *_classifier("bert.pooler.dense", "classifier")),
+    rows=(*_BERT_ROWS, *classifier("bert.pooler.dense", "classifier")),
     settings=(*_BERT_SETTINGS, Labels()),
     ignored=(*IGNORED, *_HEADS[1:]),
 )
@@ -130,7 +124,7 @@ ROBERTA = replace(
 ROBERTA_RERANKER = replace(
     ROBERTA,
     models=("RobertaForSequenceClassification", "XLMRobertaForSequenceClassification"),
-    rows=(*ROBERTA.rows, *_classifier("classifier.dense", "classifier.out_proj")),
+    rows=(*ROBERTA.rows, *classifier("classifier.dense", "classifier.out_proj")),
     settings=(*ROBERTA.settings, Labels()),
 )
 
@@ -152,7 +146,7 @@ NOMIC = Family(
     defaults={**_BERT_SIZES, "hidden_act": "silu", "max_position_embeddings": 2048, "rope_theta": 1000.0},
     settings=(
         *GROUPED_QUERY,
-        _EPSILON,
+        EPSILON,
         HeadDim(),
         Rope(("default",)),
         Expected("hidden_act", "silu", "swiglu"),
@@ -198,8 +192,18 @@ JINA3 = Family(
         ),
         *_NORMS,
     ),
-    defaults={**_BERT_SIZES, "max_position_embeddings": 8194, "rope_theta": 20000.0, "layer_norm_eps": 1e-5},
-    settings=(*GROUPED_QUERY, _EPSILON, HeadDim(), Rope(("default",)), _GELU, *_ENCODES),
+    defaults={
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "type_vocab_size": 1,
+        "hidden_act": "gelu",
+        "max_position_embeddings": 8194,
+        "rope_theta": 20000.0,
+        "layer_norm_eps": 1e-5,
+    },
+    settings=(*GROUPED_QUERY, EPSILON, HeadDim(), Rope(("default",)), _GELU, *_ENCODES),
     prefixes={"roberta.": "", "jina_embeddings_v3.": ""},
     base="",
     ignored=(*IGNORED, *_HEADS),
@@ -207,111 +211,6 @@ JINA3 = Family(
 )
 
 _TWICE = ("2 * intermediate_size", "width")
-_MODERN_NAMES = {
-    "attn_qkv": "attn.Wqkv",
-    "attn_output": "attn.Wo",
-    "ffn_norm": "mlp_norm",
-    "ffn_up": "mlp.Wi",
-    "ffn_down": "mlp.Wo",
-}
-_MODERN_ROWS = (
-    *module("token_embd", "model.embeddings.tok_embeddings", ("vocab", "width")),
-    *module("token_embd_norm", "model.embeddings.norm", ("width",)),
-    replace(
-        module("blk.{}.attn_norm", "model.layers.{}.attn_norm", ("width",))[0], layers=lambda config, layer: layer > 0
-    ),
-    *layer(_MODERN_NAMES, shapes={"ffn_up": _TWICE}),
-    *module("output_norm", "model.final_norm", ("width",)),
-)
-MODERN = Family(
-    architecture="modern-bert",
-    models=("ModernBertModel", "ModernBertForMaskedLM"),
-    model_types=("modernbert",),
-    rows=_MODERN_ROWS,
-    defaults={
-        "vocab_size": 50368,
-        "hidden_size": 768,
-        "intermediate_size": 1152,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 12,
-        "hidden_activation": "gelu",
-        "max_position_embeddings": 8192,
-        "layer_norm_eps": 1e-5,
-        "local_attention": 128,
-        "classifier_pooling": "cls",
-        "classifier_activation": "gelu",
-        "rope_theta": 160000.0,
-        "rope_local_base_freq": 10000.0,
-        "tie_word_embeddings": True,
-    },
-    settings=(
-        *GROUPED_QUERY,
-        _EPSILON,
-        HeadDim(),
-        Rope(("default",), "full_attention"),
-        LocalRope(None),
-        Periods(),
-        HiddenActivation(),
-        Bidirectional(),
-        SentencePooling(),
-        Expected("norm_bias", False),
-        Expected("attention_bias", False),
-        Expected("mlp_bias", False),
-        Unused(
-            *("classifier_pooling", "classifier_activation", "classifier_bias", "cls_token_id", "decoder_bias"),
-            *("deterministic_flash_attn", "embedding_dropout", "mlp_dropout", "reference_compile", "repad_logits_with"),
-            *("repad_logits_with_grad", "sparse_pred_ignore_index", "sparse_prediction", "initializer_cutoff_factor"),
-            *("position_embedding_type", "layer_norm_eps", "norm_eps", "unpad_inputs"),
-        ),
-    ),
-    spelling={
-        "layer_norm_eps": "norm_eps",
-        "rope_theta": "global_rope_theta",
-        "rope_local_base_freq": "local_rope_theta",
-    },
-    ignored=(*IGNORED, "head.", "decoder."),
-    no_export=NO_EXPORT,
-)
-MODERN_RERANKER = replace(
-    MODERN,
-    models=("ModernBertForSequenceClassification",),
-    rows=(
-        *_MODERN_ROWS,
-        *_classifier("head.dense", "classifier", "no"),
-        *module("cls.norm", "head.norm", ("width",)),
-    ),
-    settings=(
-        *MODERN.settings,
-        Expected("classifier_activation", "gelu"),
-        Expected("classifier_bias", False),
-        ClassifierPooling(),
-        Labels(),
-    ),
-    ignored=IGNORED,
-)
-EURO = Family(
-    architecture="eurobert",
-    models=("EuroBertModel", "EuroBertForMaskedLM"),
-    model_types=("eurobert",),
-    rows=(
-        *module("token_embd", "model.embed_tokens", ("vocab", "width")),
-        *layer(reorder(LLAMA_NAMES, without=("attn_q_norm", "attn_k_norm"))),
-        *module("output_norm", "model.norm", ("width",)),
-    ),
-    defaults={**llama.SIZES_7B, "rms_norm_eps": 1e-5, "rope_theta": 250000.0, "max_position_embeddings": 8192},
-    settings=(
-        *DECODER,
-        Rope(("default",)),
-        Expected("hidden_act", "silu"),
-        Expected("attention_bias", False),
-        Expected("mlp_bias", False),
-        Bidirectional(),
-        SentencePooling(),
-        Unused("classifier_pooling", "mask_token", "mask_token_id", "clf_pooling"),
-    ),
-    ignored=(*IGNORED, "lm_head."),
-    no_export=NO_EXPORT,
-)
 _JINA2_NAMES = reorder(_BERT_NAMES, without=("ffn_up", "ffn_down"))
 JINA2 = replace(
     BERT,
@@ -330,7 +229,7 @@ JINA2 = replace(
     ),
     settings=(
         *GROUPED_QUERY,
-        _EPSILON,
+        EPSILON,
         HeadDim(),
         _GELU,
         Expected("position_embedding_type", "alibi"),
@@ -378,7 +277,6 @@ DISTIL = replace(
         "num_attention_heads": 12,
         "intermediate_size": 3072,
         "max_position_embeddings": 512,
-        "vocab_size": 30522,
         "activation": "gelu",
     },
     spelling={
@@ -391,5 +289,4 @@ DISTIL = replace(
     ignored=(*IGNORED, "vocab_"),
 )
 
-_RERANKERS = (BERT_RERANKER, ROBERTA_RERANKER, MODERN_RERANKER)
-FAMILIES = (BERT, DISTIL, ROBERTA, JINA2, NOMIC, JINA3, MODERN, EURO, *_RERANKERS)
+FAMILIES = (BERT, DISTIL, ROBERTA, JINA2, NOMIC, JINA3, BERT_RERANKER, ROBERTA_RERANKER)

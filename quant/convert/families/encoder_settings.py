@@ -66,15 +66,16 @@ class OptionalSentencePooling(SentencePooling):
 
 
 class Labels(OneWay):
-    """The labels of a reranker's classifier, whose names are written if they say something."""
+    """The labels of a reranker's classifier; a file without their names has one."""
 
     def describe(self, config: Config) -> Keys:
         names = config.get("id2label")
-        count = len(names) if isinstance(names, dict) and names else config.integer("num_labels", 2)
-        config.derive("_labels", count)
+        stated = [str(names[key]) for key in sorted(names)] if isinstance(names, dict) else []
+        labels = stated or [f"LABEL_{number}" for number in range(config.integer("num_labels", 2))]
+        config.derive("_labels", len(labels))
         keys: Keys = {"pooling_type": u32(_RANK)}
-        if isinstance(names, dict) and not any(str(name).startswith("LABEL_") for name in names.values()):
-            keys["classifier.output_labels"] = array(ValueType.STRING, [str(names[key]) for key in sorted(names)])
+        if len(labels) > 1:
+            keys["classifier.output_labels"] = array(ValueType.STRING, labels)
         return keys
 
 

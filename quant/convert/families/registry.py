@@ -14,6 +14,7 @@ from lltool.quant.convert.families import (
     gptneox,
     llama_kin,
     llama_variants,
+    modern_bert,
     olmo2,
     phi,
     qwen,
@@ -63,6 +64,7 @@ FAMILIES = (
     *gptneox.FAMILIES,
     *qwen.FAMILIES,
     *bert.FAMILIES,
+    *modern_bert.FAMILIES,
 )
 
 

@@ -168,6 +168,16 @@ def test_qwen3_reranker(tmp_path: Path, tied: bool) -> None:
         load_model(path)
 
 
+def test_a_classifier_with_several_labels(tmp_path: Path) -> None:
+    path = convert(make_encoder(RERANKERS["modern-bert, mean"], tmp_path), tmp_path / "m.gguf", "f32")
+    with open_gguf(path) as file:
+        assert list(file.metadata["modern-bert.classifier.output_labels"].data) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+        assert file.metadata["modern-bert.classifier.pooling_type"].data == 1
+    wanted = "a classifier with 3 labels, wanted a reranker's one, or yes and no"
+    with load_model(path, output="pooled") as model, pytest.raises(InputError, match=wanted):
+        rank(model, "a", ["b"])
+
+
 def test_a_dense_bert_is_found_by_its_classes_and_not_exported(tmp_path: Path) -> None:
     kinds = {"BertModel": "bert", "JinaBertForMaskedLM": "jina-bert-v2", "BertForSequenceClassification": "bert"}
     for model, architecture in kinds.items():
