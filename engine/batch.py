@@ -18,7 +18,8 @@ class Batch:
 
     The key and value of a token at position p are stored in row p % PAGE of page `tables[sequence, p // PAGE]`. A query
     sees what is stored at positions up to its own, so the earlier tokens of its sequence must be in the batch or in the
-    cache.
+    cache. A program whose attention is not causal takes whole texts: the tokens of a sequence follow one another from
+    position 0 to its end.
     """
 
     tokens: NDArray[np.int32]  # (T,)
@@ -29,3 +30,8 @@ class Batch:
     # (S,) the slot of each sequence, which holds its state before the batch and then its state after it; (0,) if the
     # program has no slots. Before position 0, the state is zero whatever the slot holds.
     slots: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    types: NDArray[np.int32] | None = None  # (T,) the types of tokens; None: all are of the first type
+
+    @property
+    def token_types(self) -> NDArray[np.int32]:
+        return np.zeros_like(self.tokens) if self.types is None else self.types

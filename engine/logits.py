@@ -44,8 +44,8 @@ class Logits:
             yield start, self.block(start, min(self.rows, start + self.head_rows))
 
     def states(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yields what `blocks` does, (n, width), of a model that was loaded for hidden states."""
-        self._model.check_gives("hidden")
+        """Yields what `blocks` does, (n, width), of a model that was loaded for hidden states or pooled ones."""
+        self._model.check_gives("hidden", "pooled")
         for start in range(0, self.rows, self.head_rows):
             yield start, self._read(start, min(self.rows, start + self.head_rows))
 

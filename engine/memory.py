@@ -9,7 +9,7 @@ from lltool.engine.config import ModelConfig
 from lltool.engine.cpu.executor import HEAD_ROWS
 from lltool.engine.models.architectures import trace_header
 from lltool.engine.program import Program
-from lltool.engine.state import StateLayout
+from lltool.engine.state import StateLayout, choose_room
 from lltool.gguf.ggml_types import GGMLType, row_bytes
 from lltool.gguf.header import align
 from lltool.gguf.source import Source
@@ -58,10 +58,10 @@ class MemoryModel:
         cache_type_v: CacheType = "f16",
     ) -> MemoryNeed:
         """The memory for `sequences` of `context` tokens each, as `load_model` would reserve it."""
-        pages = sequences * -(-context // PAGE)
+        pages, batch = choose_room(is_causal=self.config.is_causal, context=context, sequences=sequences, batch=batch)
         cache = pages * page_bytes(self._state, cache_type_k, cache_type_v)
         slots = sequences * (1 + MOST_CHECKPOINTS) * self._state.slot_bytes
-        return MemoryNeed(self._bytes, cache + slots, self._work(min(batch, pages * PAGE), threads))
+        return MemoryNeed(self._bytes, cache + slots, self._work(batch, threads))
 
     def largest_context(self, available: int, **options: object) -> int:
         """The most tokens, up to the model's own context, whose memory is at most `available` bytes; 0 if none is."""

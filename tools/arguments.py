@@ -15,7 +15,7 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.optional import require
 from lltool.gguf.text_file import MAX_TEXT, decode_text, plain_line_ends
 from lltool.gguf.whole_file import check_output, whole_file
-from lltool.tools.parser import CommandParser
+from lltool.tools.parser import QUIET, CommandParser
 from lltool.tools.talk import note
 
 T = TypeVar("T")
@@ -25,13 +25,20 @@ _NO_MODEL = f"no model is named; wanted {MODEL}"
 
 
 def command_parser(
-    command: str, description: str, examples: str, *, json_flag: bool = False, most_used: str = ""
+    command: str,
+    description: str,
+    examples: str,
+    *,
+    json_flag: bool = False,
+    most_used: str = "",
+    quiet: tuple[str, ...] = QUIET,
 ) -> CommandParser:
     """A parser for `lltool COMMAND` that raises InputError; its help ends with `examples`, one command a line.
 
-    `most_used` are the options, separated by spaces, that --help shows; --help-all shows all of them.
+    `most_used` are the options, separated by spaces, that --help shows; --help-all shows all of them;
+    `quiet` are the names of the option for no notes.
     """
-    parser = CommandParser(prog=f"lltool {command}", **_texts(description, examples, most_used))
+    parser = CommandParser(prog=f"lltool {command}", quiet=quiet, **_texts(description, examples, most_used))
     if json_flag:
         add_json_flag(parser)
     return parser

@@ -30,6 +30,8 @@ COMMANDS = {
     "run": Command("run", "generate text"),
     "chat": Command("chat", "have a conversation with a model"),
     "serve": Command("serve", "answer requests over HTTP, with OpenAI's API"),
+    "embed": Command("embed", "make vectors of texts, for search"),
+    "rerank": Command("rerank", "score how well documents answer a query"),
     "bench": Command("bench", "measure prefill and decode speed"),
     "bench compare": Command("bench_compare", "compare two files of results"),
     "bench history": Command("bench_history", "show the results of earlier runs"),

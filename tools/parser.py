@@ -23,7 +23,9 @@ class CommandParser(argparse.ArgumentParser):
     short help. Options have no short forms but their own: neither `--pro` for `--prompt` nor `-ngl` for `-n gl`.
     """
 
-    def __init__(self, *, most_used: str = "", add_help: bool = True, **more: Any) -> None:
+    def __init__(
+        self, *, most_used: str = "", add_help: bool = True, quiet: tuple[str, ...] = QUIET, **more: Any
+    ) -> None:
         more |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, "add_help": False}
         super().__init__(**more)
         self._most_used = set(most_used.split())
@@ -35,14 +37,15 @@ class CommandParser(argparse.ArgumentParser):
         flag: dict[str, Any] = {"nargs": 0, "dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
         self.add_argument("-h", "--help", action=_Help, **flag, help="show this help, or its most used options")
         self.add_argument("--help-all", action=_Help, **flag, help="show all options")
-        self.add_argument(*QUIET, action="store_true", help="print results and errors only: no notes, no progress")
+        self._quiet = quiet
+        self.add_argument(*quiet, action="store_true", help="print results and errors only: no notes, no progress")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses `args`, in which options and other arguments may come in any order. Nothing is left over."""
         args = sys.argv[1:] if args is None else args
         if self.commands() or self._is_inner:
             return super().parse_known_args(args, namespace)
-        if any(argument in QUIET for argument in args):
+        if any(argument in self._quiet for argument in args):
             silence()  # before the first note
         if "-m" in self._option_string_actions:
             self._learn_llama_cpp_flags(args)

@@ -88,7 +88,9 @@ class CpuExecutor:
         self._native.finish()
 
     def run(self, batch: Batch) -> None:
-        self._native.run(batch.tokens, batch.positions, batch.sequences, batch.tables, batch.outputs, batch.slots)
+        self._native.run(
+            batch.tokens, batch.positions, batch.sequences, batch.tables, batch.outputs, batch.slots, batch.types
+        )
 
     def logits(self, start: int, stop: int) -> NDArray[np.float32]:
         rows: NDArray[np.float32] = self._native.logits(start, stop)

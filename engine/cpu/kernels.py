@@ -27,7 +27,7 @@ from lltool.engine.operations.elementwise import (
     Softcap,
     Xielu,
 )
-from lltool.engine.operations.embed import Embed, EmbedPositions
+from lltool.engine.operations.embed import Embed, EmbedPositions, EmbedTypes
 from lltool.engine.operations.experts import Combine, ExpertLinear, Route, SharedGate, Weigh
 from lltool.engine.operations.linear import HeadLinear, Linear
 from lltool.engine.operations.norm import LayerNorm, Norm
@@ -89,7 +89,12 @@ def _embed(to: Target, op: Embed) -> None:
 
 def _embed_positions(to: Target, op: EmbedPositions) -> None:
     type, data = to.matrix(op.weight)
-    to.native.embed(out=to.place(op.out), type=type, data=data, scale=1.0, by_position=True)
+    to.native.embed(out=to.place(op.out), type=type, data=data, scale=1.0, by="position")
+
+
+def _embed_types(to: Target, op: EmbedTypes) -> None:
+    type, data = to.matrix(op.weight)
+    to.native.embed(out=to.place(op.out), type=type, data=data, scale=1.0, by="type")
 
 
 def _norm(to: Target, op: AnyNorm) -> None:
@@ -290,6 +295,7 @@ def _observe(to: Target, op: Observe) -> None:
 KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     Embed: _embed,
     EmbedPositions: _embed_positions,
+    EmbedTypes: _embed_types,
     Norm: _norm,
     LayerNorm: _norm,
     Linear: _linear,

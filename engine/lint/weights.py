@@ -97,8 +97,8 @@ def _recipes_of(type: GGMLType) -> list[FileType]:
 
 def check_runs(file: GGUFFile) -> Iterator[Finding]:
     """Looks for missing, unused and misshapen tensors, and for keys that the architecture does not allow."""
-    from lltool.engine.config import ARCHITECTURES
     from lltool.engine.models.architectures import check_runnable
+    from lltool.engine.traits import ARCHITECTURES
 
     if not file.tensors:
         found = "the file has no tensors, perhaps only a vocabulary"

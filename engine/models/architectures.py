@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models import gemma3, hybrid, llama, olmo2, parallel, qwen3_next
+from lltool.engine.models import bert, gemma3, hybrid, llama, olmo2, parallel, qwen3_next
 from lltool.engine.program import Program, Tracer, Weight
 from lltool.gguf.source import Source
 
@@ -69,6 +69,13 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "falcon-h1": hybrid.trace,
     "jamba": hybrid.trace,
     "granitehybrid": hybrid.trace,
+    "bert": bert.trace,
+    "nomic-bert": bert.trace,
+    "jina-bert-v2": bert.trace,
+    "jina-bert-v3": bert.trace,
+    "modern-bert": llama.trace,
+    "eurobert": llama.trace,
+    "gemma-embedding": gemma3.trace,
 }
 
 

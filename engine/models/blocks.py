@@ -15,20 +15,20 @@ from lltool.engine.operations.elementwise import (
     gated,
     scale,
     scale_by_position,
-    softcap,
     xielu,
 )
-from lltool.engine.operations.embed import embed, embed_positions
+from lltool.engine.operations.embed import embed, embed_positions, embed_types
 from lltool.engine.operations.linear import linear
 from lltool.engine.operations.rope import rope
-from lltool.engine.operations.select import select
 from lltool.engine.operations.split import split
 from lltool.engine.program import Buffer, Tracer
 
 
 def embedding(g: Tracer, config: ModelConfig) -> Buffer:
-    """The embedding of the tokens, with that of their positions and its norm if the file has them."""
+    """The embedding of the tokens, with those of their types and positions, and its norm, if the file has them."""
     x = embed(g, "token_embd.weight", config.vocab, config.width, config.embedding_scale)
+    if (types := g.weights.get("token_types.weight")) is not None:
+        x = add(g, x, embed_types(g, types.name, types.rows, config.width))
     if "position_embd.weight" in g.weights:
         x = add(g, x, embed_positions(g, "position_embd.weight", config.context_length, config.width))
     has_norm = "token_embd_norm.weight" in g.weights and config.traits.output_norm != "token_embd_norm"
@@ -36,7 +36,7 @@ def embedding(g: Tracer, config: ModelConfig) -> Buffer:
 
 
 def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: Buffer | None = None) -> Buffer:
-    """Grouped-query self-attention of the normed x with the layer's window and positions; adds `residual`."""
+    """Grouped-query self-attention of x with the layer's window and positions; adds `residual`."""
     name = f"blk.{layer}."
     head_dim, window = config.head_dim, config.windows[layer]
     names = [f"{name}attn_q.weight", f"{name}attn_k.weight", f"{name}attn_v.weight"]
@@ -75,6 +75,7 @@ def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: B
         sinks=f"{name}attn_sinks.weight" if config.traits.sinks else None,
         slopes=config.slopes,
         chunk=window if config.traits.is_chunked else 0,
+        causal=config.is_causal,
     )
     if gate:
         out = gated(g, gate[0], out, "sigmoid")
@@ -101,16 +102,6 @@ def mlp(
         else:
             hidden = activate(g, up, cast(PlainActivation, config.traits.activation))
     return project(g, config, hidden, f"{name}ffn_down{end}", residual)
-
-
-def head(g: Tracer, config: ModelConfig, x: Buffer) -> Buffer:
-    """The logits of the selected rows. Without an output matrix, the embedding takes its place (tied weights)."""
-    x = normed(g, config, select(g, x), config.traits.output_norm)
-    matrix = "output.weight" if "output.weight" in g.weights else "token_embd.weight"
-    (logits,) = linear(g, x, [matrix], [config.vocab])
-    if config.logit_scale != 1:
-        logits = scale(g, logits, config.logit_scale)
-    return softcap(g, logits, config.logit_softcap) if config.logit_softcap else logits
 
 
 def project(g: Tracer, config: ModelConfig, x: Buffer, weight: str, residual: Buffer | None) -> Buffer:

@@ -1,8 +1,9 @@
 """Models with a mixer beside attention or instead of it, in all layers or in some: Mamba, Jamba, LFM2, Falcon-H1."""
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models.blocks import attention, embedding, head
+from lltool.engine.models.blocks import attention, embedding
 from lltool.engine.models.experts import feed_forward
+from lltool.engine.models.heads import head
 from lltool.engine.models.mixers import mix
 from lltool.engine.models.norms import normed
 from lltool.engine.operations.norm import norm

@@ -6,10 +6,13 @@ from typing import Any
 NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "vocab_size": None,
     "tensor_data_layout": None,
-    "pooling_type": None,
+    "classifier.output_labels": None,
+    "dense_2_feat_in": None,
+    "dense_2_feat_out": None,
+    "dense_3_feat_in": None,
+    "dense_3_feat_out": None,
     "rope.scaling.finetuned": None,
     "rope.dimension_sections": None,  # of images' positions; in a text, all sections have the token's
-    "attention.causal": (True,),
     "attention.max_alibi_bias": (0,),
     "attention.clamp_kqv": (0,),
     "embedding_scale": (0, 1),

@@ -1,7 +1,8 @@
 """OLMo 2 and EXAONE 4: blocks that norm only the outputs of attention and MLP."""
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models.blocks import attention, embedding, head, mlp
+from lltool.engine.models.blocks import attention, embedding, mlp
+from lltool.engine.models.heads import head
 from lltool.engine.models.norms import normed
 from lltool.engine.operations.elementwise import add
 from lltool.engine.program import Tracer

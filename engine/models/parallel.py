@@ -5,7 +5,8 @@ A block may have a norm for each of the two, or one for both. A config may say t
 
 from lltool.engine.config import ModelConfig
 from lltool.engine.models import llama
-from lltool.engine.models.blocks import attention, embedding, head, mlp
+from lltool.engine.models.blocks import attention, embedding, mlp
+from lltool.engine.models.heads import head
 from lltool.engine.models.norms import normed
 from lltool.engine.program import Tracer
 

@@ -1,8 +1,9 @@
 """Qwen3-Next and Qwen 3.5: pre-norm blocks, of which most have a gated delta net in the place of attention."""
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models.blocks import attention, embedding, head, project
+from lltool.engine.models.blocks import attention, embedding, project
 from lltool.engine.models.experts import feed_forward
+from lltool.engine.models.heads import head
 from lltool.engine.models.norms import normed
 from lltool.engine.operations.convolution import convolution
 from lltool.engine.operations.delta import gated_delta

@@ -1,4 +1,4 @@
-"""Attention over the paged cache of keys and values."""
+"""Attention over the paged cache of keys and values, and over all tokens of a text that is evaluated whole."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +26,10 @@ class Attention(Operation):
     key (ALiBi). `sinks` holds, for each head, the score of a key that every query sees and that has no value. A head of
     values has a width of its own; where `v` is `k`, a value is the beginning of its key. Before a key is stored, the
     common key is subtracted from it.
+
+    Without `causal`, the tokens of a sequence in the batch are a whole text: a query sees the keys of all of them or,
+    if `window` > 0, those at a distance of at most window // 2, and `slopes` count the distance in both directions.
+    The keys are not needed afterwards, so all layers of a program have the same number and take turns in its pages.
     """
 
     q: Buffer
@@ -42,6 +46,7 @@ class Attention(Operation):
     sinks: str | None = None
     slopes: tuple[float, ...] | None = None
     chunk: int = 0
+    causal: bool = True
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -55,8 +60,18 @@ class Attention(Operation):
     def state(self) -> tuple[KeyValue]:
         return (KeyValue(self.layer, self.kv_heads, self.head_dim, self.value_dim, value_is_key=self.v == self.k),)
 
+    @property
+    def reach(self) -> tuple[int | None, int | None]:
+        """How many positions before its own, and after it, a query sees; None: all."""
+        if self.causal:
+            return (self.window - 1 if self.window else None), 0
+        return (self.window // 2,) * 2 if self.window else (None, None)
+
     def cost(self, calls: Calls, weights: Mapping[str, Weight]) -> Cost:
-        pairs, keys = _count_keys(cut_at_chunks(calls.pieces, self.chunk), self.window)
+        if self.causal:
+            pairs, keys = _count_keys(cut_at_chunks(calls.pieces, self.chunk), self.window)
+        else:
+            pairs, keys = _count_whole(calls.pieces, self.window)
         key, value = row_bytes(calls.key_type, self.head_dim), row_bytes(calls.value_type, self.value_dim)
         read = keys * self.kv_heads * (key if self.v == self.k else key + value)
         return Cost(read, floats=float(pairs * self.heads * (self.head_dim + self.value_dim)))
@@ -98,8 +113,11 @@ class Attention(Operation):
                 scores = self.softcap * np.tanh(scores / self.softcap)
             distance = positions[:, None] - seen  # (T, n)
             if self.slopes is not None:
-                scores = scores - np.array(self.slopes)[:, None, None] * distance
-            hidden = (distance < 0) | (distance >= self.window if self.window else False)
+                scores = scores - np.array(self.slopes)[:, None, None] * np.abs(distance)
+            before, after = self.reach
+            hidden = (distance > before if before is not None else False) | (
+                -distance > after if after is not None else False
+            )
             if self.chunk:
                 hidden = hidden | (positions[:, None] // self.chunk != seen // self.chunk)
             scores = np.where(hidden, -np.inf, scores)
@@ -127,11 +145,14 @@ def attend(
     slopes: tuple[float, ...] | None = None,
     value_dim: int | None = None,
     chunk: int = 0,
+    causal: bool = True,
 ) -> Buffer:
     """`value_dim` is needed only where `v` is `k`."""
     heads, kv_heads = q.width // head_dim, k.width // head_dim
     out = g.buffer(heads * (v.width // kv_heads if value_dim is None else value_dim), q.rows)
-    op = Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap, sinks, slopes, chunk)
+    if not causal:
+        layer = 0
+    op = Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap, sinks, slopes, chunk, causal)
     return g.add(op).out
 
 
@@ -158,3 +179,10 @@ def _count_keys(pieces: Sequence[tuple[int, int]], window: int) -> tuple[int, in
     pairs = (seen * (seen + 1) - before * (before + 1)) // 2 + reach * ((ends - seen) - (first - before))
     keys = ends - np.maximum(first - reach + 1, 0)
     return int(pairs.sum()), int(keys.sum())
+
+
+def _count_whole(pieces: Sequence[tuple[int, int]], window: int) -> tuple[int, int]:
+    """What `_count_keys` gives, of pieces that are whole texts whose tokens see each other in both directions."""
+    lengths = np.array(pieces, np.int64).reshape(-1, 2)[:, 1]
+    reach = np.minimum(window // 2 if window else lengths, np.maximum(lengths - 1, 0))
+    return int((lengths * (2 * reach + 1) - reach * (reach + 1)).sum()), int(lengths.sum())

@@ -13,7 +13,7 @@ from lltool.engine.reference.context import Context, Floats
 Activation = Literal["silu", "gelu_tanh", "gelu", "swiglu_oai", "sigmoid"]
 """Of a gate, whose result is multiplied."""
 
-PlainActivation = Literal["gelu_tanh", "gelu", "relu_squared"]
+PlainActivation = Literal["gelu_tanh", "gelu", "relu_squared", "tanh"]
 """Of a layer without a gate."""
 
 
@@ -42,6 +42,11 @@ def relu_squared(x: Floats) -> Floats:
     return np.square(np.maximum(x, 0))
 
 
+def tanh(x: Floats) -> Floats:
+    out: Floats = np.tanh(x)
+    return out
+
+
 def swiglu_oai(gate: Floats, up: Floats) -> Floats:
     """gpt-oss's: both sides are clamped to 7, the sigmoid is steeper, and 1 is added to `up`."""
     gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
@@ -55,6 +60,7 @@ ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
     "gelu": gelu,
     "relu_squared": relu_squared,
     "sigmoid": sigmoid,
+    "tanh": tanh,
 }
 
 

@@ -1,4 +1,4 @@
-"""The embeddings of tokens and of positions."""
+"""The embeddings of tokens, of positions, and of the types of tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +43,26 @@ class EmbedPositions(Operation):
 
     def reference(self, run: Context) -> None:
         run[self.out] = run.weight_rows(self.weight, run.batch.positions)
+
+
+@dataclass(frozen=True)
+class EmbedTypes(Operation):
+    """out[t] = weight[type[t]]; there are `count` types, such as the first text of a pair and the second."""
+
+    out: Buffer
+    weight: str
+    count: int
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {self.weight: (self.count, self.out.width)}
+
+    def reference(self, run: Context) -> None:
+        run[self.out] = run.weight_rows(self.weight, run.batch.token_types)
+
+
+def embed_types(g: Tracer, weight: str, count: int, width: int) -> Buffer:
+    return g.add(EmbedTypes(g.buffer(width), weight, count)).out
 
 
 def embed_positions(g: Tracer, weight: str, count: int, width: int) -> Buffer:

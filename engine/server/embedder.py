@@ -1,4 +1,4 @@
-"""The model once more, loaded for hidden states when the first embedding is asked for."""
+"""The model once more, loaded for vectors of texts when the first embedding is asked for."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lltool.engine.embed import Pooling, embed
+from lltool.engine.embed import embed
 from lltool.engine.model import Model, load_model
 from lltool.engine.server.errors import ApiError
 
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from lltool.engine.server.served import Served
 
 _AT_ONCE = 16  # texts, after which a request that nobody waits for any more ends
-_POOLINGS: dict[int, Pooling] = {1: "mean", 3: "last"}  # GGUF's numbers
 
 
 class Embedder:
-    """A model that gives hidden states. It computes in a thread of its own, one request after another."""
+    """A model that gives vectors of texts, pooled as its file says. It computes in a thread of its own, one request after another."""
 
     def __init__(self, served: "Served") -> None:
         self._served = served
@@ -46,19 +45,8 @@ class Embedder:
 
     def _embed(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         if self._model is None:
-            self._model = load_model(self._served.path, output="hidden", **self._served.settings.load)
-        return embed(self._model, texts, pooling=self.pooling)
-
-    @property
-    def pooling(self) -> Pooling:
-        """The model's own pooling, or the mean. Raises ApiError for one that this version does not have."""
-        metadata = self._served.model.file.metadata
-        key = metadata.get(f"{metadata['general.architecture'].data}.pooling_type")
-        if key is None or key.data == 0:
-            return "mean"
-        if key.data not in _POOLINGS:
-            raise ApiError(501, f"the model pools by method {key.data}, which this server does not have")
-        return _POOLINGS[key.data]
+            self._model = load_model(self._served.path, output="pooled", **self._served.settings.load)
+        return embed(self._model, texts)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

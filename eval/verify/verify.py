@@ -8,10 +8,9 @@ from typing import Any
 from lltool import __version__
 from lltool.engine.check_conversion import find_token_difference
 from lltool.engine.config import ModelConfig
+from lltool.engine.memory import available_memory
 from lltool.engine.models.architectures import trace_header
 from lltool.engine.text.tokenizer import read_tokenizer
-from lltool.engine.text.tokenizer_check import TEXTS
-from lltool.eval.selection.survey import available_memory
 from lltool.eval.verify.oracle import Oracle, open_oracle
 from lltool.eval.verify.stages import LogitsComparison, Stage, compare_stages
 from lltool.gguf.edit import edit_gguf
@@ -19,6 +18,7 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType, boolean, string
 from lltool.gguf.reader import GGUFFile, open_gguf
 from lltool.quant.convert.checkpoint import open_checkpoint
+from lltool.quant.convert.hard_texts import TEXTS
 
 SHORT = ("The capital of France is", "def fibonacci(n):")
 LONG_TOKENS = 256

@@ -25,7 +25,7 @@ from lltool.quant.convert.safetensors import SafetensorsFile, open_safetensors, 
 from lltool.quant.convert.torch_bin import TorchFile, open_torch
 from lltool.quant.convert.wrong_content import MERGE_IT, explain_content, explain_folder
 
-_SMALL_FILES = ("*.json", "tokenizer.model", "merges.txt", "*.jinja")
+_SMALL_FILES = ("*.json", "tokenizer.model", "merges.txt", "*.jinja", "README.md")
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _open_shards(index: Path, opener: Any, *, is_remote: bool = False) -> dict[s
 
 def _download(id: str) -> Path:
     skip = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
-    path = download(id, [*_SMALL_FILES, "model*.safetensors"], ignore=skip)
+    path = download(id, [*_SMALL_FILES, "model*.safetensors", "*_Dense/model.safetensors"], ignore=skip)
     if not any(path.glob("model*.safetensors")):
         path = download(id, [*_SMALL_FILES, "pytorch_model*.bin"])
     return path
@@ -204,19 +204,36 @@ def read_json(path: Path, missing: Any = None) -> dict[str, Any]:
 
     Raises InputError for a file that cannot be read or is not a JSON object.
     """
+    value = _read_value(path, missing is not None)
+    if value is None:
+        return dict(missing)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: found a JSON {type(value).__name__}, wanted an object")
+    return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The JSON list in a file, which is empty if the file does not exist. Raises InputError as `read_json` does."""
+    value = _read_value(path, True)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise InputError(f"{path}: found a JSON {type(value).__name__}, wanted a list")
+    return value
+
+
+def _read_value(path: Path, may_be_missing: bool) -> Any:
+    """The JSON value in a file; None if the file may be missing and is."""
     try:
         data = read_bytes(path)
     except FileNotFoundError:
-        if missing is not None:
-            return dict(missing)
+        if may_be_missing:
+            return None
         raise InputError(f"{path}: missing; is this a Hugging Face checkpoint's folder?") from None
     except OSError as error:
         raise InputError(describe_os_error(error, path)) from None
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         reason = explain_content(data)
         raise InputError(f"{path}: {reason}" if reason else f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: found a JSON {type(value).__name__}, wanted an object")
-    return value

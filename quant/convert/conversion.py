@@ -375,11 +375,17 @@ def _with_origin(conversion: Conversion) -> Model:
     return Model({**conversion.model.metadata, **made}, conversion.model.tensors)
 
 
-_FLOAT32 = (".ffn_gate_inp.", "_norm.weight", ".ssm_conv1d", ".shortconv.conv.")
+_FLOAT32 = (
+    *(".ffn_gate_inp.", "_norm.weight", ".ssm_conv1d", ".shortconv.conv."),
+    *("position_embd.weight", "token_types.weight"),
+)
 
 
 def _is_float32(tensor: Tensor) -> bool:
-    """Whether files have the tensor in float32, as llama.cpp reads it: vectors, convolutions, norms and routers."""
+    """Whether files have the tensor in float32, as llama.cpp reads it.
+
+    These are vectors, convolutions, norms, routers, and embeddings of positions and of types of tokens.
+    """
     name = tensor.name
     return len(tensor.shape) == 1 or not name.endswith("weight") or any(part in name for part in _FLOAT32)
 

@@ -10,6 +10,7 @@ from lltool.quant.convert.families.family import constant
 from lltool.quant.convert.families.registry import find_family
 from lltool.quant.convert.sampling_keys import sampling_metadata
 from lltool.quant.convert.vocabulary import read_vocabulary
+from lltool.quant.convert.yes_no_reranker import is_reranker, make_classifier
 from lltool.quant.retype import retype_tensor
 
 
@@ -26,6 +27,7 @@ def read_model(
     described = family.describe(config)
     tensors = family.to_gguf(names, checkpoint.files, config)
     tensors += [constant(name, values, values.shape) for name, values in config.constants.items()]
+    tensors += config.added
     doubles = [tensor for tensor in tensors if tensor.type == GGMLType.F64]
     tensors = [
         retype_tensor(tensor, GGMLType.F32, allow_nonfinite=allow_nonfinite) if tensor in doubles else tensor
@@ -34,6 +36,9 @@ def read_model(
     embedding = tensors[0]
     vocabulary = read_vocabulary(checkpoint.path, config.values, embedding.rows, pre)
     notes = [*checkpoint.notes, *config.notes, *vocabulary.notes]
+    if is_reranker(checkpoint.path, checkpoint.name, family.architecture):
+        classifier = make_classifier(tensors, vocabulary.tokens, checkpoint.path)
+        tensors, config.whole_keys = classifier.tensors, config.whole_keys | classifier.keys
     if doubles:
         notes.append(f"{len(doubles)} tensors are stored in float64; they are rounded to float32")
     if unknown := config.unknown():
@@ -49,6 +54,7 @@ def read_model(
         f"{family.architecture}.vocab_size": u32(embedding.rows),
         **{key: array(ValueType.FLOAT32, np.array(x, np.float32)) for key, x in config.layer_values.items()},
         **vocabulary.metadata(),
+        **config.whole_keys,
         **sampling_metadata(read_json(generation, missing={}), str(generation)),
     }
     return Model(metadata, tensors), notes

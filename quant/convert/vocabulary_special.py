@@ -148,6 +148,16 @@ def add_bos_and_eos(vocabulary: Vocabulary, source: TokenizerSource, path: Path)
         if ids:
             _set_edge(vocabulary, source.file, side, ids)
         vocabulary.keys[key] = boolean(adds)
+    if has_steps and around[1] and not is_wordpiece and _doubles_end(tokenizer, around):
+        vocabulary.keys["add_sep_token"] = boolean(True)
+
+
+def _doubles_end(tokenizer: Any, around: tuple[list[int], list[int]]) -> bool:
+    """Whether two tokens stand between the texts of a pair, as in RoBERTa: the end of the first and a separator."""
+    (begin, end), first, second = around, *(tokenizer.encode(text, add_special_tokens=False).ids for text in "ab")
+    pair: list[int] = tokenizer.encode("a", "b").ids
+    between = pair[len(begin) + len(first) : len(pair) - len(end) - len(second)]
+    return len(between) == 2 and between[:1] == end
 
 
 def _set_edge(vocabulary: Vocabulary, file: Path, side: str, ids: list[int]) -> None:

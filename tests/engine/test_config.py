@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lltool.engine.config import ARCHITECTURES, ModelConfig
+from lltool.engine.config import ModelConfig
 from lltool.engine.model import load_model
 from lltool.engine.models.architectures import TRACES, trace_program
 from lltool.engine.models.neutral_keys import NEUTRAL
 from lltool.engine.program import Weight
+from lltool.engine.traits import ARCHITECTURES
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import Value, ValueType, array, boolean, f32, string, u32
@@ -57,7 +58,6 @@ def config(architecture: str = "gemma3", **changes: Value | None) -> ModelConfig
         ({"block_count": array(ValueType.ARRAY, (array(ValueType.BOOL, np.ones(1, bool)),))}, "block_count: found"),
         ({"expert_count": u32(8)}, "gemma3.expert_count: found 8, this version runs models with 0 only"),
         ({"logit_scale": f32(0.0625)}, "gemma3.logit_scale: found 0.0625, this version runs models with 1 only"),
-        ({"attention.causal": boolean(False)}, "attention.causal: found False, this version runs .* True only"),
         ({"ssm.state_size": u32(16)}, "gemma3.ssm.state_size: found 16, but this version does not know the key"),
         (
             {"feed_forward_length": array(ValueType.UINT32, np.array([64, 64, 32], np.uint32))},

@@ -75,7 +75,7 @@ class Alphabet:
     last: int = 25
     batch: int = 512
     evaluated: list[list[int]] = field(default_factory=list)
-    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(vocab=27))
+    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(vocab=27, is_causal=True))
     setup: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(threads=Threads.of(1)))
     free_pages: int = 100
     interrupts: bool = False  # the next call, after the tokens were evaluated

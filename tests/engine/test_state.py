@@ -56,7 +56,8 @@ def make_model(kind: str, sequences: int = 4) -> Model:
     setup = Setup(sequences * CONTEXT // PAGE, 100, Threads.of(1), "f32", "f32", "f32", slots=sequences * (1 + MOST))
     executor = make_executor(kind, program, setup)
     file = SimpleNamespace(path="sums.gguf", check_unchanged=lambda: None, close=lambda: None)
-    return Model(cast(Any, file), cast(Any, SimpleNamespace(vocab=VOCAB)), program, executor, setup, CONTEXT)
+    config = SimpleNamespace(vocab=VOCAB, is_causal=True)
+    return Model(cast(Any, file), cast(Any, config), program, executor, setup, CONTEXT)
 
 
 @pytest.fixture(params=EXECUTORS)

@@ -18,12 +18,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lltool.engine.config import ARCHITECTURES, ModelConfig
+from lltool.engine.config import ModelConfig
 from lltool.engine.model import load_model
 from lltool.engine.models.architectures import trace_program
 from lltool.engine.program import Weight
 from lltool.engine.text.chat import ChatTemplate
 from lltool.engine.text.tokenizer import Tokenizer
+from lltool.engine.traits import ARCHITECTURES
 from lltool.eval.divergence.logits_file import open_logits_file
 from lltool.eval.divergence.reference_file import FORMAT, VERSION, open_reference
 from lltool.eval.scoring.lockstep import scored_tokens

@@ -1,10 +1,10 @@
 """What the library's functions take: names of models, texts in place of token ids; and how they warn."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ Name: TypeAlias = str | PathLike[str]
 
 Ids: TypeAlias = Sequence[int] | NDArray[np.integer]
 Prompt: TypeAlias = str | Ids
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+"""Each is {"role": "system" | "user" | "assistant", "content": text}."""
 Text: TypeAlias = str | PathLike[str] | Ids
 """A text; the file of one, as a path; or its token ids."""
 

@@ -3,18 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, Unpack, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.batch import CacheType, Precision
 from lltool.engine.cpu.threads import Threads
-from lltool.engine.embed import Pooling, embed
+from lltool.engine.embed import embed
 from lltool.engine.generate import Generation, Timings, generate, generate_all
 from lltool.engine.inputs import whole_number
 from lltool.engine.model import Model as EngineModel
 from lltool.engine.model import load_model
+from lltool.engine.models.pooling import Pooling
+from lltool.engine.rank import encode_text as encode_whole
+from lltool.engine.rank import rank
 from lltool.engine.sampling import Sampler
 from lltool.engine.sampling_settings import SETTINGS, SamplingOptions, shipped_settings
 from lltool.engine.text.chat import ChatTemplate, read_chat_template
@@ -27,10 +30,7 @@ from lltool.eval.scoring.perplexity import MethodName, PerplexityResult, Scored,
 from lltool.gguf import text_file
 from lltool.gguf.describe import describe_file
 from lltool.gguf.mapped import LoadMode
-from lltool.tools.api.inputs import Ids, Name, Prompt, Text, find, name_of, read_prompts, read_text
-
-Messages: TypeAlias = Sequence[Mapping[str, Any]]
-"""Each is {"role": "system" | "user" | "assistant", "content": text}."""
+from lltool.tools.api.inputs import Ids, Messages, Name, Prompt, Text, find, name_of, read_prompts, read_text
 
 
 class Sampling(SamplingOptions, total=False):
@@ -115,6 +115,7 @@ class Model:
         self.sampling: dict[str, Any] = shipped_settings(engine.file.metadata)
         """The settings of sampling that the model's file ships, such as {"temperature": 0.6}; they can be changed."""
         self._options = dict(options)
+        self._engines: dict[Pooling | None, EngineModel] = {}
 
     def __repr__(self) -> str:
         return f"<lltool.Model {self.path.name}: {self.architecture}, {self.type}, context {self.context}>"
@@ -236,23 +237,35 @@ class Model:
             return score_tokens(self.engine, self.tokenize(found) if isinstance(found, str) else found)
 
     def embed(
-        self, texts: Prompt | Sequence[Prompt], *, pooling: Pooling = "mean", normalize: bool = True
-    ) -> NDArray[np.float32]:
+        self, texts: Prompt | Sequence[Prompt], *, pooling: Pooling | None = None, normalize: bool = True,
+        truncate: bool = False,
+    ) -> NDArray[np.float32]:  # fmt: skip
         """A vector for a text, (width,), or vectors for a list of texts, (N, width).
 
-        It is the mean over the text's tokens of the states after the last norm, or the state of the `last` token. With
-        `normalize`, vectors have length 1, so that `a @ b` is the cosine of their angle. The first call takes memory
-        for a second cache. Raises InputError for an empty text, and for one that is longer than the context.
+        It is the `mean` of the states of the text's tokens after the last norm, or that of the first (`cls`) or `last`
+        one; without `pooling`, what the file says, or the mean. With `normalize`, vectors have length 1, so that
+        `a @ b` is the cosine of their angle. The first call takes memory for a second cache. Raises InputError for an
+        empty text and, without `truncate`, for one that is longer than the context.
 
         >>> a, b, c = model.embed(["Paris is in France.", "France's capital is Paris.", "x = [i for i in y]"])
         >>> print(a.shape, bool(a @ b > a @ c))
         (576,) True
         """
-        tokenizer = self.tokenizer
-        ids, is_one = read_prompts(texts, lambda text: tokenizer.encode(text, parse_special=True))
-        with self._hidden.turn():
-            found = embed(self._hidden, ids, pooling=pooling, normalize=normalize)
+        engine = self._pooled(pooling)
+        ids, is_one = read_prompts(texts, lambda text: encode_whole(engine, text, truncate=truncate))
+        with engine.turn():
+            found = embed(engine, ids, pooling=pooling, normalize=normalize)
         return found[0] if is_one else found
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, truncate: bool = False, probabilities: bool = False
+    ) -> NDArray[np.float64]:
+        """How well each document answers the query, (N,); `probabilities` are from 0 to 1. Only rerankers can do it.
+
+        >>> lltool.load("reranker.gguf").rerank("What is a panda?", ["A bear.", "A car."]).shape
+        (2,)
+        """
+        return rank(self._pooled(None), query, documents, truncate=truncate, probabilities=probabilities)
 
     def perplexity(
         self,
@@ -309,9 +322,10 @@ class Model:
 
     def close(self) -> None:
         """Frees the file, the cache and the threads; afterwards the model can only be closed again."""
-        for made in ("_hidden", "_template"):
-            if made in self.__dict__:
-                self.__dict__[made].close()
+        if "_template" in self.__dict__:
+            self._template.close()
+        for made in self._engines.values():
+            made.close()
         self.engine.close()
 
     def __enter__(self) -> Self:
@@ -339,10 +353,14 @@ class Model:
     def _read_template(self, path: Name) -> ChatTemplate:
         return ChatTemplate.compile(text_file.read_text(Path(path)), self.tokenizer, str(path))
 
-    @cached_property
-    def _hidden(self) -> EngineModel:
-        """The same model, for hidden states; whatever is beside a text, its vector is the same."""
-        return load_model(self.path, **self._options | {"output": "hidden", "deterministic": True})
+    def _pooled(self, pooling: Pooling | None) -> EngineModel:
+        """The same model, for vectors or scores of texts; whatever is beside a text, what it gets is the same."""
+        self.engine.new_sequence()  # a closed model says so
+        key = None if self.engine.config.is_causal else pooling
+        if key not in self._engines:
+            wanted = {"output": "pooled", "deterministic": True, "pooling": key}
+            self._engines[key] = load_model(self.path, **self._options | wanted)
+        return self._engines[key]
 
 
 def load(
@@ -379,4 +397,4 @@ def load(
         "deterministic": deterministic,
         "load_mode": load_mode,
     }
-    return Model(load_model(find(name), **options), options)
+    return Model(load_model(find(name), output=None, **options), options)

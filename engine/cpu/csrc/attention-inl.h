@@ -1,4 +1,4 @@
-// Causal attention of consecutive tokens over a paged cache: online softmax in powers of two, one page of keys at a
+// Attention of consecutive tokens over a paged cache: online softmax in powers of two, one page of keys at a
 // time. The query heads that share a key/value head are extra rows, so that one read of a page serves them all. Keys
 // are in lanes for scores, and dimensions for results; queries and weights are broadcast.
 //
@@ -149,7 +149,7 @@ private:
     const int64_t at = task.pages[page] * task.page_stride;
     const uint8_t *k_page = task.k_pages + at, *v_page = task.v_pages ? task.v_pages + at : k_page;
     const uint8_t* next = page + 1 < task.end_page ? task.k_pages + task.pages[page + 1] * task.page_stride : v_page;
-    base = page * page_tokens, count = std::min(task.first_position + task.tokens - base, page_tokens);
+    base = page * page_tokens, count = std::min(task.keys - base, page_tokens);
     k_type = task.k_type, v_type = task.v_type, keys = k_page, values = v_page;
     if constexpr (pairs) {
       load_pairs(k_page, task.v_pages ? v_page : nullptr);
@@ -206,12 +206,13 @@ private:
       f(static_cast<const float*>(data));
   }
 
-  int last_key(int r) const { return task.first_position + r / task.group - base; }
+  int own_key(int r) const { return task.first_position + r / task.group - base; }
+  int last_key(int r) const { return own_key(r) + std::min(task.ahead, task.keys - 1 - base - own_key(r)); } // that the row sees
 
   // Adds the page to `n` rows, at most one per lane.
   void take_rows(int first, int n) {
     const int lo = last_key(first), hi = last_key(first + n - 1); // the last keys that the first and the last row see
-    const int first_seen = std::max({0, task.first_key - base, task.window ? lo - task.window + 1 : 0});
+    const int first_seen = std::max({0, task.first_key - base, task.window ? own_key(first) - task.window + 1 : 0});
     const int begin = first_seen / key_step * key_step;
     const int end = std::min(hi / key_step * key_step + key_step, page_tokens);
     if (hi < 0 || begin >= end) return;
@@ -219,7 +220,7 @@ private:
       multiply(queries + int64_t(first) * key_width, key_width, n, k, page_tokens, (dim + per_unit - 1) / per_unit, begin, end, scores,
                page_tokens, first ? 0 : to_values, [](int, float* at, auto sum) { store(at, sum); });
     });
-    weigh(first, n, begin, end, end > lo + 1 || first_seen > begin || (task.window && hi - task.window >= begin));
+    weigh(first, n, begin, end, end > lo + 1 || first_seen > begin || (task.window && own_key(first + n - 1) - task.window >= begin));
     const int from = begin / per_unit, units = (std::min(end, count) + per_unit - 1) / per_unit - from, row = pairs || !task.v_pages ? width : value_dim;
     const float* factor = factors;
     read(v_type, values, [&](auto v) {
@@ -237,7 +238,7 @@ private:
     vf reduced[lanes];
     for (int r = 0; r < n; ++r) {
       vf high = splat(masked);
-      const int last = last_key(first + r);
+      const int own = own_key(first + r), last = last_key(first + r);
       const float slope = task.slopes ? task.slopes[(first + r) % task.group] * log2_e : 0;
       for (int j = begin; j < end; j += lanes) {
         float* at = scores + r * page_tokens + j;
@@ -252,12 +253,12 @@ private:
           s = load<vf>(at);
           if (task.softcap > 0) s = tanh(s) * cap;
         }
-        if (task.slopes) s += to_float(load<vi>(counted) + (j - last)) * slope;
+        if (task.slopes) s -= abs(to_float(load<vi>(counted) + (j - own))) * slope;
         if (is_masked) {
           const vi key = load<vi>(counted) + j;
           s = key <= last ? s : splat(masked);
           if (task.first_key > base) s = key >= task.first_key - base ? s : splat(masked);
-          if (task.window) s = key > last - task.window ? s : splat(masked);
+          if (task.window) s = key > own - task.window ? s : splat(masked);
         }
         high = max(high, s);
         store(at, s);

@@ -34,6 +34,8 @@ AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head
   task.out_stride = out.width;
   task.tokens = piece.tokens;
   task.first_position = piece.position;
+  task.keys = piece.keys;
+  task.ahead = ahead;
   task.group = group;
   task.head_dim = head_dim;
   task.value_dim = value_dim;

@@ -18,7 +18,7 @@ struct StoreOp : ColumnOp {
 
 struct AttentionOp : Op {
   Buffer q, out;
-  int layer, heads, kv_heads, head_dim, value_dim, window, tiling; // `tiling` knows the chunk
+  int layer, heads, kv_heads, head_dim, value_dim, window, ahead, tiling; // `tiling` knows the chunk
   bool values_are_keys; // a value is the beginning of its key
   float scale, softcap;
   std::vector<float> sinks, slopes; // one per head, or empty

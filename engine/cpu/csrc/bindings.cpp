@@ -144,7 +144,7 @@ static void add_scale_by_position(Session& s, Place x, Place out, double factor,
 // Without v, a value is the beginning of its key.
 static void add_attention(Session& s, Place q, Place k, std::optional<Place> v, Place out, int layer, int heads, int kv_heads, int head_dim,
                           double scale, int window, int chunk, double softcap, std::optional<Floats> sinks, std::optional<Floats> slopes,
-                          std::optional<Floats> common_key, std::pair<int, int> groups) {
+                          std::optional<Floats> common_key, bool causal, std::pair<int, int> groups) {
   const auto lock = s.build();
   require(layer >= 0 && window >= 0 && chunk >= 0 && head_dim > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
           "attention: wanted whole groups of heads");
@@ -168,10 +168,12 @@ static void add_attention(Session& s, Place q, Place k, std::optional<Place> v, 
   auto op = std::make_unique<AttentionOp>();
   op->q = buffer(q), op->out = buffer(out);
   op->layer = layer, op->heads = heads, op->kv_heads = kv_heads, op->head_dim = head_dim, op->value_dim = int(value_dim);
-  op->scale = float(scale), op->window = window, op->softcap = float(softcap), op->sinks = floats_or_none(sinks), op->slopes = floats_or_none(slopes);
+  op->scale = float(scale), op->softcap = float(softcap), op->sinks = floats_or_none(sinks), op->slopes = floats_or_none(slopes);
   op->values_are_keys = !v;
-  s.executor.add_cache_layer(layer, heads, kv_heads, head_dim, int(value_dim), !v);
-  op->tiling = s.executor.add_tiling(heads / kv_heads, window, chunk);
+  op->window = causal || window == 0 ? window : window / 2 + 1; // with its own position, as for causal attention
+  op->ahead = causal ? 0 : window ? window / 2 : std::numeric_limits<int>::max();
+  s.executor.add_cache_layer(layer, heads, kv_heads, head_dim, int(value_dim), !v, !causal);
+  op->tiling = s.executor.add_tiling(heads / kv_heads, op->window, op->ahead, chunk);
   const int64_t block = transformed_block(head_dim, v ? 0 : value_dim);
   s.add(std::make_unique<StoreOp>(buffer(k), head_dim, layer, true, block, floats_or_none(common_key)), {k}, nullptr, groups.first);
   if (v)
@@ -392,7 +394,7 @@ NB_MODULE(_native, m) {
           nb::arg("k_type"), nb::arg("v_type"), nb::arg("deterministic"))
       // An operation is added by its name, with named arguments.
       .def("embed", &Session::embed, nb::kw_only(), nb::arg("out"), nb::arg("type"), nb::arg("data").noconvert(), nb::arg("scale"),
-           nb::arg("by_position") = false)
+           nb::arg("by") = "token")
       .def("function", &add_function, nb::kw_only(), nb::arg("function").noconvert(), nb::arg("x"), nb::arg("y") = nb::none(),
            nb::arg("out"), nb::arg("group") = -1)
       .def("linear", &add_linear, nb::kw_only(), nb::arg("x"), nb::arg("groups").noconvert(), nb::arg("residual") = nb::none(),
@@ -407,9 +409,9 @@ NB_MODULE(_native, m) {
       .def("attention", &add_attention, nb::kw_only(), nb::arg("q"), nb::arg("k"), nb::arg("v").none(), nb::arg("out"), nb::arg("layer"),
            nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("scale"), nb::arg("window") = 0, nb::arg("chunk") = 0,
            nb::arg("softcap") = 0.0, nb::arg("sinks").noconvert() = nb::none(), nb::arg("slopes").noconvert() = nb::none(),
-           nb::arg("common_key").noconvert() = nb::none(),
+           nb::arg("common_key").noconvert() = nb::none(), nb::arg("causal") = true,
            nb::arg("groups") = std::pair<int, int>(-1, -1))
-      .def("select", &Session::select, nb::kw_only(), nb::arg("x"), nb::arg("out"))
+      .def("select", &Session::select, nb::kw_only(), nb::arg("x"), nb::arg("out"), nb::arg("mean") = false)
       .def("route", &add_route, nb::kw_only(), nb::arg("logits"), nb::arg("chosen"), nb::arg("weights"), nb::arg("scoring"),
            nb::arg("normalized"), nb::arg("factor"), nb::arg("groups") = 1, nb::arg("groups_used") = 1, nb::arg("counted") = 2,
            nb::arg("bias").noconvert() = nb::none())
@@ -439,7 +441,8 @@ NB_MODULE(_native, m) {
       })
       .def("finish", &Session::finish)
       .def("run", &Session::run, nb::arg("ids").noconvert(), nb::arg("positions").noconvert(), nb::arg("sequences").noconvert(),
-           nb::arg("tables").noconvert(), nb::arg("outputs").noconvert(), nb::arg("slots").noconvert())
+           nb::arg("tables").noconvert(), nb::arg("outputs").noconvert(), nb::arg("slots").noconvert(),
+           nb::arg("types").noconvert() = nb::none())
       .def("logits", [](Session& s, int64_t start, int64_t stop) {
         const auto lock = s.ready();
         const float* rows;

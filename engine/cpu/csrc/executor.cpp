@@ -64,14 +64,17 @@ int Executor::add_rope_table(std::vector<float> frequencies, float magnitude) {
   return int(ropes.size()) - 1;
 }
 
-void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim, bool values_are_keys) {
+void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim, bool values_are_keys, bool shared) {
   const CacheType v_type = values_are_keys ? settings.k_type : settings.v_type;
   if ((has_blocks(settings.k_type) && head_dim % 32) || (has_blocks(v_type) && value_dim % 32))
     throw std::invalid_argument("a cache type with blocks wants heads of a multiple of 32");
   if (cache.size() <= size_t(layer)) cache.resize(size_t(layer) + 1);
   CacheLayer& c = cache[size_t(layer)];
+  if (c.kv_heads && shared && c.shared && c.kv_heads == kv_heads && c.k_bytes == cache_bytes(settings.k_type, head_dim, pairs) &&
+      c.v_bytes == cache_bytes(settings.v_type, value_dim, pairs))
+    return;
   if (c.kv_heads) throw std::invalid_argument("layer " + std::to_string(layer) + " has two attentions");
-  c.kv_heads = kv_heads;
+  c.kv_heads = kv_heads, c.shared = shared;
   c.k_bytes = cache_bytes(settings.k_type, head_dim, pairs);
   c.v_bytes = values_are_keys ? 0 : cache_bytes(v_type, value_dim, pairs);
   c.offset = page_bytes;
@@ -84,11 +87,13 @@ void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim,
   partial_floats_ = std::max(partial_floats_, size_t(partials));
 }
 
-int Executor::add_tiling(int group, int window, int chunk) {
+int Executor::add_tiling(int group, int window, int ahead, int chunk) {
   const int tokens = std::max(1, attention_rows / group);
-  for (size_t i = 0; i < tilings.size(); ++i)
-    if (tilings[i].tokens == tokens && tilings[i].window == window && tilings[i].chunk == chunk) return int(i);
-  tilings.push_back({tokens, window, chunk, {}});
+  for (size_t i = 0; i < tilings.size(); ++i) {
+    const Tiling& t = tilings[i];
+    if (t.tokens == tokens && t.window == window && t.ahead == ahead && t.chunk == chunk) return int(i);
+  }
+  tilings.push_back({tokens, window, ahead, chunk, {}});
   return int(tilings.size()) - 1;
 }
 
@@ -96,14 +101,16 @@ void Executor::cut_pieces(const std::vector<Segment>& segments, Tiling& tiling) 
   tiling.pieces.clear();
   const bool is_shared = batch_.tokens <= few_tokens && settings.threads > 1;
   for (const Segment& s : segments) {
+    const int keys = s.position + s.tokens;
     for (int first = 0, n; first < s.tokens; first += n) {
       const int position = s.position + first, in_chunk = tiling.chunk ? position % tiling.chunk : 0;
       n = std::min(tiling.tokens, s.tokens - first);
       if (tiling.chunk) n = std::min(n, tiling.chunk - in_chunk);
-      Piece p{s.row + first, n, position, s.sequence, 0, 1, 0, 0, tiling.chunk ? position - in_chunk : 0};
+      Piece p{s.row + first, n, position, s.sequence, keys, 0, 1, 0, 0, tiling.chunk ? position - in_chunk : 0};
       const int in_window = tiling.window && position >= tiling.window ? position - tiling.window + 1 : 0;
       const int start = std::max(in_window, p.first_key) / page_tokens;
-      const int end = (p.position + p.tokens - 1) / page_tokens + 1, before = start / part_pages; // whole parts
+      const int own = p.position + p.tokens - 1, last = own + std::min(tiling.ahead, keys - 1 - own);
+      const int end = last / page_tokens + 1, before = start / part_pages; // whole parts
       if (is_shared) p.parts = (end - 1) / part_pages + 1 - before;
       for (; p.part < p.parts; ++p.part) {
         p.first_page = std::max(start, (before + p.part) * part_pages);

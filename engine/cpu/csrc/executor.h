@@ -59,7 +59,7 @@ struct Settings {
 // program has no states of fixed size.
 struct Batch {
   int64_t tokens = 0, outputs = 0, table_width = 0;
-  const int32_t *ids, *positions, *sequences, *tables, *output_rows, *slots;
+  const int32_t *ids, *positions, *sequences, *tables, *output_rows, *slots, *types;
 };
 
 // Consecutive positions of one sequence in a batch. If the program has slots, a sequence has one segment in a batch.
@@ -69,11 +69,11 @@ struct Segment {
 };
 
 // An attention task, one per key/value head: some tokens of a segment with pages [first_page, end_page) of their
-// keys, of which they see none before `first_key`. The keys of these tokens are shared out to `parts` tasks, of which this is
-// number `part`.
+// keys, of which `keys` are stored, and they see none before `first_key`. The keys of these tokens are shared out to `parts`
+// tasks, of which this is number `part`.
 struct Piece {
   int64_t row;
-  int tokens, position, sequence, part, parts, first_page, end_page, first_key;
+  int tokens, position, sequence, keys, part, parts, first_page, end_page, first_key;
 };
 
 // In batches of at most few_tokens, threads also share the keys of a token, a part each: otherwise the others would wait
@@ -132,9 +132,10 @@ public:
   void add_row(std::unique_ptr<RowOp> op); // joins the row operations just before it
   void begin_head();
   int add_rope_table(std::vector<float> frequencies, float magnitude);
-  // With `values_are_keys`, values take no room.
-  void add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim, bool values_are_keys);
-  int add_tiling(int group, int window, int chunk);
+  // With `values_are_keys`, values take no room. A `shared` layer's memory can be taken in turn by attentions of the same
+  // shapes.
+  void add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim, bool values_are_keys, bool shared);
+  int add_tiling(int group, int window, int ahead, int chunk);
   // Adds a part of `floats` numbers to each slot, for an operation that keeps a state of fixed size; returns its offset.
   int64_t add_state(int64_t floats);
   void reserve_columns(int64_t K); // for a linear that reads K columns of its input
@@ -166,14 +167,15 @@ public:
   // A layer's part of a page: the keys of each head (layout in cache-inl.h), then the values. A page holds all layers:
   // a short text needs little memory, and a page is copied at once.
   struct CacheLayer {
+    bool shared = false;
     int kv_heads = 0;
     int64_t k_bytes = 0, v_bytes = 0; // of a head
     int64_t offset = 0;
   };
 
-  // How attentions with `tokens` per task and this `window` or `chunk` split the running batch into tasks.
+  // How attentions with `tokens` per task, this `window` and `ahead`, or `chunk`, split the running batch into tasks.
   struct Tiling {
-    int tokens, window, chunk;
+    int tokens, window, ahead, chunk;
     std::vector<Piece> pieces;
   };
 

@@ -148,6 +148,7 @@ constexpr lltool::NamedFunction functions[] = {
     {"activate_gelu_tanh", activate<gelu_tanh_of>, 0, -INFINITY},
     {"activate_gelu", activate<gelu_of>, 0, -INFINITY},
     {"activate_relu_squared", activate<relu_squared_of>, 0, -INFINITY},
+    {"activate_tanh", activate<tanh>, 0, -INFINITY},
     {"xielu", xielu, 2, -INFINITY},
     {"clamp", clamp, 0, 0.0f},
     {"add", add, 0, -INFINITY},

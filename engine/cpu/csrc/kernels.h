@@ -108,6 +108,8 @@ struct AttentionTask {
   int64_t row_stride, out_stride; // floats between tokens in q, and in out
   int tokens;         // consecutive positions of one sequence
   int first_position;
+  int keys;  // of the sequence that are stored
+  int ahead; // positions after its own that a query sees
   int group;    // query heads per kv head; q and out point to the first
   int head_dim, value_dim; // of queries and keys, and of values
   float scale, softcap;

@@ -8,7 +8,7 @@ namespace lltool {
 void EmbedOp::row(const Run& run, int64_t t) const {
   const EngineKernels& k = run.executor.kernels;
   float* to = run.executor.at(out) + t * out.width;
-  const int64_t from = (by_position ? run.batch.positions : run.batch.ids)[t];
+  const int64_t from = (run.batch.*by)[t];
   k.decode_row(weight.type, weight.data + from * weight.row_bytes, weight.columns, to);
   if (factor != 1.0f) scale(to, to, factor, out.width, to);
 }
@@ -67,8 +67,20 @@ void ConcatenateOp::row(const Run& run, int64_t t) const {
 }
 
 void SelectOp::row(const Run& run, int64_t r) const {
-  const int64_t from = run.batch.output_rows[run.first_output + r];
-  std::copy_n(run.executor.at(x) + from * x.width, x.width, run.executor.at(out) + r * x.width);
+  const Batch& b = run.batch;
+  const int64_t from = b.output_rows[run.first_output + r];
+  const float* rows = run.executor.at(x);
+  float* to = run.executor.at(out) + r * x.width;
+  if (!mean) {
+    std::copy_n(rows + from * x.width, x.width, to);
+    return;
+  }
+  int64_t begin = from, end = from + 1; // of the sequence's tokens, which follow one another
+  while (begin > 0 && b.sequences[begin - 1] == b.sequences[from]) --begin;
+  while (end < b.tokens && b.sequences[end] == b.sequences[from]) ++end;
+  std::copy_n(rows + begin * x.width, x.width, to);
+  for (int64_t t = begin + 1; t < end; ++t) add(to, rows + t * x.width, 0, x.width, to);
+  scale(to, to, 1.0f / float(end - begin), x.width, to);
 }
 
 } // namespace lltool

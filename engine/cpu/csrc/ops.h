@@ -4,14 +4,14 @@
 
 namespace lltool {
 
-// The rows of a matrix that the tokens' ids choose, or their positions.
+// The rows of a matrix that the tokens' ids choose, or their positions or types.
 struct EmbedOp : RowOp {
   Buffer out;
   Matrix weight;
   ColumnFunction* scale;
   float factor;
-  bool by_position;
-  EmbedOp(Buffer o, Matrix w, ColumnFunction* s, float f, bool p) : out(o), weight(w), scale(s), factor(f), by_position(p) {}
+  const int32_t* Batch::*by;
+  EmbedOp(Buffer o, Matrix w, ColumnFunction* s, float f, const int32_t* Batch::*b) : out(o), weight(w), scale(s), factor(f), by(b) {}
   void row(const Run& run, int64_t t) const override;
 };
 
@@ -67,9 +67,13 @@ struct ConcatenateOp : RowOp {
   void row(const Run& run, int64_t t) const override;
 };
 
+// The rows of the tokens whose outputs are wanted, or the means of the rows of their sequences in the batch.
 struct SelectOp : RowOp {
   Buffer x, out;
-  SelectOp(Buffer x_, Buffer o) : x(x_), out(o) {}
+  bool mean;
+  ColumnFunction *add, *scale;
+  SelectOp(Buffer x_, Buffer o, bool m, const EngineKernels& kernels)
+      : x(x_), out(o), mean(m), add(kernels.function("add").run), scale(kernels.function("scale").run) {}
   void row(const Run& run, int64_t t) const override;
 };
 

@@ -193,16 +193,18 @@ public:
 
   void keep(const Bytes2& data) { weights_.push_back(data); }
 
-  void embed(Place out, int type, Bytes2 data, double scale, bool by_position) {
+  void embed(Place out, int type, Bytes2 data, double scale, const std::string& by) {
     const auto lock = build();
     require_finite({scale});
     require_body("embed: the head has no tokens");
     check({}, &out, -1);
     const Matrix weight = matrix("embed", type, out.second, data);
     keep(data);
-    int64_t& limit = by_position ? positions_ : token_ids_;
+    require(by == "token" || by == "position" || by == "type", "embed: wanted rows by token, position or type");
+    int64_t& limit = by == "position" ? positions_ : by == "type" ? types_ : token_ids_;
     limit = std::min(limit, weight.rows);
-    add_row(std::make_unique<EmbedOp>(buffer(out), weight, executor.kernels.function("scale").run, float(scale), by_position));
+    const auto chosen = by == "position" ? &Batch::positions : by == "type" ? &Batch::types : &Batch::ids;
+    add_row(std::make_unique<EmbedOp>(buffer(out), weight, executor.kernels.function("scale").run, float(scale), chosen));
     places.make(buffer(out));
   }
 
@@ -223,7 +225,7 @@ public:
     for (Place out : outs) places.make(buffer(out));
   }
 
-  void select(Place x, Place out) {
+  void select(Place x, Place out, bool mean) {
     const auto lock = build();
     require(x.second == out.second && x != out, "select: shapes do not agree");
     require_body("select: the head begins once");
@@ -231,7 +233,7 @@ public:
     places.begin_head(buffer(x));
     places.require_free(buffer(out));
     executor.begin_head();
-    add_row(std::make_unique<SelectOp>(buffer(x), buffer(out)));
+    add_row(std::make_unique<SelectOp>(buffer(x), buffer(out), mean, executor.kernels));
     places.make(buffer(out));
   }
 
@@ -243,13 +245,16 @@ public:
   }
 
   void run(Array1<int32_t> ids, Array1<int32_t> positions, Array1<int32_t> sequences, Tables tables, Array1<int32_t> outputs,
-           Array1<int32_t> slots) {
+           Array1<int32_t> slots, std::optional<Array1<int32_t>> types) {
     const auto lock = ready();
     const size_t n = ids.size();
     if (n == 0 || n > size_t(executor.settings.max_batch) || positions.size() != n || sequences.size() != n || outputs.size() > n)
       throw std::invalid_argument("run: a batch of wrong size");
     for (const auto* array : {&ids, &positions, &sequences, &outputs, &slots}) require_aligned(*array);
     require_aligned(tables);
+    if (types) require_aligned(*types);
+    require(!types || types->size() == n, "run: wanted a type for each token");
+    for (size_t i = 0; types && i < n; ++i) require(types->data()[i] >= 0 && types->data()[i] < types_, "run: no such type of tokens");
     for (size_t i = 0; i < n; ++i) {
       const bool fits = ids.data()[i] >= 0 && ids.data()[i] < token_ids_ && sequences.data()[i] >= 0 &&
                         size_t(sequences.data()[i]) < tables.shape(0) && positions.data()[i] >= 0 && positions.data()[i] < positions_ &&
@@ -266,7 +271,8 @@ public:
       for (size_t i = 0; i < slots.size(); ++i)
         if (slots.data()[i] < 0 || slots.data()[i] >= executor.settings.slots) throw std::invalid_argument("run: no such slot");
     }
-    Arrays arrays{copy(ids), copy(positions), copy(sequences), {tables.data(), tables.data() + tables.size()}, copy(outputs), copy(slots)};
+    Arrays arrays{copy(ids), copy(positions), copy(sequences), {tables.data(), tables.data() + tables.size()}, copy(outputs), copy(slots),
+                  types ? copy(*types) : std::vector<int32_t>(n)};
     Batch batch;
     batch.tokens = int64_t(n);
     batch.outputs = int64_t(arrays.outputs.size());
@@ -277,6 +283,7 @@ public:
     batch.tables = arrays.tables.data();
     batch.output_rows = arrays.outputs.data();
     batch.slots = arrays.slots.data();
+    batch.types = arrays.types.data();
     require_own_places(batch);
     if (executor.slot_floats > 0) require_own_slots(batch, arrays.slots);
     arrays_ = std::move(arrays);
@@ -316,10 +323,11 @@ private:
   std::atomic<long> runs_in_{0}; // id of the process that runs it; 0: none
   int64_t token_ids_ = std::numeric_limits<int32_t>::max(); // rows of the embedding
   int64_t positions_ = std::numeric_limits<int32_t>::max(); // rows of the embedding of positions
+  int64_t types_ = std::numeric_limits<int32_t>::max();     // rows of the embedding of types
   LinearOp* linear_ = nullptr;                              // the executor's last operation, if that is a linear
   GroupPlaces columns_;                                     // the places that its groups use
   struct Arrays {
-    std::vector<int32_t> ids, positions, sequences, tables, outputs, slots;
+    std::vector<int32_t> ids, positions, sequences, tables, outputs, slots, types;
   } arrays_;
 };
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.cache import Sequence as CachedSequence
-from lltool.engine.model import Wanted, load_model
+from lltool.engine.model import load_model
+from lltool.engine.pieces import Wanted
 from lltool.eval.bench.run.plan import TimedRun, threads_of
 from lltool.eval.bench.settings import Settings, Workload
 from lltool.gguf.mapped import LoadMode

@@ -206,6 +206,19 @@ class Fold(Change):
 
 
 @dataclass(frozen=True)
+class DropRows(Change):
+    """Only the last `kept` rows of a matrix stay. There is no way back."""
+
+    kept: str
+
+    def to_gguf(self, tensors: Sequence[Tensor], sizes: Sizes) -> Tensors:
+        return [take_rows(t, np.arange(t.shape[0] - sizes[self.kept], t.shape[0])) for t in tensors]
+
+    def to_checkpoint(self, tensors: Sequence[Tensor], sizes: Sizes) -> Tensors:
+        raise InputError("rows that a file leaves out cannot be made again")
+
+
+@dataclass(frozen=True)
 class Squeeze(Change):
     """An axis of length 1, which is not the last, is dropped."""
 

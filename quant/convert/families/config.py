@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from lltool.gguf.architecture_keys import MAX_NUMBER
 from lltool.gguf.errors import InputError
+from lltool.gguf.metadata import Value
+from lltool.gguf.source import Tensor
 
 # Keys for training, generation, memory and other programs; they do not change what a model computes.
 _HARMLESS = """
@@ -36,7 +38,8 @@ class Config:
 
     `spelling` gives the file's name of a key where it is not that of the tables. `constants` are tensors of the GGUF
     file that follow from the config, by name, and `layer_values` keys with a number for each layer, which follow from
-    tensors; `notes` are for the user.
+    tensors; `whole_keys` are those that do not begin with the architecture's name; `added` are tensors of other files
+    of the folder; `notes` are for the user.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Config:
         self.read: set[str] = set()
         self.constants: dict[str, NDArray[np.float32]] = {}
         self.layer_values: dict[str, list[float]] = {}
+        self.whole_keys: dict[str, Value] = {}
+        self.added: list[Tensor] = []
         self.notes: list[str] = []
 
     @property

@@ -59,8 +59,9 @@ class Family:
     `prefixes` of checkpoint names are replaced before the table is used, and `base` begins the names that a model
     without its output matrix leaves out; tensors whose names contain one of `ignored` are left out. So are layers that
     predict further tokens, as transformers leaves them out: their names begin with `predictors`, or `further` is a key
-    that says how many there are after the last. Of families with one architecture, export takes the first that
-    `restores` a file. If there is no way back, `no_export` says why.
+    that says how many there are after the last. `only` is a key that must be true in a config of this family, which is
+    before another of the same classes. Of families with one architecture, export takes the first that `restores` a
+    file. If there is no way back, `no_export` says why.
     """
 
     architecture: str
@@ -74,6 +75,7 @@ class Family:
     base: str = "model."
     further: str = ""
     predictors: str = ""
+    only: str = ""
     ignored: tuple[str, ...] = IGNORED
     restores: Callable[[Stored], bool] = _always
     no_export: str = ""

@@ -1,7 +1,7 @@
 """Gemma 3 (text): norms also after the sublayers and on heads, and a sliding window in five of six layers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from lltool.gguf.architecture_keys import SCALES
 from lltool.gguf.metadata import ValueType, array, f32, u32
 from lltool.quant.convert.families.changes import ADD_ONE
 from lltool.quant.convert.families.config import Config
+from lltool.quant.convert.families.encoder_settings import NO_EXPORT, SentencePooling
 from lltool.quant.convert.families.family import IGNORED, Family
 from lltool.quant.convert.families.keys import (
     GROUPED_QUERY,
@@ -70,12 +71,15 @@ class Scale(Setting):
         return {"query_pre_attn_scalar": round(scaled_dim)}
 
 
-class _LocalRope(Setting):
-    """The rotary base of layers with the sliding window."""
+@dataclass(frozen=True)
+class LocalRope(Setting):
+    """The rotary base of layers with the sliding window, which is written unless it is `implied`."""
+
+    implied: float | None = _LOCAL_BASE
 
     def describe(self, config: Config) -> Keys:
         local = read_rope(config, ("default",), "sliding_attention")["rope_theta"]
-        return {} if local == _LOCAL_BASE else {"rope.freq_base_swa": f32(local)}
+        return {} if local == self.implied else {"rope.freq_base_swa": f32(local)}
 
     def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
         return {"rope_local_base_freq": stored.number("rope.freq_base_swa", _LOCAL_BASE)}
@@ -120,7 +124,6 @@ class Windows(Setting):
 SETTINGS: tuple[Setting, ...] = (
     Activation(),
     Expected("attention_bias", False),
-    Expected("use_bidirectional_attention", False),
     Fixed("attn_logit_softcapping", None),
     *GROUPED_QUERY,
     RMS_EPSILON,
@@ -128,7 +131,7 @@ SETTINGS: tuple[Setting, ...] = (
     Scale(62),
     Softcap("final_logit_softcapping", "final_logit_softcapping"),
     Rope(("default", "linear"), "full_attention"),
-    _LocalRope(),
+    LocalRope(),
     Windows(6),
 )
 
@@ -153,7 +156,7 @@ GEMMA3 = Family(
         "sliding_window": 4096,
         "tie_word_embeddings": True,
     },
-    settings=SETTINGS,
+    settings=(*SETTINGS, Expected("use_bidirectional_attention", False)),
     prefixes={
         "language_model.model.": "model.",
         "model.language_model.": "model.",
@@ -162,3 +165,15 @@ GEMMA3 = Family(
     },
     ignored=(*IGNORED, "vision_tower.", "multi_modal_projector."),
 )
+
+GEMMA_EMBEDDING = replace(
+    GEMMA3,
+    architecture="gemma-embedding",
+    models=("Gemma3TextModel",),
+    model_types=("gemma3_text",),
+    only="use_bidirectional_attention",
+    rows=GEMMA3.rows[:-1],
+    settings=(*SETTINGS, Expected("use_bidirectional_attention", True), SentencePooling(dense=True)),
+    no_export=NO_EXPORT,
+)
+"""EmbeddingGemma. Both transformers and the file state the whole window, of which half lies on each side."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from lltool.quant.convert.families import llama
 from lltool.quant.convert.families.config import Config
+from lltool.quant.convert.families.encoder_settings import OptionalSentencePooling
 from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.keys import DECODER, Expected, Fixed, Keys, Setting, describe_windows
 from lltool.quant.convert.families.rope import Rope
@@ -47,6 +48,7 @@ SETTINGS: tuple[Setting, ...] = (
     *DECODER,
     Rope(ROPE_TYPES),
     Windows(),
+    OptionalSentencePooling(),  # of Qwen3-Embedding and its kin
 )
 
 QWEN2 = Family(

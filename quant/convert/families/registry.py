@@ -1,11 +1,12 @@
 """The registry of families, looked up by a checkpoint's config.json or a GGUF file's architecture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from reprlib import repr as short
 from typing import Any
 
 from lltool.gguf.errors import InputError
 from lltool.quant.convert.families import (
+    bert,
     cohere,
     gemma,
     glm,
@@ -14,6 +15,7 @@ from lltool.quant.convert.families import (
     llama_kin,
     llama_variants,
     mamba,
+    modern_bert,
     olmo2,
     phi,
     qwen,
@@ -27,7 +29,7 @@ from lltool.quant.convert.families.ernie_moe import ERNIE_MOE
 from lltool.quant.convert.families.exaone3 import EXAONE3
 from lltool.quant.convert.families.falcon_h1 import FALCON_H1
 from lltool.quant.convert.families.family import Family
-from lltool.quant.convert.families.gemma3 import GEMMA3
+from lltool.quant.convert.families.gemma3 import GEMMA3, GEMMA_EMBEDDING
 from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
 from lltool.quant.convert.families.gpt_oss import GPT_OSS
 from lltool.quant.convert.families.granite_hybrid import GRANITE_HYBRID
@@ -53,6 +55,7 @@ FAMILIES = (
     MISTRAL,
     QWEN2,
     QWEN3,
+    GEMMA_EMBEDDING,  # before Gemma 3, whose classes it has
     GEMMA3,
     QWEN2_MOE,
     QWEN3_MOE,
@@ -88,6 +91,8 @@ FAMILIES = (
     GRANITE_HYBRID,
     *mamba.FAMILIES,
     *qwen3_next.FAMILIES,
+    *bert.FAMILIES,
+    *modern_bert.FAMILIES,
 )
 
 
@@ -101,8 +106,12 @@ def find_family(config: Mapping[str, Any], file: str) -> tuple[Family, Config]:
     text = config.get("text_config")
     inner = text.get("model_type") if isinstance(text, dict) else None
     model = models[0] if isinstance(models, list) and models else None
-    by_model = next((family for family in FAMILIES if model in family.models), None)
-    by_kind = _of_kind(inner) or _of_kind(kind)
+    able = [family for family in FAMILIES if not family.only or config.get(family.only) is True]
+    by_model = next((family for family in able if model in family.models), None)
+    of_kind = _of_kind(inner, able) or _of_kind(kind, able)
+    by_kind = next((family for family in of_kind if model in family.models), next(iter(of_kind), None))
+    if by_kind and model in by_kind.models:
+        by_model = by_kind
     family = by_kind or by_model
     if family is None or (model is not None and by_model is None):
         known = ", ".join(model for family in FAMILIES for model in family.models)
@@ -114,8 +123,8 @@ def find_family(config: Mapping[str, Any], file: str) -> tuple[Family, Config]:
     return family, parsed
 
 
-def _of_kind(kind: Any) -> Family | None:
-    return next((family for family in FAMILIES if kind in family.model_types), None)
+def _of_kind(kind: Any, families: Sequence[Family]) -> list[Family]:
+    return [family for family in families if kind in family.model_types]
 
 
 def _text_config(config: Mapping[str, Any], file: str) -> Mapping[str, Any]:

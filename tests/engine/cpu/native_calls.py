@@ -79,7 +79,7 @@ def whole_program() -> list[Call]:
     heads = {"layer": 0, "heads": 2, "kv_heads": 1, "head_dim": 32, "scale": 0.2, "window": 0, "softcap": 0.0}
     vectors = {"sinks": sinks, "slopes": sinks, "common_key": common}
     adds: list[tuple[str, dict[str, Any]]] = [
-        ("embed", {"out": x, "type": 0, "data": embedding, "scale": 0.5, "by_position": False}),
+        ("embed", {"out": x, "type": 0, "data": embedding, "scale": 0.5, "by": "token"}),
         ("function", {"function": rms(64), "x": x, "y": None, "out": n, "group": -1}),
         ("linear", {"x": n, "groups": qkv, "residual": None, "norm": rms(64)}),
         ("rope", {"x": q, "out": q, **rope, "interleaved": True, "group": 0}),

@@ -12,6 +12,7 @@ import lltool
 from lltool.eval.common.text import SAMPLE_TEXT
 from lltool.quant.convert.export import export
 from tests.docs.examples import REPOSITORY, read_programs
+from tests.encoder_checkpoints import RERANKERS, make_encoder
 from tests.tiny_checkpoints import make_checkpoint
 
 NAME = "SmolLM2-135M-Instruct-Q4_1.gguf"
@@ -24,6 +25,7 @@ def folder(real_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     (folder / NAME).symlink_to(real_model("smollm2-q4_1"))
     (folder / "text.txt").write_text(SAMPLE_TEXT.read_text(encoding="utf-8")[:6000], encoding="utf-8")
     make_checkpoint("llama", folder / "checkpoint")
+    lltool.convert(make_encoder(RERANKERS["bert"], folder / "encoder"), folder / "reranker.gguf")
     lltool.quantize(folder / NAME, "Q8_0", folder / "small.gguf", allow_requantize=True)
     return folder
 

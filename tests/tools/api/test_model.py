@@ -165,7 +165,7 @@ def test_logprobs(model: lltool.Model) -> None:
 def test_closed_models_say_so(path: Path) -> None:
     model = lltool.load(path, threads=1)
     model.embed("abc")
-    hidden = model._hidden
+    hidden = model._pooled(None)
     model.close()
     model.close()
     for call in (
@@ -244,7 +244,11 @@ def test_a_dropped_model_is_freed_at_once(path: Path) -> None:
         model.generate(["a", "b"], max_tokens=3)
         model.chat(HELLO, max_tokens=3)
         model.embed("abc")
-        engine, hidden, file = weakref.ref(model.engine), weakref.ref(model._hidden), weakref.ref(model.engine.file)
+        engine, hidden, file = (
+            weakref.ref(model.engine),
+            weakref.ref(model._pooled(None)),
+            weakref.ref(model.engine.file),
+        )
         del model
         assert (engine(), hidden(), file()) == (None, None, None)
     finally:
