@@ -19,7 +19,10 @@ _AT_ONCE = 16  # texts, after which a request that nobody waits for any more end
 
 
 class Embedder:
-    """A model that gives vectors of texts, pooled as its file says. It computes in a thread of its own, one request after another."""
+    """A model that gives vectors of texts, pooled as its file says.
+
+    It computes in a thread of its own, one request after another.
+    """
 
     def __init__(self, served: "Served") -> None:
         self._served = served
