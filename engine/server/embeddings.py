@@ -83,8 +83,8 @@ async def _vectors(served: Served, texts: list[list[int]], dimensions: int | Non
         raise bad_request(f"dimensions: {dimensions}, but the model has {width}", "dimensions")
     try:
         return await served.embedder.embed(texts)
-    except InputError as error:
-        raise ApiError(500, str(error)) from None
+    except InputError as error:  # the texts were checked: the model is one that cannot make vectors
+        raise ApiError(501, str(error)) from None
 
 
 def _shown(vector: NDArray[np.float32], format: str) -> list[float] | str:

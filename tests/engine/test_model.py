@@ -233,7 +233,7 @@ def test_heads_too_large_for_the_kernels(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tiny_gguf, "HEAD_DIM", 1024)
     keys = tiny_gguf.metadata(attention__key_length=u32(1024), attention__value_length=u32(1024))
     path = tiny_gguf.write_model(tmp_path / "m.gguf", keys, tiny_gguf.tensors())
-    with pytest.raises(InputError, match=r"m\.gguf: layer 0: 4 heads of 1024 .* the kernels take heads of at most 512"):
+    with pytest.raises(InputError, match=r"m\.gguf: layer 0: 4 heads of 1024 .* the kernels take heads of at most 576"):
         load_model(path)
 
 

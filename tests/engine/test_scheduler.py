@@ -277,7 +277,7 @@ def test_interrupts_lose_no_token(model: Model, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_states_of_fixed_size_are_shared_from_a_checkpoint_on() -> None:
-    model = make_model()
+    model = make_model("cpu")
     scheduler = Scheduler(model)
     found: dict[Task, NDArray[np.float32]] = {}
 

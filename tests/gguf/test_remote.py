@@ -3,6 +3,7 @@
 import http.server
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,14 +68,21 @@ def drop(ranged: Ranged) -> bool:
     return len(body) > 100 and ranged.answer(body[: len(body) // 2], length=len(body))
 
 
+def tries(ranged: Ranged) -> int:
+    """How often these bytes were asked for. Several are asked for at once, so that all requests say nothing."""
+    asked: Counter[int] = ranged.handler.hub.__dict__.setdefault("asked", Counter())  # type: ignore[attr-defined]
+    asked[ranged.start] += 1
+    return asked[ranged.start]
+
+
 def end_without_a_word(ranged: Ranged) -> bool:
     ranged.handler.close_connection = True
-    return ranged.handler.hub.requests.__len__() % 3 != 0  # type: ignore[attr-defined, no-any-return]
+    return tries(ranged) % 3 != 0
 
 
 def busy(ranged: Ranged) -> bool:
     """Every other answer is that the server has too much to do."""
-    return len(ranged.handler.hub.requests) % 2 == 1 and ranged.answer(b"", status=503)  # type: ignore[attr-defined]
+    return tries(ranged) % 2 == 1 and ranged.answer(b"", status=503)
 
 
 def throttle(ranged: Ranged) -> bool:

@@ -153,8 +153,9 @@ def test_bad_arguments_are_one_line(
 ) -> None:
     files = {key: model.with_name(f"{key}.gguf") for key in ("other", "narrow", "quantized", "wide")}
     if "{wide}" in arguments:
-        row = np.ones((1, 1024), np.uint8)
-        write_gguf(files["wide"], Model({}, [Tensor(NAME, GGMLType.F32, (1, 256), lambda start, stop: row)]))
+        rows = np.ones((2, 1024), np.uint8)
+        wide = Tensor(NAME, GGMLType.F32, (2, 256), lambda start, stop: rows[start:stop])
+        write_gguf(files["wide"], Model({}, [wide]))
     for key, name, columns in (("other", "blk.7.attn_q.weight", 64), ("narrow", NAME, 32)):
         values = np.ones((1, columns), np.float32)
         write_importance(files[key], Importance({name: values}, {name: COUNT}, 1, 8))

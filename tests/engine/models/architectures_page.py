@@ -3,7 +3,7 @@
     LLAMA_CPP_LIB_PATH=... python -m tests.engine.models.architectures_page
 
 Every case of test_architectures.py is made, converted and run, and its logits are compared with those of transformers
-and llama.cpp.
+and llama.cpp; of the encoders of test_encoders.py, the hidden states are compared with transformers'.
 """
 
 import json
@@ -12,11 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
+from lltool.gguf.reader import open_gguf
 from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.registry import FAMILIES, find_family
 from tests.docs.examples import REPOSITORY
+from tests.encoder_checkpoints import ENCODERS
 from tests.engine.models.test_architectures import CASES, difference, load, make_case, prompt
 from tests.engine.models.test_architectures_rival import DIFFERENT, difference_from
+from tests.engine.models.test_encoders import make_states, states_of
 from tests.libllama import MISSING, find_library
 
 TEXTS = {
@@ -41,6 +46,22 @@ logits' spread. Tests repeat it token by token and with several sequences at onc
 
 | 架构 | 检查点的类 | 导出 | transformers | llama.cpp |
 |---|---|---|---:|---:|
+""",
+}
+ENCODERS_TEXT = {
+    "en": """## Encoders
+
+Of encoders, the hidden states of ten texts in one batch are compared with those of transformers. They are not exported.
+
+| architecture | class of the checkpoint | transformers |
+|---|---|---:|
+""",
+    "zh": """## 编码器
+
+编码器比较的是同一批十段文本的隐藏状态与 transformers 的差异。编码器不能导出。
+
+| 架构 | 检查点的类 | transformers |
+|---|---|---:|
 """,
 }
 WORDS = {
@@ -70,8 +91,11 @@ def main() -> None:
             measure(case, Path(folder), lambda path: difference_from(llama, path), rows)
     print()
     found = sorted(rows.values(), key=lambda row: (row.family.architecture, row.family.models))
+    encoders = "".join(measure_encoder(family) for family in ENCODERS)
     for language, text in TEXTS.items():
-        (REPOSITORY / "docs" / language / "architectures.md").write_text(text + format_rows(found, WORDS[language]))
+        table = format_rows(found, WORDS[language])
+        page = f"{text}{table}\n{ENCODERS_TEXT[language]}{encoders}"
+        (REPOSITORY / "docs" / language / "architectures.md").write_text(page)
 
 
 def measure(case: str, folder: Path, differs: Callable[[Path], float | None], rows: dict[int, Row]) -> None:
@@ -93,11 +117,21 @@ def measure(case: str, folder: Path, differs: Callable[[Path], float | None], ro
     row.llama_cpp = max(row.llama_cpp or 0.0, theirs)
 
 
+def measure_encoder(family: str) -> str:
+    """The row of an encoder."""
+    with TemporaryDirectory() as folder:
+        path, wanted = make_states(family, Path(folder))
+        error = difference(states_of(path, "cpu"), np.concatenate(wanted))
+        with open_gguf(path) as file:
+            architecture = file.metadata["general.architecture"].data
+    return f"| {architecture} | {ENCODERS[family][0]} | {error:.0e} |\n"
+
+
 def format_rows(rows: list[Row], words: dict[str, str]) -> str:
     reasons = list(dict.fromkeys(reason for row in rows for reason in row.reasons))
     lines = []
     for row in rows:
-        classes = ", ".join(name for name in row.family.models if not name.endswith("Model"))
+        classes = ", ".join(name for name in row.family.models if not name.endswith("Model") or "LMHead" in name)
         marks = "".join(f" [{reasons.index(reason) + 1}]" for reason in row.reasons)
         theirs = "–" if row.llama_cpp is None else f"{row.llama_cpp:.0e}"
         export = words["no" if row.family.no_export else "yes"]

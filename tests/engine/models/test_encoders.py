@@ -28,25 +28,33 @@ def texts() -> list[NDArray[np.int64]]:
     return [rng.integers(5, 300, length) for length in LENGTHS]
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[Floats]]]:
-    """Gives a family's model as F32 GGUF and transformers' last hidden states (T, width) of `texts()`, made once."""
+def make_states(family: str, folder: Path) -> tuple[Path, list[Floats]]:
+    """A family's model as F32 GGUF in a folder, and transformers' last hidden states (T, width) of `texts()`."""
     import torch
     from transformers import AutoModel
 
-    @cache
-    def make(family: str) -> tuple[Path, list[Floats]]:
-        folder = make_encoder(ENCODERS[family], tmp_path_factory.mktemp("encoder"))
-        oracle = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        with torch.no_grad():
-            states = [oracle(torch.tensor(ids[None])).last_hidden_state[0].numpy() for ids in texts()]
-        return convert(folder, folder / "model.gguf", "f32"), states
+    make_encoder(ENCODERS[family], folder)
+    oracle = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        states = [oracle(torch.tensor(ids[None])).last_hidden_state[0].numpy() for ids in texts()]
+    return convert(folder, folder / "model.gguf", "f32"), states
 
-    return make
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[Floats]]]:
+    """`make_states` by the family's name, once for all tests."""
+    return cache(lambda family: make_states(family, tmp_path_factory.mktemp("encoder")))
 
 
 def load(path: Path, executor: str, output: Output = "pooled", **options: Any) -> Model:
     return load_model(path, executor=executor, precision="f32", output=output, **options)
+
+
+def states_of(path: Path, executor: str) -> Floats:
+    """The hidden states of all tokens of `texts()`, computed in one batch."""
+    with load(path, executor, "hidden", batch=1000) as model:
+        pieces = [(model.new_sequence(), ids, "all") for ids in texts()]
+        return np.concatenate([block.copy() for _, block in model.forward(pieces).states()])
 
 
 def assert_close(found: Floats, wanted: Floats) -> None:
@@ -58,10 +66,7 @@ def assert_close(found: Floats, wanted: Floats) -> None:
 @pytest.mark.parametrize("family", ENCODERS)
 def test_states_of_a_batch(encoder: Any, family: str, executor: str) -> None:
     path, wanted = encoder(family)
-    with load(path, executor, "hidden", batch=1000) as model:
-        pieces = [(model.new_sequence(), ids, "all") for ids in texts()]
-        found = np.concatenate([block.copy() for _, block in model.forward(pieces).states()])
-    assert_close(found, np.concatenate(wanted))
+    assert_close(states_of(path, executor), np.concatenate(wanted))
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -103,6 +103,7 @@ def test_activations_are_those_of_torch() -> None:
         "silu": torch.nn.functional.silu(t),
         "relu_squared": torch.relu(t) ** 2,
         "sigmoid": torch.sigmoid(t),
+        "tanh": torch.tanh(t),
     }
     assert wanted.keys() == ACTIVATIONS.keys()
     for name, values in wanted.items():

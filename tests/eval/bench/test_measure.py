@@ -34,9 +34,9 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int, str]]
     seen: list[list[tuple[int, int, str]]] = []
     append = Model._append
 
-    def record(self: Model, pieces: Any) -> Any:
+    def record(self: Model, pieces: Any, types: Any = None) -> Any:
         seen.append([(sequence.length, len(tokens), wanted) for sequence, tokens, wanted in pieces])
-        return append(self, pieces)
+        return append(self, pieces, types)
 
     monkeypatch.setattr(Model, "_append", record)
     return seen
