@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tests.tiny_checkpoints import TOKENIZERS
+from tests.tiny_tokenizers import TOKENIZERS
 from tests.tokenizer_kinds import save, wordpiece
 
 SIZES: dict[str, Any] = {

@@ -15,7 +15,8 @@ from lltool.gguf.reader import open_gguf
 from lltool.quant.convert.conversion import convert
 from lltool.quant.importance import read_importance
 from lltool.tools.cli import main
-from tests.tiny_checkpoints import TEXT, make_checkpoint
+from tests.tiny_checkpoints import make_checkpoint
+from tests.tiny_tokenizers import TEXT
 
 CONTEXT = 64
 

@@ -13,7 +13,8 @@
 #include "isa.h"
 #include "probe.h"
 #include "recurrent_bindings.h"
-#include "sample.h"
+#include "routing_bindings.h"
+#include "sampling_bindings.h"
 #include "session.h"
 
 namespace nb = nanobind;
@@ -183,27 +184,6 @@ static void add_attention(Session& s, Place q, Place k, std::optional<Place> v, 
   s.places.make(buffer(out));
 }
 
-static void add_route(Session& s, Place logits, Place chosen, Place weights, const std::string& scoring, bool normalized, double factor, int groups,
-                      int groups_used, int counted, std::optional<Floats> bias) {
-  const auto lock = s.build();
-  const int64_t experts = logits.second, used = chosen.second;
-  require(weights.second == used && used >= 1 && used <= experts && experts <= max_experts && (!bias || int64_t(bias->size()) == experts),
-          "route: shapes do not agree");
-  require(groups >= 1 && experts % groups == 0 && groups_used >= 1 && groups_used <= groups && counted >= 1, "route: wanted whole groups of experts");
-  require(scoring == "softmax" || scoring == "sigmoid" || (scoring == "sparsemixer" && groups == 1 && !bias), "route: no such scoring");
-  require(chosen != weights && chosen != logits && weights != logits, "route: an output in the place of an input or of another output");
-  require_finite({factor});
-  s.require_body("route: the head has no experts");
-  s.check({logits}, nullptr, -1), s.check({}, &chosen, -1), s.check({}, &weights, -1);
-  auto op = std::make_unique<RouteOp>(s.assign(chosen, experts), s.executor);
-  op->logits = buffer(logits), op->chosen = buffer(chosen), op->weights = buffer(weights);
-  op->scoring = scoring == "softmax" ? Scoring::softmax : scoring == "sigmoid" ? Scoring::sigmoid : Scoring::sparsemixer;
-  op->normalized = normalized, op->factor = float(factor);
-  op->groups = groups, op->groups_used = groups_used, op->counted = counted, op->bias = floats_or_none(bias);
-  s.add_op(std::move(op));
-  s.places.make(buffer(chosen)), s.places.make(buffer(weights));
-}
-
 // Buffers of assignments have `used` rows for each token, and a place as wide as all of them.
 static void add_experts(Session& s, Place x, bool assigned, Place chosen, const std::vector<Product>& products,
                         std::optional<Function> activation, std::optional<Place> out) {
@@ -241,44 +221,6 @@ static void add_experts(Session& s, Place x, bool assigned, Place chosen, const 
   for (const Place& made : outs) s.places.make(buffer(made));
 }
 
-// The rows of tokens times the weights of their experts, as rows of assignments.
-static void add_weigh(Session& s, Place x, Place chosen, Place weights, Place out) {
-  const auto lock = s.build();
-  s.require_body("weigh: the head has no experts");
-  const Assignments& a = s.assignments(chosen);
-  require(weights.second == a.used && out.second == x.second * a.used, "weigh: shapes do not agree");
-  require(out != weights && out != x, "weigh: the output in the place of an input");
-  s.check({x, weights}, &out, -1);
-  s.add_row(std::make_unique<WeighOp>(a, buffer(x), buffer(weights), Buffer{out.first, x.second}, s.executor.kernels.function("scale").run));
-  s.places.make(buffer(out));
-}
-
-// Without weights, each expert counts as it is.
-static void add_combine(Session& s, Place x, Place chosen, std::optional<Place> weights, Place out, std::optional<Place> residual) {
-  const auto lock = s.build();
-  s.require_body("combine: the head has no experts");
-  const Assignments& a = s.assignments(chosen);
-  require((!weights || weights->second == a.used) && x.second == out.second * a.used && (!residual || residual->second == out.second),
-          "combine: shapes do not agree");
-  require((!weights || out != *weights) && out != x, "combine: the output in the place of an input");
-  s.check({x}, &out, -1);
-  if (weights) s.check({*weights}, nullptr, -1);
-  if (residual) s.check({*residual}, nullptr, -1);
-  const auto rest = residual ? std::optional<Buffer>(buffer(*residual)) : std::nullopt;
-  const auto factors = weights ? std::optional<Buffer>(buffer(*weights)) : std::nullopt;
-  s.add_row(std::make_unique<CombineOp>(a, buffer(x), factors, buffer(out), rest, s.executor.kernels.function("add_scaled").run));
-  s.places.make(buffer(out));
-}
-
-static void add_shared_gate(Session& s, Place x, Place h, Place out, Floats weight) {
-  const auto lock = s.build();
-  require(out.second == x.second && int64_t(weight.size()) == h.second, "shared_gate: shapes do not agree");
-  require(out != h, "shared_gate: the output in the place of an input");
-  s.check({x, h}, &out, -1);
-  s.add_row(std::make_unique<SharedGateOp>(buffer(x), buffer(h), buffer(out), floats(weight), s.executor.kernels.function("scale").run));
-  s.places.make(buffer(out));
-}
-
 static void add_observer(Session& s, Place x, std::optional<Place> chosen, bool assigned) {
   const auto lock = s.build();
   s.check({x}, nullptr, -1);
@@ -288,73 +230,6 @@ static void add_observer(Session& s, Place x, std::optional<Place> chosen, bool 
   auto op = std::make_unique<ObserveOp>(Buffer{x.first, x.second / rows}, a, assigned);
   s.observers.push_back(op.get());
   s.add_op(std::move(op));
-}
-
-template <class T> using Each = nb::typed<nb::sequence, std::optional<T>>; // an item or None for each row
-
-static std::vector<int64_t> sample_rows(const std::string& isa, Rows logits, Each<SampleChain> chains, const std::vector<double>& draws,
-                                        Each<Array1<int32_t>> texts, Each<Array1<uint32_t>> masks, const std::optional<Team>& team, int poll) {
-  SampleRows rows{logits.data(), int64_t(logits.shape(1)), std::vector<SampleRow>(logits.shape(0)), {}};
-  require(rows.vocabulary > 0 && rows.vocabulary <= std::numeric_limits<int32_t>::max(), "sample: wanted rows of logits");
-  const size_t count = logits.shape(0);
-  const bool has_texts = nb::len(texts) > 0, has_masks = nb::len(masks) > 0;
-  require(nb::len(chains) == count && draws.size() == 2 * count && (!has_texts || nb::len(texts) == count) &&
-              (!has_masks || nb::len(masks) == count),
-          "sample: shapes do not agree");
-  require_aligned(logits);
-  if (team) require_team(*team);
-  require_poll(poll);
-  std::vector<Array1<int32_t>> held_texts; // for as long as their data is used
-  std::vector<Array1<uint32_t>> held_masks;
-  for (size_t i = 0; i < count; ++i) {
-    require(draws[2 * i] >= 0 && draws[2 * i] <= 1 && draws[2 * i + 1] >= 0 && draws[2 * i + 1] <= 1, "sample: draws are 0 to 1");
-    const nb::object chain = chains[i];
-    rows.rows[i] = {chain.is_none() ? nullptr : nb::cast<SampleChain*>(chain), {}, draws[2 * i], draws[2 * i + 1]};
-    if (const nb::object text = has_texts ? nb::object(texts[i]) : nb::none(); !text.is_none()) {
-      held_texts.push_back(nb::cast<Array1<int32_t>>(text, false));
-      require_aligned(held_texts.back());
-      rows.rows[i].text = {held_texts.back().data(), int64_t(held_texts.back().size())};
-    }
-    if (const nb::object mask = has_masks ? nb::object(masks[i]) : nb::none(); !mask.is_none()) {
-      held_masks.push_back(nb::cast<Array1<uint32_t>>(mask, false));
-      require_aligned(held_masks.back());
-      require(int64_t(held_masks.back().size()) == (rows.vocabulary + 31) / 32, "sample: wanted a bit of a mask for each token");
-      rows.masks.resize(count);
-      rows.masks[i] = held_masks.back().data();
-    }
-  }
-  nb::gil_scoped_release release;
-  return sample(isa, rows, team.value_or(Team{{}}), poll);
-}
-
-static void bind_sampling(nb::module_& m) {
-  nb::class_<SampleChain>(m, "SampleChain")
-      .def(
-          "__init__",
-          [](SampleChain* self, std::string order, double temperature, double dynatemp_range, double dynatemp_exponent, int64_t top_k,
-             double top_p, double min_p, double typical_p, double top_n_sigma, double xtc_probability, double xtc_threshold,
-             int64_t repeat_last_n, double repeat_penalty, double frequency_penalty, double presence_penalty, double dry_multiplier,
-             double dry_base, int64_t dry_allowed_length, int64_t dry_penalty_last_n, int mirostat, double mirostat_tau,
-             double mirostat_eta, double adaptive_target, double adaptive_decay, std::vector<std::pair<int32_t, float>> biases,
-             std::vector<std::pair<int32_t, std::vector<int32_t>>> breakers) {
-            new (self) SampleChain(ChainSettings{
-                std::move(order), temperature, dynatemp_range, dynatemp_exponent, top_k, top_p, min_p, typical_p, top_n_sigma,
-                xtc_probability, xtc_threshold, repeat_last_n, repeat_penalty, frequency_penalty, presence_penalty, dry_multiplier,
-                dry_base, dry_allowed_length, dry_penalty_last_n, mirostat, mirostat_tau, mirostat_eta, adaptive_target,
-                adaptive_decay, std::move(biases), std::move(breakers)});
-          },
-          nb::kw_only(), nb::arg("order"), nb::arg("temperature"), nb::arg("dynatemp_range"), nb::arg("dynatemp_exponent"),
-          nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("typical_p"), nb::arg("top_n_sigma"),
-          nb::arg("xtc_probability"), nb::arg("xtc_threshold"), nb::arg("repeat_last_n"), nb::arg("repeat_penalty"),
-          nb::arg("frequency_penalty"), nb::arg("presence_penalty"), nb::arg("dry_multiplier"), nb::arg("dry_base"),
-          nb::arg("dry_allowed_length"), nb::arg("dry_penalty_last_n"), nb::arg("mirostat"), nb::arg("mirostat_tau"),
-          nb::arg("mirostat_eta"), nb::arg("adaptive_target"), nb::arg("adaptive_decay"), nb::arg("biases"), nb::arg("breakers"))
-      .def("copy", [](const SampleChain& chain) { return SampleChain(chain); }, "A chain that remembers the same.")
-      .def_prop_ro("draws", &SampleChain::draws, "The random numbers that a token takes: 0 to 2.")
-      .def_prop_ro("wants_text", &SampleChain::wants_text, "Whether the choice depends on the text.");
-  m.def("sample", &sample_rows, nb::kw_only(), nb::arg("isa"), nb::arg("logits").noconvert(), nb::arg("chains"), nb::arg("draws"),
-        nb::arg("texts"), nb::arg("masks"), nb::arg("team").none(), nb::arg("poll"),
-        "Chooses a token for each row (engine/sampling.py); ~id stands for a largest logit that is not finite.");
 }
 
 NB_MODULE(_native, m) {
@@ -381,6 +256,7 @@ NB_MODULE(_native, m) {
   bind_sampling(m);
   nb::class_<Session> executor(m, "Executor");
   bind_recurrent(executor);
+  bind_routing(executor);
   executor
       .def(
           "__init__",
@@ -412,16 +288,9 @@ NB_MODULE(_native, m) {
            nb::arg("common_key").noconvert() = nb::none(), nb::arg("causal") = true,
            nb::arg("groups") = std::pair<int, int>(-1, -1))
       .def("select", &Session::select, nb::kw_only(), nb::arg("x"), nb::arg("out"), nb::arg("mean") = false)
-      .def("route", &add_route, nb::kw_only(), nb::arg("logits"), nb::arg("chosen"), nb::arg("weights"), nb::arg("scoring"),
-           nb::arg("normalized"), nb::arg("factor"), nb::arg("groups") = 1, nb::arg("groups_used") = 1, nb::arg("counted") = 2,
-           nb::arg("bias").noconvert() = nb::none())
       .def("experts", &add_experts, nb::kw_only(), nb::arg("x"), nb::arg("assigned"), nb::arg("chosen"), nb::arg("products").noconvert(),
            nb::arg("activation").noconvert() = nb::none(), nb::arg("out") = nb::none())
       .def("split", &Session::split, nb::kw_only(), nb::arg("x"), nb::arg("outs"), nb::arg("groups"))
-      .def("weigh", &add_weigh, nb::kw_only(), nb::arg("x"), nb::arg("chosen"), nb::arg("weights"), nb::arg("out"))
-      .def("combine", &add_combine, nb::kw_only(), nb::arg("x"), nb::arg("chosen"), nb::arg("weights").none(), nb::arg("out"),
-           nb::arg("residual") = nb::none())
-      .def("shared_gate", &add_shared_gate, nb::kw_only(), nb::arg("x"), nb::arg("h"), nb::arg("out"), nb::arg("weight").noconvert())
       .def("observe", &add_observer, nb::kw_only(), nb::arg("x"), nb::arg("chosen") = nb::none(), nb::arg("assigned") = false)
       .def("take_sums", [](Session& s, size_t observer, Array<double, 2> sums, Array<int64_t> rows) {
         const auto lock = s.claim();

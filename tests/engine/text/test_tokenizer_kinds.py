@@ -14,7 +14,7 @@ from lltool.engine.text.tokenizer_check import compare_tokenizers
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, ValueType, array, string, u32
 from lltool.quant.convert.vocabulary import read_vocabulary
-from tests.tiny_checkpoints import TOKENIZERS
+from tests.tiny_tokenizers import TOKENIZERS
 from tests.tokenizer_kinds import (
     by_ranks,
     byte_tokens,

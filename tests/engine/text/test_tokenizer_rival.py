@@ -21,7 +21,7 @@ from lltool.gguf.writer import write_gguf
 from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS
 from lltool.quant.convert.vocabulary import read_vocabulary
 from tests.engine.test_sampling_rival import Options, llama
-from tests.tiny_checkpoints import TOKENIZERS
+from tests.tiny_tokenizers import TOKENIZERS
 from tests.tokenizer_kinds import byte_tokens, mixed_lines, save, unigram, wordpiece
 
 pytestmark = pytest.mark.rival

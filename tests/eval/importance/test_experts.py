@@ -15,7 +15,8 @@ from lltool.quant.codec import decode, encode
 from lltool.quant.convert.conversion import convert
 from lltool.quant.importance import read_importance
 from lltool.tools.cli import main
-from tests.tiny_checkpoints import TEXT, make_checkpoint
+from tests.tiny_checkpoints import make_checkpoint
+from tests.tiny_tokenizers import TEXT
 
 EXPERTS, USED, WIDTH, HIDDEN, CONTEXT = 8, 2, 256, 256, 64
 STACKS = tuple(f"blk.{layer}.ffn_{part}_exps.weight" for layer in range(3) for part in ("gate", "up", "down"))

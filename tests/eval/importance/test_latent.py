@@ -13,7 +13,8 @@ from lltool.quant.codec import decode, encode
 from lltool.quant.convert.conversion import convert
 from lltool.quant.importance import read_importance
 from lltool.tools.cli import main
-from tests.tiny_checkpoints import TEXT, make_checkpoint
+from tests.tiny_checkpoints import make_checkpoint
+from tests.tiny_tokenizers import TEXT
 
 HEADS, PLAIN, RANK, VALUE = 3, 64, 256, 32
 SIZES = {"kv_lora_rank": RANK, "qk_nope_head_dim": PLAIN, "v_head_dim": VALUE, "hidden_size": 256, "q_lora_rank": 256}

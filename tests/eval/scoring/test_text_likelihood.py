@@ -13,7 +13,8 @@ from lltool.eval.scoring.likelihood import cut_rolling, encode_pair, loglikeliho
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import boolean, u32
 from tests.eval.tiny_text_model import random_text, write_text_model
-from tests.tiny_checkpoints import TEXT, make_checkpoint
+from tests.tiny_checkpoints import make_checkpoint
+from tests.tiny_tokenizers import TEXT
 
 CONTEXT = 128
 PAIRS = [

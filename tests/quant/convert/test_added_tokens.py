@@ -14,7 +14,7 @@ from lltool.quant.convert.sentencepiece_model import TokenType
 from lltool.quant.convert.tokenizer_keys import AddedTokenFlag
 from lltool.quant.convert.vocabulary import Vocabulary, read_vocabulary
 from lltool.quant.convert.vocabulary_files import StoredVocabulary
-from tests.tiny_checkpoints import TOKENIZERS
+from tests.tiny_tokenizers import TOKENIZERS
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 AROUND = ("{0}", "{0}user", "a{0}b", "a {0} b", "a  {0}  b\n", "{0}{0} bar", "{0} the", "\n\n{0}.")

@@ -26,18 +26,8 @@ from lltool.quant.convert.pretokenizer_match import PROBES
 from lltool.tools.cli import main
 from tests.conftest import GoldenFile
 from tests.derived_checkpoints import make_derived
-from tests.tiny_checkpoints import (
-    CHAT,
-    DEEPSEEK_YARN,
-    FAMILIES,
-    LINEAR,
-    LONGROPE,
-    TEXT,
-    YARN,
-    adds_one,
-    make_checkpoint,
-    rope,
-)
+from tests.tiny_checkpoints import DEEPSEEK_YARN, FAMILIES, LINEAR, LONGROPE, YARN, adds_one, make_checkpoint, rope
+from tests.tiny_tokenizers import CHAT, TEXT
 
 TOKENS = 100
 INTEGERS = array(ValueType.INT32, np.array([1, 2], np.int32))

@@ -14,7 +14,7 @@ from lltool.quant.convert.pretokenizers import PRE_TOKENIZERS
 from lltool.quant.convert.sentencepiece_model import TokenType, read_sentencepiece, write_sentencepiece
 from lltool.quant.convert.vocabulary import read_vocabulary
 from lltool.quant.convert.vocabulary_files import StoredVocabulary
-from tests.tiny_checkpoints import CHAT, LLAMA3_SPLIT, QWEN2_SPLIT, TEXT, TOKENIZERS
+from tests.tiny_tokenizers import CHAT, LLAMA3_SPLIT, QWEN2_SPLIT, TEXT, TOKENIZERS
 
 TEXTS = (*PROBES, TEXT, "the dog and the sea  the   fox", "", " ", "a", "\n\n", "<|im_start|>the<think>end<|im_end|>")
 
