@@ -37,9 +37,19 @@ OURS = {
     "attention.sliding_window": _WINDOW,
     "attention.sliding_window_pattern": "llama.cpp has the pattern of published models",
     "attention.scale": "the converter passes over query_pre_attn_scalar",
+    "attention.temperature_length": "llama.cpp has that of published models",
+    "attention.temperature_scale": "llama.cpp has that of published models",
+    "expert_weights_norm": "the converter writes it where the config names a scoring function",
+    "full_attention_interval": _DEFAULT,
     "rope.scaling.attn_factor": "the converter passes over mscale, and writes attention_factor where nothing reads it",
 }
 THEIRS = {
+    "full_attention_interval": _DEFAULT,
+    "rope.freq_base": "no layer has rotary positions",
+    "rope.dimension_count": "no layer has rotary positions",
+    "expert_count": "there are none",
+    "expert_used_count": "there are none",
+    "expert_shared_feed_forward_length": "there are no experts",
     "attention.layer_norm_epsilon": "llama.cpp reads the other one (qwen)",
     "attention.key_length": _IMPLIED,
     "attention.value_length": _IMPLIED,
@@ -79,8 +89,18 @@ FAILS = {
     "falcon": "is invalid for input of size",  # one key head
     "baichuan": "maximum recursion depth exceeded",
     "baichuan2": "maximum recursion depth exceeded",
+    "phi 3.5 moe, window 64": _UNKNOWN,
+    "phi 3.5 moe, longrope, no biases": _UNKNOWN,
+    "exaone": "KeyError: 'activation_function'",
     "gemma2, no caps": "required argument is not a float",
 }
+
+
+# The converter does not find the layers with attention in what transformers writes today, and says that there are none.
+WITHOUT_ATTENTION = ("granitehybrid", "granite hybrid without experts, biases")
+
+# Multiplied by a factor, in another order.
+ROUNDED = ("falcon h1, factors, norm after the gate",)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +113,15 @@ def hyper_parameters(file: GGUFFile) -> dict[str, Any]:
     return {key.removeprefix(prefix): value.data for key, value in file.metadata.items() if key.startswith(prefix)}
 
 
-def is_same(ours: Tensor, theirs: Tensor) -> bool:
+def is_same(ours: Tensor, theirs: Tensor, *, is_rounded: bool) -> bool:
     """Vectors may be written as matrices of one row; a vocabulary that is left out has fewer rows."""
     rows = min(ours.rows, theirs.rows) if "embd" in ours.name else ours.rows
-    return (
-        (ours.type, ours.columns) == (theirs.type, theirs.columns)
-        and rows in (ours.rows, theirs.rows)
-        and np.array_equal(ours.data()[:rows], theirs.data()[:rows])
-    )
+    if (ours.type, ours.columns) != (theirs.type, theirs.columns) or rows not in (ours.rows, theirs.rows):
+        return False
+    mine, other = (tensor.data()[:rows].view(np.float32) for tensor in (ours, theirs))
+    if is_rounded or ours.name.endswith("ssm_a"):  # minus an exponential, which libraries round in other ways
+        return np.allclose(mine, other, rtol=2**-22, atol=0)
+    return np.array_equal(mine, other)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -109,6 +130,8 @@ def test_the_file_is_that_of_llama_cpp(tree: str, case: str, tmp_path: Path) -> 
     make_with_original(family, tmp_path, **overrides)
     script = Path(__file__).parents[2] / "convert_hf_to_gguf.py"
     command = [sys.executable, str(script), tree, str(tmp_path), str(tmp_path / "theirs.gguf")]
+    if case.startswith(("qwen3-next", "qwen3.5", "qwen35")):
+        command.append("--no-mtp")  # it wants the layers that predict further tokens, which these checkpoints lack
     done = subprocess.run(command, capture_output=True, text=True)
     if case in FAILS:
         assert FAILS[case] in done.stderr
@@ -118,6 +141,9 @@ def test_the_file_is_that_of_llama_cpp(tree: str, case: str, tmp_path: Path) -> 
     with open_gguf(path) as ours, open_gguf(tmp_path / "theirs.gguf") as theirs:
         assert ours.metadata["general.architecture"] == theirs.metadata["general.architecture"]
         mine, other = hyper_parameters(ours), hyper_parameters(theirs)
+        if case in WITHOUT_ATTENTION:
+            assert not np.any(other["attention.head_count_kv"])
+            return
         assert mine.keys() - other.keys() <= OURS.keys()
         assert other.keys() - mine.keys() <= THEIRS.keys()
         differing = {key for key in mine.keys() & other.keys() if not np.array_equal(mine[key], other[key])}
@@ -125,4 +151,5 @@ def test_the_file_is_that_of_llama_cpp(tree: str, case: str, tmp_path: Path) -> 
         tensors = {tensor.name: tensor for tensor in theirs.tensors}
         assert {tensor.name for tensor in ours.tensors} ^ tensors.keys() <= TENSORS.keys()
         common = [tensor for tensor in ours.tensors if tensor.name in tensors]
-        assert [each.name for each in common if not is_same(each, tensors[each.name])] == []
+        is_rounded = case in ROUNDED
+        assert [each.name for each in common if not is_same(each, tensors[each.name], is_rounded=is_rounded)] == []
