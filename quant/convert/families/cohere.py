@@ -1,7 +1,5 @@
 """Command-R and Cohere 2: attention and MLP side by side after one norm, logits with a scale."""
 
-from typing import Any
-
 from lltool.gguf.architecture_keys import SCALES
 from lltool.gguf.metadata import string
 from lltool.quant.convert.families.config import Config
@@ -21,7 +19,6 @@ from lltool.quant.convert.families.keys import (
 from lltool.quant.convert.families.llama import NAMES
 from lltool.quant.convert.families.rope import Rope
 from lltool.quant.convert.families.rows import Row
-from lltool.quant.convert.families.stored import Stored
 from lltool.quant.convert.families.tables import decoder, layer, reorder
 
 _QKV = ("attn_q", "attn_k", "attn_v")
@@ -32,9 +29,6 @@ class _NoScaling(Setting):
 
     def describe(self, config: Config) -> Keys:
         return {"rope.scaling.type": string("none")}
-
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        return {}
 
 
 _COHERE = reorder(NAMES, without=("ffn_norm",))

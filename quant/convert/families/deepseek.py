@@ -246,9 +246,6 @@ class _DenseFirst(Setting):
         config.derive("first_k_dense_replace", dense)
         return {}
 
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
 
 DEEPSEEK3 = Family(
     architecture="deepseek2",

@@ -1,7 +1,5 @@
 """ChatGLM 3, GLM 4 and GLM 4 of April 2025: rotary pairs side by side in half of a head, a fused gate."""
 
-from typing import Any
-
 from lltool.gguf.metadata import f32, u32
 from lltool.quant.convert.families.config import Config
 from lltool.quant.convert.families.family import IGNORED, Family
@@ -18,7 +16,6 @@ from lltool.quant.convert.families.keys import (
 )
 from lltool.quant.convert.families.llama import NAMES
 from lltool.quant.convert.families.rope import Rope
-from lltool.quant.convert.families.stored import Stored
 from lltool.quant.convert.families.tables import decoder, layer, reorder
 
 _QKV = ("attn_q", "attn_k", "attn_v")
@@ -92,9 +89,6 @@ class _ChatGlm(Setting):
             config.get(key)
         return {}
 
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
 
 class _ChatGlmRope(Setting):
     """Half of each head is rotated, at a base that the config gives as a ratio."""
@@ -104,9 +98,6 @@ class _ChatGlmRope(Setting):
         config.require("head_dim", rotated % 2 == 0, "a multiple of 4")
         base = 10000.0 * config.number("rope_ratio", 1.0)
         return {"rope.dimension_count": u32(rotated), "rope.freq_base": f32(base)}
-
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        return {}
 
 
 CHATGLM = Family(

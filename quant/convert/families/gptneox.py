@@ -36,9 +36,6 @@ class _NeoxNames(Setting):
                 config.derive(new, config.number(old))
         return {}
 
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
 
 GPTNEOX = Family(
     architecture="gptneox",

@@ -41,9 +41,6 @@ class _Periods(Setting):
         config.require("attn_layer_offset", any(config.values[ATTENDS]), f"a number of the {layers} layers")
         return {}
 
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
 
 class _RestoredPeriods(Setting):
     """The periods that the list of heads and the routers say."""

@@ -26,9 +26,9 @@ class Setting(ABC):
     @abstractmethod
     def describe(self, config: Config) -> Keys: ...
 
-    @abstractmethod
     def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        """The keys of config.json; `config` has those of the rows before."""
+        """The keys of config.json, none by default; `config` has those of the rows before."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,6 @@ class Expected(Setting):
         config.expect(self.key, *self.allowed)
         return {}
 
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
 
 class Fixed(Expected):
     """A key that must have one of the `allowed` values, of which the first is restored."""
@@ -140,9 +137,6 @@ class Ignored(Setting):
 
     def describe(self, config: Config) -> Keys:
         config.ignore(self.model, *self.keys)
-        return {}
-
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
@@ -214,9 +208,6 @@ class Unused(Setting):
 
     def describe(self, config: Config) -> Keys:
         config.read.update(self.keys)
-        return {}
-
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 

@@ -39,9 +39,6 @@ class _LayerKinds(Setting):
         config.derive(ATTENDS, [kind != "conv" for kind in kinds])
         return {}
 
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
 
 class _Restored(Setting):
     """The list of layers that the list of heads says."""
@@ -78,9 +75,6 @@ class _Tied(Setting):
         if config.get("tie_embedding") is not None:
             config.expect("tie_embedding", True, False)
             config.derive("tie_word_embeddings", config.get("tie_embedding"))
-        return {}
-
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 

@@ -91,9 +91,6 @@ class _Baichuan(Setting):
             config.notes.append("the rows of the output matrix are stored with length 1, as Baichuan 2 uses them")
         return {}
 
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
 
 def _baichuan_rows() -> tuple[Row, ...]:
     pack = Chain(Split(("queries", "keys", "keys")), _PAIRED)
@@ -157,9 +154,6 @@ class _MiniCpm(Setting):
             "residual_scale": f32(config.number("scale_depth", None, *SCALES) / math.sqrt(layers)),
             "logit_scale": f32(width / config.integer("dim_model_base")),
         }
-
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        return {}
 
 
 MINICPM = Family(

@@ -46,9 +46,6 @@ class _FullAttention(Setting):
         config.get("sliding_window"), config.get("max_window_layers")
         return {}
 
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
 
 SMOLLM3 = Family(
     architecture="smollm3",
@@ -160,9 +157,6 @@ class _Alpha(Setting):
                 config.require(key, dim > 2 and isinstance(stated["alpha"], int | float), "a number as alpha")
                 theta = base * stated["alpha"] ** (dim / (dim - 2))
                 config.values[key] = {"rope_type": "default", "rope_theta": theta}
-        return {}
-
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 

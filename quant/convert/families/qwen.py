@@ -1,12 +1,9 @@
 """Qwen 1: Qwen 2's blocks with fused queries, keys and values, whose MLP is half as wide as the config says."""
 
-from typing import Any
-
 from lltool.quant.convert.families.config import Config
 from lltool.quant.convert.families.family import IGNORED, Family
 from lltool.quant.convert.families.keys import GROUPED_QUERY, RMS_EPSILON, Expected, HeadDim, Keys, Setting, Unused
 from lltool.quant.convert.families.rope import Rope
-from lltool.quant.convert.families.stored import Stored
 from lltool.quant.convert.families.tables import decoder, layer
 
 
@@ -16,9 +13,6 @@ class _Half(Setting):
     def describe(self, config: Config) -> Keys:
         config.require("intermediate_size", config.integer("intermediate_size") % 2 == 0, "an even number")
         config.derive("_half", config.values["intermediate_size"] // 2)
-        return {}
-
-    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 

@@ -10,11 +10,9 @@ from lltool.eval.importance.inputs import LinearInputs
 from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.reader import open_gguf
 from lltool.quant.codec import decode, encode
-from lltool.quant.convert.conversion import convert
 from lltool.quant.importance import read_importance
 from lltool.tools.cli import main
-from tests.tiny_checkpoints import make_checkpoint
-from tests.tiny_tokenizers import TEXT
+from tests.eval.importance.tiny_model import measure_tiny_model
 
 HEADS, PLAIN, RANK, VALUE = 3, 64, 256, 32
 SIZES = {"kv_lora_rank": RANK, "qk_nope_head_dim": PLAIN, "v_head_dim": VALUE, "hidden_size": 256, "q_lora_rank": 256}
@@ -23,12 +21,7 @@ SIZES = {"kv_lora_rank": RANK, "qk_nope_head_dim": PLAIN, "v_head_dim": VALUE, "
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 model `m.gguf`, and importance `i.gguf` of a text."""
-    folder = tmp_path_factory.mktemp("latent")
-    convert(make_checkpoint("deepseek3", folder / "checkpoint", **SIZES), folder / "m.gguf")
-    (folder / "text.txt").write_text(TEXT)
-    command = ["imatrix", "-m", f"{folder}/m.gguf", "-f", f"{folder}/text.txt", "-o", f"{folder}/i.gguf", "-c", "64"]
-    assert main(command) == 0
-    return folder
+    return measure_tiny_model("deepseek3", tmp_path_factory.mktemp("latent"), **SIZES)
 
 
 def test_the_matrices_of_all_heads_have_one_count(folder: Path) -> None:

@@ -9,11 +9,9 @@ from lltool.engine.model import load_model
 from lltool.eval.importance.inputs import LinearInputs
 from lltool.eval.search.sensitivity import probe
 from lltool.gguf.reader import open_gguf
-from lltool.quant.convert.conversion import convert
 from lltool.quant.importance import read_importance
 from lltool.tools.cli import main
-from tests.tiny_checkpoints import make_checkpoint
-from tests.tiny_tokenizers import TEXT
+from tests.eval.importance.tiny_model import measure_tiny_model
 
 SIZES = {
     "hidden_size": 256,
@@ -32,12 +30,7 @@ NET = ("attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha", "ssm_out")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 model `m.gguf`, and importance `i.gguf` of a text."""
-    folder = tmp_path_factory.mktemp("linear")
-    convert(make_checkpoint("qwen35moe", folder / "checkpoint", **SIZES), folder / "m.gguf")
-    (folder / "text.txt").write_text(TEXT)
-    command = ["imatrix", "-m", f"{folder}/m.gguf", "-f", f"{folder}/text.txt", "-o", f"{folder}/i.gguf", "-c", "64"]
-    assert main(command) == 0
-    return folder
+    return measure_tiny_model("qwen35moe", tmp_path_factory.mktemp("linear"), **SIZES)
 
 
 def test_every_matrix_of_a_net_has_importance(folder: Path) -> None:

@@ -21,18 +21,6 @@ Arrays = dict[str, NDArray[np.float32]]
 SINGLE = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def make(family: str) -> Path:
-        if family not in made:
-            made[family] = make_checkpoint(family, tmp_path_factory.mktemp("checkpoint") / family)
-        return made[family]
-
-    return make
-
-
 def edited(folder: Path, copy: Path, change: Callable[[Arrays], Arrays], **config: Any) -> Path:
     """A checkpoint with other tensors, and other values in its config.json."""
     copy.mkdir()

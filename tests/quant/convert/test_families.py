@@ -20,18 +20,6 @@ from tests.tiny_checkpoints import FAMILIES as TINY
 from tests.tiny_checkpoints import LINEAR, MIXTURES, make_checkpoint
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def make(family: str) -> Path:
-        if family not in made:
-            made[family] = make_checkpoint(family, tmp_path_factory.mktemp("checkpoint") / family)
-        return made[family]
-
-    return make
-
-
 def edit_config(folder: Path, copy: Path, **values: Any) -> Path:
     """A checkpoint that differs only in config.json; None removes a key."""
     copy.mkdir()

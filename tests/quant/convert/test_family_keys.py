@@ -8,20 +8,6 @@ import numpy as np
 import pytest
 
 from lltool.quant.convert.conversion import plan_conversion
-from tests.tiny_checkpoints import make_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def make(family: str) -> Path:
-        if family not in made:
-            made[family] = make_checkpoint(family, tmp_path_factory.mktemp("checkpoint") / family)
-        return made[family]
-
-    return make
-
 
 # Keys by family, as llama.cpp's converter writes them.
 KEYS: dict[str, dict[str, Any]] = {
