@@ -114,6 +114,13 @@ MIXTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {"n_routed_experts": 8, "n_shared_experts": 2, "routed_scaling_factor": 1.5, "first_k_dense_replace": 1},
     ),
     "deepseek3": ("DeepseekV3ForCausalLM", "llama3", LATENT_HEADS | DEEPSEEK_ROUTING | {"q_lora_rank": 40}),
+    "glm4-moe-lite": (
+        "Glm4MoeLiteForCausalLM",
+        "llama3",
+        LATENT_HEADS
+        | {key: value for key, value in DEEPSEEK_ROUTING.items() if key != "first_k_dense_replace"}
+        | {"q_lora_rank": 40, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    ),
     "phimoe": (
         "PhimoeForCausalLM",
         "spm-json",

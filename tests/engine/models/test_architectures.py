@@ -144,6 +144,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek v2, magnitude of rotated dimensions alone": ("deepseek2", YARN),
     "deepseek v3": ("deepseek3", {}),
+    "glm 4.7 flash": ("glm4-moe-lite", {}),
     "deepseek v3, queries of the hidden state, dense layers": (
         "deepseek3",
         {"q_lora_rank": None, "first_k_dense_replace": 2, "norm_topk_prob": False},

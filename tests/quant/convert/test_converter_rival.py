@@ -63,6 +63,7 @@ THEIRS = {
     "rope.scaling.yarn_attn_factor": "nothing in llama.cpp reads it",
 }
 VALUES = {
+    "leading_dense_block_count": "the converter does not read mlp_layer_types",
     "block_count": "layers that predict further tokens are left out",
     "context_length": _CONSTANT,
     "feed_forward_length": _CONSTANT,

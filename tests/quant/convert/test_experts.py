@@ -163,6 +163,12 @@ KEYS: dict[str, dict[str, Any]] = {
         "deepseek2.expert_group_count": 4,
         "deepseek2.expert_group_used_count": 2,
     },
+    "glm4-moe-lite": {
+        "deepseek2.attention.q_lora_rank": 40,
+        "deepseek2.leading_dense_block_count": 1,
+        "deepseek2.expert_gating_func": 2,
+        "deepseek2.expert_group_count": 4,
+    },
     "phimoe": {
         "phimoe.expert_count": 6,
         "phimoe.expert_used_count": 2,
