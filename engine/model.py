@@ -1,5 +1,6 @@
 """A loaded model: it takes sequences of tokens and returns their logits."""
 
+import logging
 from collections.abc import Callable
 from collections.abc import Sequence as List
 from contextlib import AbstractContextManager
@@ -36,6 +37,8 @@ from lltool.quant.codec import decode
 
 if TYPE_CHECKING:
     from lltool.engine.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 4096
 
@@ -374,6 +377,8 @@ def _choose_context(wanted: int | None, config: ModelConfig) -> int:
 def _choose_threads(wanted: int | Threads | None, file: GGUFFile) -> Threads:
     """The threads asked for, else those found to be best for models of this size, else one per core."""
     tuned = read_tuned(file.size) if wanted is None else None
+    if tuned and tuned.is_unusual:
+        _log.warning("%s: %s", file.path.name, tuned.describe())
     return tuned.threads if tuned else Threads.of(wanted)
 
 

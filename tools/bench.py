@@ -64,21 +64,25 @@ def _measure(
 
 def _autotune(arguments: argparse.Namespace) -> int:
     from lltool.engine.cpu.tuning import keep_tuned
-    from lltool.eval.bench.run.autotune import autotune, format_search
+    from lltool.eval.bench.run.autotune import autotune, describe_search, format_search
 
     if arguments.threads:
         raise InputError("--autotune searches for the best -t; leave out -t")
-    found = []
+    found, are_judged = [], True
     for path in arguments.model:
         size, search = autotune(path)
-        file = keep_tuned(size, search.tuned)
-        found.append({"model": str(path), **asdict(search.tuned), "decode_ns": search.decode, "batch_ns": search.batch})
+        medians = {"decode_ns": search.decode.medians, "batch_ns": search.batch.medians}
+        found.append({"model": str(path), "judged": search.is_judged, **asdict(search.tuned), **medians})
         if arguments.format != "json":
             print(f"{path}\n\n{format_search(search)}\n")
-        note(f"kept in {file}, the default for models of about this size")
+        if search.is_judged:
+            note(f"kept in {keep_tuned(size, search.tuned)}, the default for models of about this size")
+        else:
+            are_judged = False
+            note(f"{path}: {describe_search(search)}; nothing was kept, try again when the machine is quiet")
     if arguments.format == "json":
         print_json(found)
-    return 0
+    return 0 if are_judged else 1
 
 
 def _profile(points: "Sequence[GridPoint]", arguments: argparse.Namespace) -> int:

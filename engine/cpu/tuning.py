@@ -24,6 +24,18 @@ class Tuned:
     def threads(self) -> Threads:
         return Threads(Team(self.decode), Team(self.batch))
 
+    @property
+    def is_unusual(self) -> bool:
+        """Whether a model without this entry would get other numbers."""
+        return self != Tuned(default_threads(), default_threads())
+
+    def describe(self) -> str:
+        """Tells a user which numbers are used, and why."""
+        return (
+            f"threads: {self.decode} for one token, {self.batch} for many, as bench --autotune kept in "
+            f"{tuning_file()}; -t overrides it"
+        )
+
 
 def tuning_file() -> Path:
     """The file that stores them."""

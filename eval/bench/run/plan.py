@@ -1,5 +1,6 @@
 """The points of a benchmark's grid, and the settings that this engine uses for each of them."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -11,6 +12,8 @@ from lltool.engine.cpu.tuning import Tuned, read_tuned
 from lltool.eval.bench.settings import SETTINGS, Settings, Workload
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import open_gguf
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ def with_tuned_threads(points: Sequence[GridPoint]) -> list[GridPoint]:
     tuned: dict[Path, Tuned | None] = {}
     for model in dict.fromkeys(point.settings.model for point in points):
         with open_gguf(model) as file:
-            tuned[model] = read_tuned(file.size)
+            tuned[model] = kept = read_tuned(file.size)
+        if kept and kept.is_unusual:
+            _log.warning("%s: %s", model.name, kept.describe())
     found = []
     for point in points:
         kept, is_decode = tuned[point.settings.model], not point.workload.prompt and point.workload.sequences == 1
