@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from lltool.engine.batch import PAGE, CacheType, Precision
 from lltool.engine.cpu.threads import Threads
 from lltool.engine.executor import Executor
 from lltool.engine.program import Program
 from lltool.gguf.errors import InputError
+
+if TYPE_CHECKING:
+    from lltool.engine.gpu.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Setup:
     deterministic: bool = False
     instruction_set: str | None = None  # None: the one that the process has chosen
     slots: int = 0  # for states of fixed size, checkpoints included
+    placement: "Placement | None" = None  # which layers run on a GPU
 
 
 def _make_reference(program: Program, setup: Setup) -> Executor:
@@ -35,6 +40,10 @@ def _make_reference(program: Program, setup: Setup) -> Executor:
 
 
 def _make_cpu(program: Program, setup: Setup) -> Executor:
+    if setup.placement is not None:
+        from lltool.engine.gpu.placement import make_placed
+
+        return make_placed(program, replace(setup, placement=None), setup.placement, _make_cpu)
     from lltool.engine.cpu.executor import CpuExecutor
 
     return CpuExecutor(

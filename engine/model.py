@@ -36,6 +36,7 @@ from lltool.gguf.source import Tensor
 from lltool.quant.codec import decode
 
 if TYPE_CHECKING:
+    from lltool.engine.gpu.placement import Placement
     from lltool.engine.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -289,6 +290,7 @@ def load_model(
     observe: Callable[[str], bool] | None = None,
     output: Output | None = "logits",
     pooling: Pooling | None = None,
+    placement: "Placement | None" = None,
 ) -> Model:
     """Maps a GGUF model into memory and makes it ready to run; the weights are read in place.
 
@@ -303,8 +305,8 @@ def load_model(
     there are no logits, and `Logits.states` gives the last normed hidden states. With "pooled", a row is what the file
     makes of a text, the vector of an encoder or the scores of a reranker; of another model it is the hidden state,
     which engine/embed.py pools; None is "logits" if the model gives them, else "pooled". `pooling` is the file's if
-    none is given. An encoder takes as many texts at once as `batch` has tokens, whatever `sequences` says. Raises
-    InputError naming the file and the tensor or key.
+    none is given. An encoder takes as many texts at once as `batch` has tokens, whatever `sequences` says.
+    `placement` says which layers run on a GPU (default: none). Raises InputError naming the file and the tensor or key.
     """
     if not isinstance(path, str | PathLike):
         raise TypeError(f"path {path!r}, wanted the path of a GGUF file")
@@ -349,7 +351,7 @@ def load_model(
         pages, batch = choose_room(is_causal=config.is_causal, context=context, sequences=sequences, batch=batch)
         chosen = _choose_threads(threads, file)
         slots = sequences * (1 + MOST_CHECKPOINTS) if StateLayout.of(program).slots else 0
-        setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set, slots)
+        setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set, slots, placement)
         return Model(file, config, program, make_executor(executor, program, setup), setup, context, output)
     except FileChanged:
         raise

@@ -24,6 +24,19 @@ def layout(type: int) -> tuple[int, int] | None:
 
 def decode(type: int, blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], threads: int) -> None: ...
 
+def coded_form(type: int) -> tuple[int, int, int, bool] | None:
+    """
+    Of a quantized type: the weights of a group, the code of 0, the largest code, and whether groups have a minimum.
+    """
+
+def planes(type: int, blocks: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], fours: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')] | None, twos: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')] | None, ones: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')] | None, eights: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')] | None, table: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, scale: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], min: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')] | None, threads: int) -> None:
+    """
+    Splits the codes of rows into planes of 4, 2 and 1 bits, or whole bytes, and writes the groups' scales and minima.
+
+    Of 32 codes, byte i of a plane of 4 bits has codes i and 16 + i; of 2 bits, codes i, 8 + i, 16 + i and 24 + i; of
+    1 bit, codes 4 k + i. Lowest bits are in the widest plane. A `table` of codes stores their places in it instead.
+    """
+
 def can_encode(type: int) -> bool: ...
 
 def needs_importance(type: int) -> bool:

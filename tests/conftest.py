@@ -54,6 +54,12 @@ def real_model(pytestconfig: pytest.Config) -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has, no device is found."""
+    monkeypatch.setattr("lltool.engine.gpu.placement.find_devices", list)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Gives the tests an empty home folder, so that caches and histories of the user stay as they are."""
     home = tempfile.TemporaryDirectory(prefix="lltool-tests-home-")

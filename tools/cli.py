@@ -46,6 +46,7 @@ COMMANDS = {
     "merge": Command("merge", "make one GGUF file from its shards"),
     "diff": Command("diff", "show how two GGUF files differ"),
     "lint": Command("lint", "look for mistakes in a GGUF file"),
+    "devices": Command("devices", "list the devices that models can run on"),
     "fit": Command("fit", "tell whether a model fits in memory"),
     "tokenize": Command("tokenize", "show the tokens of a text"),
     "demo": Command("demo", "run the main commands on a small model, with a table and a plot"),

@@ -1,4 +1,4 @@
-"""Options of the commands that run a model, named as in llama.cpp: threads, memory and exactness."""
+"""Options of the commands that run a model, named as in llama.cpp: threads, memory, exactness and GPUs."""
 
 import argparse
 import os
@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
 from lltool.tools.arguments import positive
+from lltool.tools.talk import note
 
 if TYPE_CHECKING:
     from lltool.engine.cpu.threads import Threads
+    from lltool.engine.gpu.placement import Layers, Placement
 
 _NICE = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}  # nice values of llama.cpp's priorities
 
@@ -40,6 +42,23 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, measures: bool = Fa
         help="bit-identical scores whatever else is in the batch and however a text is split, also for batches of one "
         f"or two tokens, which decode more slowly (default: {'yes' if measures else 'no'})",
     )
+
+    add_device_arguments(parser)
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `requested_placement` reads."""
+    add = parser.add_argument_group("GPU").add_argument
+    add(
+        "-ngl",
+        "--gpu-layers",
+        "--n-gpu-layers",
+        dest="gpu_layers",
+        type=gpu_layers,
+        metavar="N",
+        help="how many of the last layers run on a GPU: a number, auto (as many as fit) or all (default: none)",
+    )
+    add("-dev", "--device", metavar="ID", help="the device, as `lltool devices` lists it (default: the first GPU)")
 
 
 def add_thread_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +93,39 @@ def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
     mode = "mmap" if arguments.load_mode == "auto" else arguments.load_mode
     names = ("cache_type_k", "cache_type_v", "deterministic")
     options = {name: getattr(arguments, name) for name in names}
-    return {"threads": requested_threads(arguments), "load_mode": mode, **options}
+    placement = requested_placement(arguments.gpu_layers, arguments.device)
+    return {"threads": requested_threads(arguments), "load_mode": mode, "placement": placement, **options}
+
+
+def gpu_layers(text: str) -> "Layers":
+    """The type of an argument that says how many layers run on a GPU."""
+    if text in ("auto", "-1"):
+        return "auto"
+    if text == "all":
+        return "all"
+    try:
+        count = int(text)
+    except ValueError:
+        count = -1
+    if count < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted a number of layers, auto or all")
+    return count
+
+
+def requested_placement(layers: "Layers | None", device: str | None) -> "Placement | None":
+    """Where layers run; None if all are on the CPU. A note says so if a GPU was asked for and there is none.
+
+    Raises InputError for a device that does not exist.
+    """
+    if device == "none" or layers == 0 or (layers is None and device is None):
+        return None
+    from lltool.engine.gpu.placement import Placement, choose_device
+
+    layers = "auto" if layers is None else layers
+    if choose_device(device) is None:
+        note(f"-ngl {layers}: no GPU was found (`lltool devices` lists devices), so all layers run on the CPU")
+        return None
+    return Placement(layers, device)
 
 
 def requested_threads(arguments: argparse.Namespace) -> "Threads | None":

@@ -94,7 +94,8 @@ HAD = (
 )
 """Flags that some command of lltool has, with llama.cpp's meaning."""
 
-_GPU = "this build computes on the CPU alone"
+_GPU = "it has no effect here; -ngl and --device say what runs on a GPU"
+_NOT_ON_GPU = "this command computes on the CPU alone"
 _ATTENTION = "attention never holds the whole matrix, which is what flash attention is for"
 _MAPPED = "-lm says how the file is loaded: mmap (the default), none or mlock"
 _LOG = "there is no log; notes and progress go to stderr, and -q leaves them out"
@@ -106,14 +107,14 @@ _SHIFT = "a text ends when the context is full"
 _TEXT_ONLY = "lltool reads text only"
 
 IGNORED = (
-    Ignored("-ngl --gpu-layers --n-gpu-layers", 1, _GPU),
+    Ignored("-ngl --gpu-layers --n-gpu-layers", 1, _NOT_ON_GPU),
     Ignored("-sm --split-mode", 1, _GPU),
     Ignored("-ts --tensor-split", 1, _GPU),
     Ignored("-mg --main-gpu", 1, _GPU),
     Ignored("-fit --fit", 1, _GPU),
     Ignored("-fitt --fit-target", 1, _GPU),
     Ignored("-fitc --fit-ctx", 1, _GPU),
-    Ignored("-dev --device", 1, _GPU),
+    Ignored("-dev --device", 1, _NOT_ON_GPU),
     Ignored("-ot --override-tensor", 1, _GPU),
     Ignored("-cmoe --cpu-moe", 0, _GPU),
     Ignored("-ncmoe --n-cpu-moe", 1, _GPU),
@@ -230,7 +231,7 @@ REFUSED = (
     Refused("-hft --hf-token", "log in with `hf auth login`, or set HF_TOKEN"),
     Refused("-cl --cache-list", "`hf cache ls` lists what is in the Hub's cache"),
     Refused("--completion-bash", "use `lltool completion bash`"),
-    Refused("--list-devices", _GPU),
+    Refused("--list-devices", "use `lltool devices`"),
     Refused("-rpc --rpc", "lltool computes on this machine alone"),
     Refused("--server-base", "lltool is no client of a server"),
     Refused("-sysf --system-prompt-file", 'use -sys "$(cat FILE)"'),

@@ -23,7 +23,7 @@ from lltool.eval.bench.option_values import (
 _SQL_TYPES: dict[object, str] = {int: "INTEGER", bool: "BOOLEAN", float: "REAL"}  # others are TEXT
 _SWITCH = {"0": False, "1": True}
 _FLASH = {"on": 1, "enabled": 1, "true": 1, "1": 1, "off": 0, "disabled": 0, "false": 0, "0": 0, "auto": -1, "-1": -1}
-_WITHOUT_GPU = "this build computes on the CPU alone"
+_WITHOUT_GPU = "a model runs on one GPU, through -ngl and --device"
 _MAPPED = "the file is mapped and used where it lies"
 _CACHE = "the engine has no other type for its cache"
 
@@ -119,9 +119,9 @@ class Settings:
         "on or auto: flash attention (default auto)", one_of(_FLASH), loop=21, place=14, width=3, title="fa",
         accepts=(-1, 1), effect=lambda _: 1,
         reason="the engine has one form of attention, which never holds the whole matrix"))
-    devices: str = field(default="auto", metadata=_setting(("-dev", "--device"), "auto or none (default {})",
-        parse_words, loop=9, place=15, width=-12, title="dev", accepts=("auto", "none"), reason=_WITHOUT_GPU,
-        effect=lambda _: "none"))
+    devices: str = field(default="auto", metadata=_setting(("-dev", "--device"),
+        "auto (the first GPU), none, or a device of `lltool devices` (default {})", parse_words, loop=9, place=15,
+        width=-12, title="dev", effect=lambda _: "none"))
     tensor_split: str = field(default="0.00", metadata=_setting(("-ts", "--tensor-split"), "0: shares of GPUs",
         parse_shares, loop=10, place=16, width=-12, title="ts", accepts=("0.00",), reason=_WITHOUT_GPU))
     tensor_buft_overrides: str = field(default="none", metadata=_setting(("-ot", "--override-tensor"),

@@ -3,9 +3,11 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <mutex>
 #include <optional>
@@ -50,6 +52,79 @@ static std::optional<std::pair<int64_t, int64_t>> layout(int type) {
   const lltool::Layout found = kernels->layout(type);
   if (!found.block) return {};
   return std::pair{found.block, found.bytes};
+}
+
+// Throws std::invalid_argument unless the array has `wanted` items a row, or is not there and none are wanted.
+template <class Plane> static void require_plane(const std::optional<Plane>& plane, int64_t rows, int64_t wanted) {
+  if (!plane) return;
+  lltool::require(int64_t(plane->shape(0)) == rows && int64_t(plane->shape(1)) == wanted, "planes: shapes do not agree");
+  lltool::require_aligned(*plane);
+}
+
+static void planes(int type, Array<const uint8_t, 2> blocks, std::optional<Array<uint8_t, 2>> fours,
+                   std::optional<Array<uint8_t, 2>> twos, std::optional<Array<uint8_t, 2>> ones,
+                   std::optional<Array<uint8_t, 2>> eights, std::optional<Array<const uint8_t, 1>> table,
+                   Array<float, 2> scale, std::optional<Array<float, 2>> min, int threads) {
+  const auto* chosen = kernels;
+  const lltool::CodedForm form = chosen->coded_form(type);
+  const int64_t rows = int64_t(blocks.shape(0)), width = int64_t(blocks.shape(1));
+  lltool::require(form.group > 0, "planes: the type has no codes");
+  lltool::require_threads(threads);
+  const int64_t columns = lltool::checked_mul(int64_t(scale.shape(1)), form.group), groups = columns / form.group;
+  lltool::require_row("planes", type, chosen->layout(type), columns, width);
+  lltool::require(columns % 32 == 0 && int64_t(scale.shape(0)) == rows, "planes: shapes do not agree");
+  lltool::require(!form.has_min || min, "planes: the type has minima");
+  lltool::require_aligned(scale);
+  require_plane(fours, rows, columns / 2);
+  require_plane(twos, rows, columns / 4);
+  require_plane(ones, rows, columns / 8);
+  require_plane(eights, rows, columns);
+  require_plane(min, rows, groups);
+  // The number that is stored for a code: its place in the table, or the code itself.
+  std::array<uint8_t, 256> stored{};
+  for (int code = 0; code < 256; ++code) stored[size_t(code)] = uint8_t(code);
+  if (table)
+    for (size_t i = table->shape(0); i-- > 0;) stored[table->data()[i]] = uint8_t(i);
+  nb::gil_scoped_release release;
+  lltool::share_rows(rows, chunk_of(columns), threads, [&](int64_t first, int64_t last) {
+    std::vector<uint8_t> unpacked(static_cast<size_t>(columns));
+    std::vector<float> unused(static_cast<size_t>(groups));
+    for (int64_t row = first; row < last; ++row) {
+      float* minima = min ? min->data() + row * groups : unused.data();
+      chosen->unpack(type, blocks.data() + row * width, columns, unpacked.data(), scale.data() + row * groups, minima);
+      for (auto& code : unpacked) code = stored[code];
+      for (int64_t at = 0; at < columns; at += 32) {
+        const uint8_t* codes = unpacked.data() + at;
+        int shift = 0; // the bits that the planes before this one hold
+        if (fours) {
+          uint8_t* out = fours->data() + (row * columns + at) / 2;
+          for (int i = 0; i < 16; ++i) out[i] = uint8_t((codes[i] & 15) | (codes[16 + i] & 15) << 4);
+          shift = 4;
+        }
+        if (twos) {
+          uint8_t* out = twos->data() + (row * columns + at) / 4;
+          const auto pair = [&](int i) { return codes[i] >> shift & 3; };
+          for (int i = 0; i < 8; ++i) out[i] = uint8_t(pair(i) | pair(8 + i) << 2 | pair(16 + i) << 4 | pair(24 + i) << 6);
+          shift += 2;
+        }
+        if (ones) {
+          uint8_t* out = ones->data() + (row * columns + at) / 8;
+          for (int i = 0; i < 4; ++i) {
+            int byte = 0;
+            for (int k = 0; k < 8; ++k) byte |= (codes[4 * k + i] >> shift & 1) << k;
+            out[i] = uint8_t(byte);
+          }
+        }
+        if (eights) std::copy_n(codes, 32, eights->data() + row * columns + at);
+      }
+    }
+  });
+}
+
+static std::optional<std::tuple<int, int, int, bool>> coded_form(int type) {
+  const lltool::CodedForm form = kernels->coded_form(type);
+  if (!form.group) return {};
+  return std::tuple{form.group, form.zero, form.max_code, form.has_min};
 }
 
 static auto fault_of_no_rows(int type) { return kernels->encode(type, nullptr, 0, 0, nullptr, nullptr).reason; }
@@ -118,6 +193,15 @@ NB_MODULE(_native, m) {
   m.def("layout", &layout, nb::arg("type"),
         "The weights and the bytes of a block, or None for a type that this module does not decode.");
   m.def("decode", &decode, nb::arg("type"), nb::arg("blocks").noconvert(), nb::arg("out").noconvert(), nb::arg("threads"));
+  m.def("coded_form", &coded_form, nb::arg("type"),
+        "Of a quantized type: the weights of a group, the code of 0, the largest code, and whether groups have a minimum.");
+  m.def("planes", &planes, nb::arg("type"), nb::arg("blocks").noconvert(), nb::arg("fours").none().noconvert(),
+        nb::arg("twos").none().noconvert(), nb::arg("ones").none().noconvert(), nb::arg("eights").none().noconvert(),
+        nb::arg("table").none().noconvert(), nb::arg("scale").noconvert(), nb::arg("min").none().noconvert(),
+        nb::arg("threads"),
+        "Splits the codes of rows into planes of 4, 2 and 1 bits, or whole bytes, and writes the groups' scales and minima.\n\n"
+        "Of 32 codes, byte i of a plane of 4 bits has codes i and 16 + i; of 2 bits, codes i, 8 + i, 16 + i and 24 + i; of\n"
+        "1 bit, codes 4 k + i. Lowest bits are in the widest plane. A `table` of codes stores their places in it instead.");
   m.def("can_encode", &can_encode, nb::arg("type"));
   m.def("needs_importance", &needs_importance, nb::arg("type"), "Whether `encode` requires importance for this type.");
   m.def("encode", &encode, nb::arg("type"), nb::arg("values").noconvert(), nb::arg("importance").none().noconvert(),

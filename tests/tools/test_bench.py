@@ -21,6 +21,8 @@ from lltool.tools.bench_arguments import parse_arguments
 from lltool.tools.cli import main as lltool
 from tests.engine import tiny_gguf
 
+pytestmark = pytest.mark.usefixtures("without_gpu")
+
 MS = 1_000_000
 
 
@@ -137,7 +139,7 @@ def test_options_of_llama_bench_are_read() -> None:
         ("-lm dio", "load_mode dio, wanted auto or none or mmap or mlock"),
         ("-fa off", "flash_attn 0"),
         ("-fa maybe", "'maybe' is not one of on"),
-        ("-ngl 9 --strict", "-ngl 9: this build has no GPU executor"),
+        ("-ngl 9 --strict", "-ngl 9: no GPU was found"),
         ("--until 0%", "'0%' is not a percentage such as 2% or 2"),
         ("--until nan", "'nan' is not a percentage"),
         ("--until 0.02", "'0.02' is not a percentage such as 2% or 2; below 1 % it needs its sign"),
@@ -194,7 +196,7 @@ def test_layers_for_a_gpu_are_noted_and_what_runs_the_same_is_run_and_kept_once(
         (0, "mmap", 8), (0, "mmap", 0)
     ]  # fmt: skip
     assert err.splitlines() == [
-        "lltool: note: -ngl 99: this build has no GPU executor, all layers ran on the CPU",
+        "lltool: note: -ngl 99: no GPU was found, all layers ran on the CPU",
         "lltool: note: -lm auto runs the same as -lm mmap, so the tests of both are run once",
         "lltool: note: -ngl 99 runs the same as -ngl 0, so the tests of both are run once",
     ]

@@ -12,6 +12,8 @@ from lltool.tools import cli
 from lltool.tools.arguments import command_parser
 from lltool.tools.engine_arguments import add_engine_arguments, engine_options, set_priority
 
+pytestmark = pytest.mark.usefixtures("without_gpu")
+
 FIRST = min(available_cpus())
 
 
@@ -23,7 +25,7 @@ def read(line: str) -> dict[str, Any]:
 
 def test_defaults() -> None:
     memory = {"load_mode": "mmap", "cache_type_k": None, "cache_type_v": None}
-    assert read("") == {"threads": None, **memory, "deterministic": False}
+    assert read("") == {"threads": None, **memory, "deterministic": False, "placement": None}
 
 
 @pytest.mark.parametrize(

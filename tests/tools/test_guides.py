@@ -12,6 +12,8 @@ from lltool.tools import cli
 from lltool.tools.arguments import take_name, words_with_model
 from tests.eval.tiny_text_model import write_text_model
 
+pytestmark = pytest.mark.usefixtures("without_gpu")
+
 PROGRAMS = {
     "llama cli": "run",
     "llama-cli": "run",
@@ -36,7 +38,7 @@ READ: list[tuple[str, dict[str, Any], list[str]]] = [  # line, what is read, whi
     ("llama-cli --hf-repo a/b --hf-file c-q4_0.gguf -p Hi", {"name": "hf://a/b/c-q4_0.gguf"}, []),
     ("llama-cli -m model.gguf -cnv -p Hi", {"interactive": True, "prompt": "Hi"}, []),
     ('llama-cli -m model.gguf -p "I believe the meaning of life is" -n 128 -no-cnv', {"raw": True, "predict": 128}, []),
-    ("llama-cli -m model.gguf -p Hi -ngl 99 -fa on -c 4096 -t 8", {"ctx_size": 4096, "threads": 8}, ["-ngl", "-fa"]),
+    ("llama-cli -m m.gguf -ngl 99 -fa on -c 4096 -t 8", {"ctx_size": 4096, "threads": 8, "gpu_layers": 99}, ["-fa"]),
     ("llama-cli -m model.gguf -p Hi --no-mmap -b 256 -ub 256 --seed 42", {"load_mode": "none", "seed": 42}, ["-ub"]),
     (
         "llama-cli -m model.gguf -p Hi --temp 0.6 --top-p 0.95 --top-k 20 --min-p 0 --repeat-penalty 1.0",
@@ -53,7 +55,7 @@ READ: list[tuple[str, dict[str, Any], list[str]]] = [  # line, what is read, whi
     (f"llama-completion -m {GEMMA} --ignore-eos -n -1", {"ignore_eos": True, "predict": -1}, []),
     ("llama-completion -m m.gguf -f prompt.txt --n_predict 5", {"file": Path("prompt.txt"), "predict": 5}, []),
     ("llama-perplexity -m M -f T", {"name": "M", "file": [Path("T")]}, []),
-    ("llama-perplexity --file wiki.raw -ngl 999 --model finetuned.gguf", {"name": "finetuned.gguf"}, GPU),
+    ("llama-perplexity --file wiki.raw -ngl 999 --model f.gguf", {"name": "f.gguf", "gpu_layers": 999}, []),
     ("llama-perplexity -m q.gguf --kl-divergence-base f16.kld --kl-divergence", {"kl_divergence": True}, []),
     ("llama-perplexity -m q.gguf -f T --chunks 32 --ppl-stride 128 -fa", {"stride": 128, "chunks": 32}, ["-fa"]),
     ("llama-bench -m M -p 512 -n 128", {"model": ["M"], "n_prompt": [512], "n_gen": [128]}, []),

@@ -80,15 +80,15 @@ def test_no_flag_is_taken_for_another(command: str, capsys: pytest.CaptureFixtur
             assert is_other_spelling or note.startswith(f"lltool: note: {name}: ignored, as "), (name, note)
 
 
-LINE = "m.gguf -ngl 99 -ngl 1 -fa -fa on --n_gpu_layers 3 hello"
+LINE = "m.gguf -ts 1 -ts 2 -fa -fa on --tensor_split 3 hello"
 
 
 def test_a_flag_is_noted_once_however_often_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = parser_of("run").parse_args(LINE.split())
     assert capsys.readouterr().err.splitlines() == [
-        "lltool: note: -ngl: ignored, as this build computes on the CPU alone",
+        "lltool: note: -ts: ignored, as it has no effect here; -ngl and --device say what runs on a GPU",
         "lltool: note: -fa: ignored, as attention never holds the whole matrix, which is what flash attention is for",
-        "lltool: note: --n-gpu-layers: ignored, as this build computes on the CPU alone",
+        "lltool: note: --tensor-split: ignored, as it has no effect here; -ngl and --device say what runs on a GPU",
     ]
     assert (arguments.words, arguments.predict) == (["m.gguf", "hello"], -1)
 
@@ -101,7 +101,7 @@ def test_a_switch_may_be_left_out(line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("-ngl", "argument -ngl: expected 1 argument"),
+        ("-ts", "argument -ts: expected 1 argument"),
         ("-n 5 -mirostat 2", "no option '-mirostat'; did you mean '--mirostat'?"),
         ("--promt x", "no option '--promt'; did you mean '--prompt'?"),
         ("--xyzzy", "no option '--xyzzy'; see lltool run --help"),

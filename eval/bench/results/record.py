@@ -11,7 +11,7 @@ from lltool.eval.bench.machine.limits import Limits
 from lltool.eval.bench.results.latency import summarize_latency
 from lltool.eval.bench.results.rows import ResultRow, Results
 from lltool.eval.bench.results.statistics import summarize_samples
-from lltool.eval.bench.run.plan import GridPoint, TimedRun
+from lltool.eval.bench.run.plan import GridPoint, TimedRun, device_of
 from lltool.eval.bench.run.work import Work
 from lltool.eval.bench.settings import SETTINGS, Settings
 from lltool.eval.common.provenance import tool_digest
@@ -43,6 +43,7 @@ def make_row(
     `work` is that of one run, `drift` the relative standard deviation of speed between measurements, `disturbance` an
     upper bound of the fraction of the time that was lost to others.
     """
+    device = device_of(ran)
     workload, times = point.workload, [run.nanoseconds for run in runs]
     speeds = [workload.tokens * 1e9 / ns for ns in times]
     summary, latency = summarize_samples(speeds, drift=drift, disturbance=disturbance), summarize_latency(runs)
@@ -50,8 +51,8 @@ def make_row(
         build_commit=tool_digest()[:8],
         build_number=0,
         cpu_info=cpu_name(),
-        gpu_info="",
-        backends="CPU",
+        gpu_info=device.name if device else "",
+        backends="OpenCL" if device else "CPU",
         model_filename=str(ran.model),
         model_type=model_type(model),
         model_size=model.tensor_bytes,

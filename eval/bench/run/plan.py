@@ -9,6 +9,8 @@ from typing import Any
 
 from lltool.engine.cpu.threads import Team, Threads, check_threads, parse_mask
 from lltool.engine.cpu.tuning import Tuned, read_tuned
+from lltool.engine.gpu.device import DeviceInfo
+from lltool.engine.gpu.placement import Placement, choose_device
 from lltool.eval.bench.settings import SETTINGS, Settings, Workload
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import open_gguf
@@ -122,7 +124,16 @@ def resolve(settings: Settings) -> Settings:
         if getattr(settings, name) < 1:
             raise InputError(f"{name} {getattr(settings, name)}, wanted at least 1")
     effects = {s.name: s.effect(getattr(settings, s.name)) for s in SETTINGS if s.effect}
+    if device := device_of(settings):
+        effects |= {"n_gpu_layers": settings.n_gpu_layers, "devices": device.id}
     return replace(settings, **effects, ubatch=min(settings.batch, settings.ubatch))
+
+
+def device_of(settings: Settings) -> DeviceInfo | None:
+    """The device that runs some of the layers; None if all are on the CPU. Raises InputError for an unknown device."""
+    if settings.n_gpu_layers == 0 or settings.devices == "none":
+        return None
+    return choose_device(None if settings.devices == "auto" else settings.devices)
 
 
 def distinct(points: Sequence[GridPoint]) -> tuple[list[GridPoint], list[str]]:
@@ -144,9 +155,16 @@ def distinct(points: Sequence[GridPoint]) -> tuple[list[GridPoint], list[str]]:
 
 def find_unmet(settings: Settings) -> str | None:
     """A warning about a setting that the measurement ignores, or None."""
-    if settings.n_gpu_layers in (-1, 0):  # -1: as many as fit
+    if settings.n_gpu_layers in (-1, 0) or device_of(settings):  # -1: as many as fit
         return None
-    return f"-ngl {settings.n_gpu_layers}: this build has no GPU executor, all layers ran on the CPU"
+    return f"-ngl {settings.n_gpu_layers}: no GPU was found, all layers ran on the CPU"
+
+
+def placement_of(ran: Settings) -> Placement | None:
+    """The placement of settings in effect; None if all layers are on the CPU."""
+    if ran.devices == "none":
+        return None
+    return Placement("auto" if ran.n_gpu_layers < 0 else ran.n_gpu_layers, ran.devices)
 
 
 def threads_of(settings: Settings) -> Threads:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lltool.engine.cache import Sequence as CachedSequence
 from lltool.engine.model import load_model
 from lltool.engine.pieces import Wanted
-from lltool.eval.bench.run.plan import TimedRun, threads_of
+from lltool.eval.bench.run.plan import TimedRun, placement_of, threads_of
 from lltool.eval.bench.settings import Settings, Workload
 from lltool.gguf.mapped import LoadMode
 
@@ -33,6 +33,7 @@ class Runner:
             cache_type_k=ran.type_k,
             cache_type_v=ran.type_v,
             load_mode=cast(LoadMode, ran.load_mode),
+            placement=placement_of(ran),
         )
         self.load_ms = (perf_counter() - start) * 1e3
         self._submitted = ran.batch

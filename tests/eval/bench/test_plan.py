@@ -10,6 +10,8 @@ from lltool.eval.bench.run.plan import GridPoint, find_unmet, grid, resolve, thr
 from lltool.eval.bench.settings import Settings, Workload
 from lltool.gguf.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("without_gpu")
+
 A, B = Path("a.gguf"), Path("b.gguf")
 
 
@@ -49,7 +51,7 @@ def test_settings_with_the_same_effect_run_as_one() -> None:
 
 def test_layers_for_a_gpu_are_reported_and_not_refused() -> None:
     assert find_unmet(Settings(A)) is find_unmet(Settings(A, n_gpu_layers=0)) is None
-    assert "-ngl 99: this build has no GPU" in (find_unmet(Settings(A, n_gpu_layers=99)) or "")
+    assert "-ngl 99: no GPU was found" in (find_unmet(Settings(A, n_gpu_layers=99)) or "")
 
 
 @pytest.mark.parametrize(
@@ -63,9 +65,9 @@ def test_layers_for_a_gpu_are_reported_and_not_refused() -> None:
         ("type_v", "q8_1", "type_v q8_1, wanted f32"),
         ("load_mode", "dio", "load_mode dio, wanted auto or none or mmap or mlock"),
         ("flash_attn", 0, "flash_attn 0, wanted -1 or 1"),
-        ("split_mode", "row", "split_mode row, wanted none or layer: this build computes on the CPU"),
+        ("split_mode", "row", "split_mode row, wanted none or layer: a model runs on one GPU"),
         ("main_gpu", 1, "main_gpu 1, wanted 0"),
-        ("devices", "CUDA0", "devices CUDA0, wanted auto or none"),
+        ("devices", "CUDA0", "--device CUDA0: no such device; found: none"),
         ("tensor_split", "3.00/1.00", "tensor_split 3.00/1.00, wanted 0.00"),
         ("tensor_buft_overrides", "a=CPU", "tensor_buft_overrides a=CPU, wanted none"),
         ("repack", True, "repack 1, wanted 0: the file is mapped"),
