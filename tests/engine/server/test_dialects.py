@@ -203,12 +203,14 @@ def test_embeddings(client: TestClient, tiny_path: Path) -> None:
         assert client.post("/v1/embeddings", json={"input": bad}).status_code == 400
 
 
-def test_an_unknown_pooling_is_501(tmp_path: Path) -> None:
+def test_a_pooling_that_is_not_for_decoders_is_400(tmp_path: Path) -> None:
     keys = {**tiny_gguf.metadata(pooling_type=u32(2)), **tiny_gguf.vocabulary()}
     keys["tokenizer.chat_template"] = string(TEMPLATE)
     path = tiny_gguf.write_model(tmp_path / "cls.gguf", keys, tiny_gguf.tensors())
     with running(path) as client:
-        assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 501
+        answer = client.post("/v1/embeddings", json={"input": "a"})
+    assert answer.status_code == 400
+    assert "cls" in answer.json()["error"]["message"]
 
 
 def test_metrics_and_slots(tiny_path: Path) -> None:
