@@ -26,6 +26,7 @@ from lltool.engine.server.openai_chat import ChatFields, chat_completions
 from lltool.engine.server.openai_completions import CompletionFields, completions
 from lltool.engine.server.rerank import RerankFields, ScoreFields, rerank, score
 from lltool.engine.server.responses import ResponsesFields, responses
+from lltool.engine.server.slots import SlotFields, change_slot
 from lltool.engine.server.utilities import (
     ApplyTemplateFields,
     DetokenizeFields,
@@ -101,6 +102,8 @@ ENDPOINTS = (
         refusals=_BUSY),
     Endpoint(props, ("/props",), "Settings and template of a model, which the query's `model` names", refusals=_BUSY),
     Endpoint(slots, ("/slots",), "What runs and waits", answer="array"),
+    Endpoint(change_slot, ("/slots/{id}",), "Save a slot's text with its state in a file, restore or erase it",
+        SlotFields, refusals=(*_BUSY, 501)),
     Endpoint(metrics, ("/metrics",), "Counts for Prometheus", media="text/plain"),
     Endpoint(ollama.chat, ("/api/chat",), "Answer a conversation (Ollama)", ollama.OllamaChatFields, ollama.LINES,
         refusals=_BUSY),

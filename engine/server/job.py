@@ -37,7 +37,8 @@ class Job(Request):
 
     Its pieces go to `inbox`, and None when it is over. `top` is the number of likeliest tokens to report with each
     token, None for no scores; with `reads_prompt`, those of the prompt are in `prompt_scores`, from its second token
-    on. It ends with the reason "length" at `deadline`.
+    on. It ends with the reason "length" at `deadline`. `slot` is the number under which its text can be saved; -1
+    stands for any.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Job(Request):
         inbox: "Inbox",
         top: int | None = None,
         deadline: float = float("inf"),
+        slot: int = -1,
         **named: Any,
     ) -> None:
         super().__init__(*arguments, **named)
+        self.slot = slot
         self.inbox, self.deadline = inbox, deadline
         self.submitted = self.started = self.ended = perf_counter()
         self.prompt_scores: list[Score] = []

@@ -150,7 +150,7 @@ class _Native:
             "content": content,
             "tokens": list(tokens) if self.fields.return_tokens or not stop else [],
             "stop": stop,
-            "id_slot": -1,
+            "id_slot": job.slot,
             "tokens_predicted": job.timings.tokens,
             "tokens_evaluated": job.prompt_tokens,
         }

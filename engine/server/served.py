@@ -277,6 +277,8 @@ class Served:
             )
         for ids in prompts:
             self.check_prompt(ids)
+        if fields.id_slot is not None and fields.id_slot >= self.settings.parallel:
+            raise bad_request(f"id_slot: {fields.id_slot}, wanted -1 to {self.settings.parallel - 1}", "id_slot")
         stops = stop_texts(fields.stop, limits)
         seconds = limits.seconds
         if fields.t_max_predict_ms:
@@ -297,6 +299,7 @@ class Served:
                         reads_prompt=scores is not None and scores.prompt,
                         ends=ends,
                         top=scores.top if scores else None,
+                        slot=-1 if fields.id_slot is None else fields.id_slot,
                         deadline=time.perf_counter() + seconds,
                     )
                 except InputError as error:
