@@ -65,6 +65,15 @@ class Task:
         self._tokens[self._count] = id
         self._count += 1
 
+    def cut(self, start: int, stop: int) -> None:
+        """Removes the tokens from index `start` to `stop`. Those after them move, and are evaluated anew."""
+        tail = self._tokens[stop : self._count].copy()
+        self._count -= stop - start
+        self._tokens[start : self._count] = tail
+        self.first = self._count - 1
+        if self.sequence is not None:
+            self.sequence.truncate(min(start, self.sequence.length))
+
 
 @dataclass(frozen=True, eq=False)
 class Taken:
