@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from email.utils import formatdate
 from typing import Any
 from uuid import uuid4
 
@@ -34,7 +35,8 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", id.encode())]
+                own = [(b"x-request-id", id.encode()), (b"date", formatdate(usegmt=True).encode())]
+                message["headers"] = [*message.get("headers", []), *own]
             await send(message)
 
         try:
