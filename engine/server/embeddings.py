@@ -66,19 +66,19 @@ class OllamaEmbeddingsFields(Fields):
 async def embeddings(request: Request) -> Response:
     fields = await read_fields(request, EmbeddingFields)
     with await Exchange.begin(request, fields.model) as exchange:
-        return await exchange.answer(_openai(exchange.served, fields))
+        return await exchange.answer(_openai(exchange, fields))
 
 
-async def _openai(served: Served, fields: EmbeddingFields) -> dict[str, Any]:
-    texts = await _encode(served, fields.input, "input", truncate=fields.truncate)
-    vectors = await _vectors(served, texts, fields.dimensions)
+async def _openai(exchange: Exchange, fields: EmbeddingFields) -> dict[str, Any]:
+    texts = await _encode(exchange, fields.input, "input", truncate=fields.truncate)
+    vectors = await _vectors(exchange.served, texts, fields.dimensions)
     data = [
         {"object": "embedding", "index": index, "embedding": _shown(vector, fields.encoding_format)}
         for index, vector in enumerate(vectors)
     ]
     count = sum(map(len, texts))
     usage = {"prompt_tokens": count, "total_tokens": count}
-    return {"object": "list", "data": data, "model": served.name, "usage": usage}
+    return {"object": "list", "data": data, "model": exchange.served.name, "usage": usage}
 
 
 async def native_embedding(request: Request) -> Response:
@@ -86,26 +86,26 @@ async def native_embedding(request: Request) -> Response:
     with await Exchange.begin(request, fields.model) as exchange:
         if fields.input is not None:
             body = fields.model_dump(exclude={"content", "embd_normalize"})
-            return await exchange.answer(_openai(exchange.served, EmbeddingFields(**body)))
-        return await exchange.answer(_native(exchange.served, fields))
+            return await exchange.answer(_openai(exchange, EmbeddingFields(**body)))
+        return await exchange.answer(_native(exchange, fields))
 
 
-async def _native(served: Served, fields: NativeEmbeddingFields) -> list[dict[str, Any]]:
-    texts = await _encode(served, fields.content, "content", truncate=fields.truncate)
-    vectors = await _vectors(served, texts, fields.dimensions, fields.embd_normalize)
+async def _native(exchange: Exchange, fields: NativeEmbeddingFields) -> list[dict[str, Any]]:
+    texts = await _encode(exchange, fields.content, "content", truncate=fields.truncate)
+    vectors = await _vectors(exchange.served, texts, fields.dimensions, fields.embd_normalize)
     return [{"index": index, "embedding": [vector.tolist()]} for index, vector in enumerate(vectors)]
 
 
 async def ollama_embed(request: Request) -> Response:
     fields = await read_fields(request, OllamaEmbedFields)
     with await Exchange.begin(request, fields.model) as exchange:
-        return await exchange.answer(_ollama(exchange.served, fields))
+        return await exchange.answer(_ollama(exchange, fields))
 
 
-async def _ollama(served: Served, fields: OllamaEmbedFields) -> dict[str, Any]:
+async def _ollama(exchange: Exchange, fields: OllamaEmbedFields) -> dict[str, Any]:
     start = perf_counter()
-    texts = await _encode(served, fields.input, "input", truncate=fields.truncate)
-    vectors = await _vectors(served, texts, fields.dimensions)
+    texts = await _encode(exchange, fields.input, "input", truncate=fields.truncate)
+    vectors = await _vectors(exchange.served, texts, fields.dimensions)
     return {
         "model": fields.model,
         "embeddings": vectors.tolist(),
@@ -118,29 +118,33 @@ async def _ollama(served: Served, fields: OllamaEmbedFields) -> dict[str, Any]:
 async def ollama_embeddings(request: Request) -> Response:
     fields = await read_fields(request, OllamaEmbeddingsFields)
     with await Exchange.begin(request, fields.model) as exchange:
-        return await exchange.answer(_ollama_single(exchange.served, fields))
+        return await exchange.answer(_ollama_single(exchange, fields))
 
 
-async def _ollama_single(served: Served, fields: OllamaEmbeddingsFields) -> dict[str, Any]:
-    texts = await _encode(served, fields.prompt, "prompt", truncate=False)
-    return {"embedding": (await _vectors(served, texts))[0].tolist()}
+async def _ollama_single(exchange: Exchange, fields: OllamaEmbeddingsFields) -> dict[str, Any]:
+    texts = await _encode(exchange, fields.prompt, "prompt", truncate=False)
+    return {"embedding": (await _vectors(exchange.served, texts))[0].tolist()}
 
 
-async def _encode(served: Served, given: Any, param: str, *, truncate: bool) -> list[list[int]]:
+async def _encode(exchange: Exchange, given: Any, param: str, *, truncate: bool) -> list[list[int]]:
     """The token ids of each text. Raises ApiError for a model that makes no vectors, and for texts that do not fit."""
+    served = exchange.served
     served.check_makes("vectors")
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
     most = served.settings.limits.inputs
     if not 0 < len(given) <= most:
         raise bad_request(f"{param}: {len(given)} texts, wanted 1 to {most}", param)
-    if all(isinstance(each, str) for each in given):
-        return await served.encode_inputs(given, param, truncate=truncate)
-    for place, ids in enumerate(given):
-        if not ids:
-            raise bad_request(f"{param}.{place}: an empty text", param)
-        served.check_input(ids, param)
-    return [list(ids) for ids in given]
+    if isinstance(given[0], str):
+        texts = await served.encode_inputs(given, param, truncate=truncate)
+    else:
+        for place, ids in enumerate(given):
+            if not ids:
+                raise bad_request(f"{param}.{place}: an empty text", param)
+            served.check_input(ids, param)
+        texts = [list(ids) for ids in given]
+    exchange.count_tokens(sum(map(len, texts)))
+    return texts
 
 
 async def _vectors(

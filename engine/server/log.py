@@ -53,6 +53,7 @@ class RequestLog:
             }
             jobs: list[Job] = state.get("jobs", [])
             record |= {"model": state["model"]} if "model" in state else {}
+            record |= {"prompt": state["tokens"]} if "tokens" in state else {}
             record |= summarize(jobs) if jobs else {}
             self.observe(record, jobs)
             if scope["path"] not in _QUIET:

@@ -57,6 +57,8 @@ class Metrics:
         self._requests.labels(path, str(record["status"])).inc()
         self._request_seconds.labels(path).observe(record["seconds"])
         model = record.get("model", "")
+        if not jobs and "prompt" in record:
+            self._prompt.labels(model).inc(record["prompt"])
         for job in jobs:
             times = job.timings
             self._prompt.labels(model).inc(job.prompt_tokens)

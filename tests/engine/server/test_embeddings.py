@@ -217,3 +217,18 @@ def test_a_chat_model_and_an_embedding_model(client: TestClient, paths: dict[str
     assert client.post("/v1/embeddings", json={"model": "encoder", "input": "abc"}).status_code == 200
     loaded = [each["id"] for each in client.get("/v1/models").json()["data"] if each["status"]["value"] == "loaded"]
     assert {"writer", "encoder"} <= set(loaded)
+
+
+def test_tokens_are_counted(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    name = 'lltool_prompt_tokens_total{model="reranker"} '
+
+    def counted() -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    before = counted()
+    with caplog.at_level("INFO", "lltool.server"):
+        body = {"model": "reranker", "query": QUERY, "documents": TEXTS}
+        tokens = client.post("/v1/rerank", json=body).json()["usage"]["total_tokens"]
+    assert counted() - before == tokens > 0
+    assert f"model=reranker prompt={tokens}" in caplog.text
