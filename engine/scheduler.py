@@ -50,6 +50,7 @@ class Task:
         self.first, self.limit, self.reserved = first, limit, limit if reserved is None else reserved
         self.sequence: Sequence | None = None
         self.shared = 0  # tokens that were in the cache when the task began
+        self.common = 0  # tokens that a text in the cache began with too, even if their state was not at hand
         self.is_over = False
 
     @property
@@ -259,7 +260,7 @@ class Scheduler:
                     self._refuse(task)
                 return
             del self.waiting[index]
-            task.sequence, task.shared = sequence, sequence.length
+            task.sequence, task.shared, task.common = sequence, sequence.length, shared
             self.running.append(task)
 
     def _find_prefix(self, task: Task) -> tuple["Task | _Kept | None", int, bool]:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from lltool.engine.batch import PAGE
 from lltool.engine.cache import Sequence
 from lltool.engine.executor import SavingExecutor
-from lltool.engine.inputs import token_ids
 from lltool.engine.model import Model
 from lltool.gguf.errors import InputError
 from lltool.gguf.regular_file import open_regular
@@ -103,10 +102,9 @@ class StateFile:
             self._check = 0
             self._header = self._read_header()
             self.size = self._check_size()
-            tokens = np.frombuffer(self._read(4 * self._header.tokens), "<i4").astype(np.int32)
-            if tokens.min() < 0:
-                raise self._damaged("a token below 0")
-            self.ids: NDArray[np.int32] = token_ids(tokens, model.config.vocab)
+            self.ids: NDArray[np.int32] = np.frombuffer(self._read(4 * self._header.tokens), "<i4").astype(np.int32)
+            if self.ids.min() < 0 or self.ids.max() >= model.config.vocab:
+                raise self._damaged("a token that the vocabulary does not have")
         except BaseException:
             self._file.close()
             raise

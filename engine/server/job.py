@@ -63,6 +63,19 @@ class Job(Request):
         return self._prompt_tokens
 
     @property
+    def cache_reason(self) -> str:
+        """Why not more of the prompt was in the cache; "" if all was, but the last token."""
+        if self.shared >= self._prompt_tokens - 1:
+            return ""
+        if not self.first and self._prompt_tokens > 1:
+            return "the log-probabilities of the prompt are wanted"
+        if self.shared < self.common:
+            return f"of {self.common} equal tokens, the recurrent state is kept only after {self.shared}"
+        if not self.shared:
+            return "no text in the cache begins with the first token"
+        return f"the texts in the cache differ from token {self.shared} on"
+
+    @property
     def queue_seconds(self) -> float:
         """How long it waited for room."""
         return self.started - self.submitted

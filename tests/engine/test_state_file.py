@@ -139,6 +139,11 @@ def test_damaged_files(saved: bytes, model_path: Callable[[str], Path], tmp_path
         {"tokens": 0}, {"tokens": -1}, {"tokens": "1"}, {"tokens": 10**30}, {"tokens": True}, {"fits": 3}, {"fits": {}},
         {"checkpoints": [1]}, {"checkpoints": 1}, {"checkpoints": ["a"]},
     ]  # fmt: skip
+    (size,) = struct.unpack_from("<I", saved, 12)
+    for token in (-1, 96, 2**31 - 1):
+        body = saved[: 16 + size] + struct.pack("<i", token) + saved[20 + size : -4]
+        with pytest.raises(InputError, match="a token that the vocabulary does not have"):
+            restored(body + struct.pack("<I", zlib.crc32(body)), path, tmp_path)
     for changes in bad:
         with pytest.raises(InputError):
             restored(with_header(saved, **changes), path, tmp_path)

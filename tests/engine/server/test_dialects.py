@@ -232,3 +232,18 @@ def test_metrics_and_slots(tiny_path: Path) -> None:
     assert found['lltool_generations_total{model="tiny",reason="length"}'] == 2
     assert found['lltool_requests_running{model="tiny"}'] == 0
     assert [slot["is_processing"] for slot in slots] == [False] * 4
+
+
+def test_why_a_prefix_was_not_in_the_cache(tiny_path: Path) -> None:
+    with running(tiny_path) as client:
+
+        def ask(prompt: str, **more: Any) -> tuple[int, str]:
+            body = {"prompt": prompt, "max_tokens": 1, "temperature": 0, **more}
+            times = client.post("/v1/completions", json=body).json()["timings"]
+            return times["cache_n"], times["cache_reason"]
+
+        assert ask("abcdefgh") == (0, "no text in the cache begins with the first token")
+        assert ask("abcdefgh") == (7, "")
+        assert ask("abcdxyz") == (4, "the texts in the cache differ from token 4 on")
+        assert ask("xyz") == (0, "no text in the cache begins with the first token")
+        assert ask("abcdefgh", echo=True, logprobs=1) == (0, "the log-probabilities of the prompt are wanted")
