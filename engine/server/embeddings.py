@@ -155,13 +155,13 @@ async def _vectors(
     if dimensions is not None and dimensions > width:
         raise bad_request(f"dimensions: {dimensions}, but the model's vectors have {width} numbers", "dimensions")
     rows = await served.pool([(ids, [0] * len(ids)) for ids in texts])
-    vectors: NDArray[np.floating] = rows[:, :dimensions].astype(np.float64)
+    vectors = rows[:, :dimensions].astype(np.float64)
     if norm == 2:
-        vectors = normalized(vectors)
-    elif norm == 0:  # llama-server's: the largest number becomes 32760, so that all fit 16 bits
-        vectors /= np.abs(vectors).max(axis=1, keepdims=True) / 32760.0
-    elif norm > 0:
-        vectors /= np.linalg.norm(vectors, norm, axis=1, keepdims=True)
+        return normalized(vectors).astype(np.float32)
+    if norm >= 0:  # llama-server's 0: the largest number becomes 32760, so that all fit 16 bits
+        order = norm or np.inf
+        lengths = np.linalg.norm(vectors, order, axis=1, keepdims=True) / (1 if norm else 32760)
+        vectors /= np.where(lengths > 0, lengths, 1)
     return vectors.astype(np.float32)
 
 

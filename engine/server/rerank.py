@@ -89,7 +89,7 @@ async def score(request: Request) -> Response:
 
 async def _score(exchange: Exchange, fields: ScoreFields) -> dict[str, Any]:
     first, second = ([each] if isinstance(each, str) else each for each in (fields.text_1, fields.text_2))
-    if len(first) not in (1, len(second)):
+    if not first or len(first) not in (1, len(second)):
         raise bad_request(f"text_1: {len(first)} texts for {len(second)} of text_2, wanted 1 or as many", "text_1")
     pairs = list(zip(first * (len(second) // len(first)), second, strict=True))
     if exchange.served.makes == "vectors":

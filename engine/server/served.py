@@ -121,7 +121,10 @@ class Served:
     async def pool(self, texts: Sequence[Text]) -> NDArray[np.float32]:
         """A row for each text, as `Embedder.pool` gives it. Raises ApiError."""
         try:
-            return await self.embedder.pool(texts)
+            rows = await self.embedder.pool(texts)
+            if not np.isfinite(rows).all():
+                raise ApiError(500, f"{self.name} gives numbers that are not finite; its file may be damaged")
+            return rows
         except InputError as error:
             raise bad_request(str(error).replace(str(self.path), self.name), "model") from None
 

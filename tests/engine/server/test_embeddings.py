@@ -132,7 +132,8 @@ def test_scores_of_pairs(client: TestClient, paths: dict[str, Path]) -> None:
     assert [each["score"] for each in answer["data"]] == pytest.approx(scores(paths["reranker"], probabilities=True))
     several = client.post("/v1/score", json={**body, "text_1": [QUERY] * 3}).json()
     assert several["data"] == answer["data"]
-    assert client.post("/v1/score", json={**body, "text_1": [QUERY] * 2}).status_code == 400
+    for wrong in ({"text_1": [QUERY] * 2}, {"text_1": [], "text_2": []}, {"text_1": []}, {"text_2": []}):
+        assert client.post("/v1/score", json={**body, **wrong}).status_code == 400
     rows = vectors(paths["encoder"], [QUERY, *TEXTS])
     cosines = client.post("/v1/score", json={**body, "model": "encoder"}).json()
     assert [each["score"] for each in cosines["data"]] == pytest.approx(rows[1:] @ rows[0], abs=1e-6)
@@ -208,6 +209,16 @@ def test_many_requests_at_once(client: TestClient, paths: dict[str, Path]) -> No
 
     with ThreadPoolExecutor(8) as pool:
         np.testing.assert_array_equal(np.concatenate(list(pool.map(ask, range(0, 40, 5)))), wanted)
+
+
+def test_damaged_weights_are_said(tmp_path: Path) -> None:
+    keys = {**tiny_gguf.metadata(pooling_type=u32(3)), **tiny_gguf.vocabulary()}
+    weights = tiny_gguf.tensors()
+    weights["output_norm.weight"][0] = np.nan
+    with running(tiny_gguf.write_model(tmp_path / "damaged.gguf", keys, weights)) as client:
+        answer = client.post("/v1/embeddings", json={"input": "abc"})
+    assert answer.status_code == 500
+    assert "damaged gives numbers that are not finite" in answer.text
 
 
 def test_a_chat_model_and_an_embedding_model(client: TestClient, paths: dict[str, Path]) -> None:
