@@ -9,6 +9,7 @@ a time.
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as List
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -246,6 +247,27 @@ class Sequence:
             self.pool.pages.release(pages)
             self.pool.slots.release(left)
             return length - found
+
+    def restore(self, length: int, checkpoints: List[int] | None) -> None:
+        """Takes what a text of `length` tokens holds; whoever has the state of that text writes it there.
+
+        `checkpoints` are the lengths at which it has one, ascending; None stands for a state without slots. Raises
+        InputError, and takes nothing, if there is no room. The sequence must be empty.
+        """
+        with self._turn():
+            assert not self.length, "only an empty sequence can be restored"
+            try:
+                self.pages = self.pool.take_pages(-(-length // PAGE))
+                if checkpoints is not None:
+                    self.slot = self.pool.take_slot()
+                    for at in checkpoints:
+                        self.checkpoints.append(Checkpoint(at, self.pool.take_slot()))
+            except InputError:
+                self.pool.pages.release(self.pages)
+                self.pool.slots.release(self.slots())
+                self.pages, self.slot, self.checkpoints = [], None, []
+                raise
+            self.length = length
 
     def spoil(self) -> None:
         """Returns to the last checkpoint: a run that failed may have written some of its results into the slot."""

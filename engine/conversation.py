@@ -21,7 +21,7 @@ class Conversation:
     prefix that both have in common, and computes only the rest. The settings can be changed between two answers:
     `sampler`; `system`, the text of the system message ("" for none); `max_tokens` of an answer (None for no limit);
     and the texts of `stop`, at which an answer ends. With `parse_special`, text in messages that looks like a control
-    token is one.
+    token is one. `keep` is how an answer goes on when the context is full (see `Limits`); None: it ends.
 
     `messages` has everything that was said, as {"role": ..., "content": ...}. When the context is too full for another
     answer, the model no longer sees the oldest messages: `forgotten` is their number.
@@ -37,6 +37,7 @@ class Conversation:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         parse_special: bool = False,
+        keep: int | None = None,
     ) -> None:
         self.model = model
         self.template = template
@@ -45,6 +46,7 @@ class Conversation:
         self.max_tokens = max_tokens
         self.stop = stop
         self.parse_special = parse_special
+        self.keep = keep
         self.messages: list[Message] = []
         self.forgotten = 0
         self._dialogue = Dialogue(model)
@@ -97,7 +99,7 @@ class Conversation:
         ids, forgotten = self._encode_to_fit(messages)
         newly_forgotten = forgotten - self.forgotten
         self.forgotten = forgotten
-        generation = Generation(self._dialogue, ids, self.sampler, self.max_tokens, self.stop)
+        generation = Generation(self._dialogue, ids, self.sampler, self.max_tokens, self.stop, keep=self.keep)
         self._answer = Answer(self, messages, generation, newly_forgotten)
         return self._answer
 

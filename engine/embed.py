@@ -36,10 +36,13 @@ def embed(model: Model, texts: List[Tokens], *, pooling: Pooling | None = None, 
         if pooling not in (None, config.pooling.kind):
             raise InputError(f"pooling {pooling!r}, but the model was loaded for {config.pooling.kind!r}; load it anew")
         vectors = pool_texts(model, texts).astype(np.float64)
-    if normalize:
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors /= np.where(lengths > 0, lengths, 1)
-    return vectors.astype(np.float32)
+    return (normalized(vectors) if normalize else vectors).astype(np.float32)
+
+
+def normalized(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Vectors (N, width) divided by their lengths; one that is all zero stays so."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def pool_texts(model: Model, texts: List[Tokens], types: List[Tokens] | None = None) -> Floats:

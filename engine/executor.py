@@ -72,3 +72,31 @@ class SlotExecutor(Executor, Protocol):
 
     def copy_slot(self, source: int, target: int) -> None:
         """Copies the state in slot `source`, that of all layers, to slot `target`."""
+
+
+@runtime_checkable
+class SavingExecutor(SlotExecutor, Protocol):
+    """An executor whose pages and slots can be read and written, each as bytes in a layout of its own.
+
+    They mean the same to every executor of the same kind, program and settings. It may have no slots.
+    """
+
+    @property
+    def page_bytes(self) -> int:
+        """The size of a page."""
+
+    @property
+    def slot_bytes(self) -> int:
+        """The size of a slot; 0 if the program's state has none."""
+
+    def read_page(self, page: int) -> bytes:
+        """The entries of all layers in a page."""
+
+    def write_page(self, page: int, data: bytes) -> None:
+        """Replaces the entries of all layers in a page."""
+
+    def read_slot(self, slot: int) -> bytes:
+        """The state in a slot, that of all layers."""
+
+    def write_slot(self, slot: int, data: bytes) -> None:
+        """Replaces the state in a slot."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from lltool.engine.logits import Logits
 from lltool.engine.request import Limits, Request, StopStrings, Timings, Token
 from lltool.engine.sampling import Sampler, sample_rows
 from lltool.engine.scheduler import Scheduler, Taken
+from lltool.engine.state_file import StateFile, save_state
 from lltool.gguf.errors import InputError
 
 if TYPE_CHECKING:
@@ -120,6 +122,29 @@ class Dialogue:
         """Runs a batch of the request, a part of its prompt or a token."""
         return generate_step(self._scheduler)
 
+    def restore(self, path: Path) -> int:
+        """Reads a text with its state, for prompts that begin with it; returns its number of tokens.
+
+        Raises InputError for a file that does not fit the model, and OSError as `open` does.
+        """
+        with StateFile(path, self.model) as file:
+            self._scheduler.keep_text(file.ids, file.claim, file.fill)
+            return len(file.ids)
+
+    def save(self, path: Path) -> int:
+        """Writes the text in the cache with its state; returns its number of tokens. Raises InputError if it cannot."""
+        request = self._request
+        if request is not None and request.sequence is not None:
+            ids, sequence = request.ids[: request.evaluated], request.sequence
+        else:
+            kept = self._scheduler.kept
+            found = self._scheduler.kept_text(kept[-1]) if kept else None
+            if found is None:
+                raise InputError(f"{path}: there is no text in the cache to save")
+            ids, sequence = found
+        save_state(path, self.model, ids, sequence)
+        return len(ids)
+
     def free(self) -> None:
         """Returns the pages to the cache; the dialogue is then empty and can be used again."""
         self._request = None
@@ -131,6 +156,7 @@ class Generation(Iterator[Token]):
     """An iterator over generated tokens. With the last token, `reason` and `detail` say why the generation ended.
 
     `reason` is "stop" for an end-of-generation token or a stop string, and "length" for `max_tokens` or a full context.
+    With `keep`, a full context does not end it (see `Limits`): `dropped` tokens then were dropped, after `kept` ones.
     The dialogue keeps its tokens for the next generation, unless `owns_dialogue` is set: it is then freed when this
     generation ends, raises or is garbage-collected.
     """
@@ -143,9 +169,10 @@ class Generation(Iterator[Token]):
     clock: Callable[[], float] = perf_counter
     timings: Timings = field(default_factory=Timings)
     owns_dialogue: bool = False
+    keep: int | None = None
 
     def __post_init__(self) -> None:
-        self._limits = Limits(self.max_tokens, self.stop)
+        self._limits = Limits(self.max_tokens, self.stop, self.keep)
         self._ids = token_ids(self.prompt, self.dialogue.model.config.vocab)
         self._request: Request | None = None
         self._is_closed = False
@@ -157,6 +184,14 @@ class Generation(Iterator[Token]):
     @property
     def detail(self) -> str:
         return self._request.detail if self._request else ""
+
+    @property
+    def dropped(self) -> int:
+        return self._request.dropped if self._request else 0
+
+    @property
+    def kept(self) -> int:
+        return self._request.kept if self._request else 0
 
     def __next__(self) -> Token:
         if self._is_closed:

@@ -84,7 +84,18 @@ def check_ranks(model: Model) -> None:
 
 def score_pairs(model: Model, pairs: List[tuple[Ids, Ids]], *, probabilities: bool = False) -> NDArray[np.float64]:
     """What `rank` gives, of pairs of ids and types."""
-    logits = pool_texts(model, [ids for ids, _ in pairs], _types(model, pairs)).astype(np.float64)
+    return read_scores(model, pool_pairs(model, pairs), probabilities=probabilities)
+
+
+def pool_pairs(model: Model, pairs: List[tuple[Ids, Ids]]) -> NDArray[np.float32]:
+    """The classifier's outputs for each pair of ids and types, (N, labels)."""
+    has_types = "token_types.weight" in model.program.weights
+    return pool_texts(model, [ids for ids, _ in pairs], [types for _, types in pairs] if has_types else None)
+
+
+def read_scores(model: Model, rows: NDArray[np.float32], *, probabilities: bool = False) -> NDArray[np.float64]:
+    """What `rank` gives, of a classifier's outputs (N, labels)."""
+    logits = rows.astype(np.float64)
     if logits.shape[1] == 1:
         scores: NDArray[np.float64] = logits[:, 0]
         return 0.5 + 0.5 * np.tanh(0.5 * scores) if probabilities else scores
@@ -96,10 +107,6 @@ def score_pairs(model: Model, pairs: List[tuple[Ids, Ids]], *, probabilities: bo
         )
     yes = labels.index("yes")
     return 0.5 + 0.5 * np.tanh(0.5 * (logits[:, yes] - logits[:, 1 - yes]))
-
-
-def _types(model: Model, pairs: List[tuple[Ids, Ids]]) -> list[Ids] | None:
-    return [types for _, types in pairs] if "token_types.weight" in model.program.weights else None
 
 
 def _around(model: Model) -> tuple[Ids, Ids]:

@@ -67,12 +67,19 @@ class Timings:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a generation ends: after `max_tokens`, or at one of the texts of `stop`, which does not come out itself."""
+    """When a generation ends: after `max_tokens`, or at one of the texts of `stop`, which does not come out itself.
+
+    A full context ends it too, unless `keep` says how many tokens of the prompt stay then (-1: all): of those after
+    them, the older half is dropped, and the others are evaluated anew, so that all is as if the text had begun so.
+    """
 
     max_tokens: int | None = None
     stop: Sequence[str] = ()
+    keep: int | None = None
 
     def __post_init__(self) -> None:
+        if self.keep is not None:
+            whole_number("keep", self.keep, -1)
         if self.max_tokens is not None:
             whole_number("max_tokens", self.max_tokens, 0)
         texts = self.stop if isinstance(self.stop, Sequence) and not isinstance(self.stop, str) else [None]
@@ -125,6 +132,7 @@ class Request(Task):
         self._prompt_tokens, self._context, self._limits = len(ids), context, limits
         self.tokenizer, self._decoder, self._held = tokenizer, StreamDecoder(tokenizer), StopStrings(limits.stop)
         self._ends = tokenizer.end_of_generation | ends
+        self.dropped = 0  # tokens, to make room in the context
         self._clock, self._mark = clock, -1.0
 
     def resume(self) -> None:
@@ -176,13 +184,31 @@ class Request(Task):
             self.end("stop", f"the stop string {held.found!r}")
         elif times.tokens == self._limits.max_tokens:
             self.end("length", f"{times.tokens} tokens were asked for")
-        elif len(self.ids) >= self._context:
+        elif len(self.ids) >= self._context and not self._shift():
             self.end("length", f"the context of {self._context} tokens is full")
         if self.is_over:
             return Token(id, text if held.found is not None else text + held.flush(self._decoder.flush()))
         self.append(id)
+        if self.dropped:
+            self.first = len(self.ids) - 1
         times.text_seconds += self._lap()
         return Token(id, text)
+
+    @property
+    def kept(self) -> int:
+        """How many tokens at the beginning of the text stay when the context is full."""
+        keep = self._limits.keep or 0
+        is_begun = self.ids[0] == self.tokenizer.bos and self.tokenizer.add_bos
+        return self._prompt_tokens if keep < 0 else min(keep + is_begun, self._prompt_tokens)
+
+    def _shift(self) -> bool:
+        """Drops the older half of the tokens after those that are kept; returns whether it may and there were any."""
+        count = (len(self.ids) - self.kept) // 2
+        if self._limits.keep is None or not count:
+            return False
+        self.cut(self.kept, self.kept + count)
+        self.dropped += count
+        return True
 
     def flush(self) -> str:
         """What is held back of the text, for a request that is ended from outside."""

@@ -50,6 +50,7 @@ class Task:
         self.first, self.limit, self.reserved = first, limit, limit if reserved is None else reserved
         self.sequence: Sequence | None = None
         self.shared = 0  # tokens that were in the cache when the task began
+        self.common = 0  # tokens that a text in the cache began with too, even if their state was not at hand
         self.is_over = False
 
     @property
@@ -64,6 +65,15 @@ class Task:
     def append(self, id: int) -> None:
         self._tokens[self._count] = id
         self._count += 1
+
+    def cut(self, start: int, stop: int) -> None:
+        """Removes the tokens from index `start` to `stop`. Those after them move, and are evaluated anew."""
+        tail = self._tokens[stop : self._count].copy()
+        self._count -= stop - start
+        self._tokens[start : self._count] = tail
+        self.first = self._count - 1
+        if self.sequence is not None:
+            self.sequence.truncate(min(start, self.sequence.length))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +147,52 @@ class Scheduler:
             self.waiting.remove(task)
         self._retire()
 
+    def kept_text(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.int32], Sequence] | None:
+        """The longest prefix of a text that a kept text consists of, with its state; None if there is none."""
+        best = max(self._prefixes(ids), key=lambda kept: len(kept.ids), default=None)
+        return None if best is None else (best.ids, best.sequence)
+
+    def keep_text(
+        self, ids: NDArray[np.int32], claim: Callable[[Sequence], None], fill: Callable[[Sequence], None]
+    ) -> None:
+        """Keeps a text whose state comes from elsewhere: `claim` takes room in an empty sequence, `fill` writes it.
+
+        Kept texts go where room is wanted, the least recently used first. Raises InputError if that is not enough, and
+        what `fill` raises.
+        """
+        sequence = self.model.new_sequence()
+        pages = -(-len(ids) // PAGE)
+        with self.model.turn():
+            while True:
+                promised = sum(task.sequence.pages_to_take(task.reserved) for task in self.running if task.sequence)
+                try:
+                    if pages > self.model.free_pages - promised:
+                        raise InputError(f"the cache has no room for a text of {len(ids)} tokens")
+                    claim(sequence)
+                    break
+                except InputError:
+                    if not self._kept:
+                        raise
+                    self._drop(1)
+            try:
+                fill(sequence)
+            except BaseException:
+                sequence.free()
+                raise
+            self._kept.append(_Kept(ids, sequence))
+            self._drop(len(self._kept) - self.keep)
+
+    def forget_text(self, ids: NDArray[np.int32]) -> int:
+        """Drops the kept texts that a text begins with; returns the number of tokens of the longest."""
+        found = self._prefixes(ids)
+        for kept in found:
+            self._kept.remove(kept)
+            kept.sequence.free()
+        return max((len(kept.ids) for kept in found), default=0)
+
+    def _prefixes(self, ids: NDArray[np.int32]) -> list[_Kept]:
+        return [kept for kept in self._kept if _common_prefix(ids, kept.ids) == len(kept.ids)]
+
     def free(self) -> None:
         """Ends all tasks and returns everything to the cache."""
         self.waiting.clear()
@@ -204,7 +260,7 @@ class Scheduler:
                     self._refuse(task)
                 return
             del self.waiting[index]
-            task.sequence, task.shared = sequence, sequence.length
+            task.sequence, task.shared, task.common = sequence, sequence.length, shared
             self.running.append(task)
 
     def _find_prefix(self, task: Task) -> tuple["Task | _Kept | None", int, bool]:

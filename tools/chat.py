@@ -18,10 +18,12 @@ from lltool.tools.generation_arguments import (
     MOST_USED,
     add_generation_arguments,
     given_prompt,
+    kept_tokens,
     load_requested_model,
     max_tokens,
     parse_generation_arguments,
     read_requested_template,
+    shift_note,
 )
 from lltool.tools.parser import CommandParser
 from lltool.tools.sampling_arguments import make_sampler, shipped_note
@@ -97,6 +99,7 @@ def converse(arguments: argparse.Namespace, first: str | None) -> int:
             max_tokens=max_tokens(arguments),
             stop=arguments.reverse_prompt,
             parse_special=arguments.special,
+            keep=kept_tokens(arguments),
         )
         if shipped := shipped_note(arguments, model.file.metadata):
             note(shipped)
@@ -227,10 +230,13 @@ class _Chat:
             self._print_stats()
 
     def _print(self, answer: "Answer") -> None:
-        is_escaped = sys.stdout.isatty()
+        is_escaped, is_shifted = sys.stdout.isatty(), False
         try:
             for token in answer:
                 print(without_controls(token.text) if is_escaped else token.text, end="", flush=True)
+                if answer.generation.dropped and not is_shifted:
+                    is_shifted = True
+                    note(shift_note(answer.generation, self.conversation.model.context))
         finally:
             answer.close()
             if answer.generation.timings.tokens and not answer.text.endswith("\n"):

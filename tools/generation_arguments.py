@@ -18,6 +18,7 @@ from lltool.tools.engine_arguments import add_engine_arguments, engine_options
 from lltool.tools.sampling_arguments import add_sampling_arguments
 
 if TYPE_CHECKING:
+    from lltool.engine.generate import Generation
     from lltool.engine.model import Model
     from lltool.engine.text.chat import ChatTemplate
 
@@ -37,7 +38,20 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=-1,
         metavar="N",
-        help="tokens at most (default -1: no limit)",
+        help="tokens at most (default -1: no limit; -2: until the context is full)",
+    )
+    add(
+        "--context-shift",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="when the context is full, drop the older half of the text and go on (default: end)",
+    )
+    add(
+        "--keep",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --context-shift: tokens of the prompt that always stay (default 0; -1: all)",
     )
     add_sampling_arguments(parser)
     add("-r", "--reverse-prompt", action="append", default=[], metavar="TEXT", help="stop at this text")
@@ -67,8 +81,10 @@ def parse_generation_arguments(parser: argparse.ArgumentParser, argv: list[str])
         arguments.prompt = " ".join(arguments.words)
     if arguments.prompt is not None and arguments.file is not None:
         raise InputError("-p and -f both give a prompt; leave one of them out")
-    if arguments.predict < -1:
-        raise InputError(f"-n {arguments.predict}, wanted a number of tokens, or -1 for no limit")
+    if arguments.predict < -2:
+        raise InputError(f"-n {arguments.predict}, wanted a number of tokens, -1 for no limit, or -2 for the context's")
+    if arguments.keep < -1:
+        raise InputError(f"--keep {arguments.keep}, wanted a number of tokens, or -1 for all of the prompt")
     escapes = arguments.escape
     if arguments.prompt is not None:
         arguments.prompt = decode_argument(arguments.prompt, "-p", escapes=escapes)
@@ -101,7 +117,20 @@ def load_requested_model(arguments: argparse.Namespace) -> "Model":
 
 
 def max_tokens(arguments: argparse.Namespace) -> int | None:
-    return None if arguments.predict == -1 else arguments.predict
+    return None if arguments.predict < 0 else arguments.predict
+
+
+def kept_tokens(arguments: argparse.Namespace) -> int | None:
+    """How many tokens of the prompt stay when the context is full; None if the text ends then."""
+    return arguments.keep if arguments.context_shift and arguments.predict != -2 else None
+
+
+def shift_note(generation: "Generation", context: int) -> str:
+    """What a generation has lost when the context was full for the first time."""
+    return (
+        f"the context of {context} tokens is full: after the first {generation.kept}, the older half of the text is "
+        f"dropped ({generation.dropped} tokens now, and again whenever it is full), and the model no longer sees it"
+    )
 
 
 def read_requested_template(arguments: argparse.Namespace, model: "Model") -> "ChatTemplate":

@@ -45,6 +45,11 @@ HAD = (
     "--prio",
     "--poll",
     "-c --ctx-size",
+    "--context-shift",
+    "--prompt-cache",
+    "--prompt-cache-all",
+    "--prompt-cache-ro",
+    "--slot-save-path",
     "-n --predict --n-predict",
     "-b --batch-size",
     "-ctk --cache-type-k",
@@ -132,6 +137,7 @@ IGNORED = (
     Ignored("-dt --defrag-thold", 1, "the cache does not fragment"),
     Ignored("-kvu --kv-unified -no-kvu --no-kv-unified", 0, "the cache has one form"),
     Ignored("--swa-full", 0, "the results are the same"),
+    Ignored("--reranking --rerank", 0, "the file says whether the model is a reranker"),
     Ignored("--keep", 1, _SHIFT),
     Ignored("--no-context-shift", 0, _SHIFT),
     Ignored("-ctxcp --ctx-checkpoints --swa-checkpoints", 1, _SERVER),
@@ -214,7 +220,6 @@ _ROPE = "set it in the file instead: lltool quantize --override-kv KEY=TYPE:VALU
 _YARN = f"lltool takes the scaling of positions from the file; {_ROPE}"
 _DRAFT = "lltool has no speculative decoding"
 _ADAPTERS = "lltool has no adapters; merge it with its model: lltool convert MODEL --lora ADAPTER"
-_SAVED = "lltool saves no state of a prompt"
 _PREFIX = "what stands around a message is the chat template's: --chat-template-file"
 _REASONING = "the chat template decides how a model reasons: --chat-template-file"
 
@@ -223,7 +228,6 @@ REFUSED = (
     Refused("--rope-scale --rope-freq-base --rope-freq-scale", _ROPE),
     Refused("--yarn-orig-ctx --yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast", _YARN),
     Refused("-gan --grp-attn-n -gaw --grp-attn-w", "lltool extends no context; take a model with a longer one"),
-    Refused("--context-shift", _SHIFT),
     Refused("--lora --lora-scaled", _ADAPTERS),
     Refused("--control-vector --control-vector-scaled --control-vector-layer-range", "lltool has no control vectors"),
     Refused("-mu --model-url", "give the file's address to -m if it is on the Hub, or download it first"),
@@ -237,7 +241,6 @@ REFUSED = (
     Refused("-sysf --system-prompt-file", 'use -sys "$(cat FILE)"'),
     Refused("--verbose-prompt", "`lltool tokenize` shows the tokens of a text"),
     Refused("-ptc --print-token-count", "`lltool tokenize --show-count` counts tokens"),
-    Refused("--prompt-cache --prompt-cache-all --prompt-cache-ro", _SAVED),
     Refused("--in-prefix --in-suffix --in-prefix-bos -ins --instruct -cml --chatml", _PREFIX),
     Refused("--chat-template", "put the template in a file: --chat-template-file"),
     Refused("--chat-template-kwargs", _PREFIX),

@@ -2,20 +2,25 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
+from lltool.gguf.whole_file import check_output
 from lltool.tools.arguments import command_parser, print_json, read_standard_input
 from lltool.tools.generation_arguments import (
     MOST_USED,
     add_generation_arguments,
     given_prompt,
+    kept_tokens,
     load_requested_model,
     max_tokens,
     parse_generation_arguments,
     read_requested_template,
+    shift_note,
 )
 from lltool.tools.parser import CommandParser
 from lltool.tools.sampling_arguments import make_sampler, shipped_note
@@ -23,7 +28,7 @@ from lltool.tools.talk import note
 from lltool.tools.timings import timing_lines
 
 if TYPE_CHECKING:
-    from lltool.engine.generate import Generation, Token
+    from lltool.engine.generate import Dialogue, Generation, Token
     from lltool.engine.model import Model
     from lltool.engine.text.chat import ChatTemplate, Message
     from lltool.engine.text.tokenizer import Tokenizer
@@ -46,7 +51,7 @@ def main(argv: list[str]) -> int:
         from lltool.tools.chat import converse
 
         return converse(arguments, prompt)
-    from lltool.engine.generate import generate
+    from lltool.engine.generate import Dialogue, Generation
 
     start = perf_counter()
     with load_requested_model(arguments) as model:
@@ -57,16 +62,18 @@ def main(argv: list[str]) -> int:
         tokenizer, template = model.tokenizer, _choose_template(arguments, model)
         load = {"model": model_seconds, "tokenizer": perf_counter() - start - model_seconds}
         ids = _encode(prompt, template, tokenizer, arguments)
-        generation = generate(
-            model, ids, sampler=sampler, max_tokens=max_tokens(arguments), stop=arguments.reverse_prompt
+        dialogue = Dialogue(model)
+        _restore(dialogue, arguments)
+        generation = Generation(
+            dialogue, ids, sampler, max_tokens(arguments), arguments.reverse_prompt, keep=kept_tokens(arguments)
         )
         if arguments.json:
-            tokens = list(generation)
+            tokens = list(_saving(generation, arguments))
             print_json(_report(arguments, prompt, generation, tokens, load))
         else:
             if template is None and not arguments.no_display_prompt:
                 print(prompt, end="", flush=True)
-            _print_stream(generation)
+            _print_stream(generation, arguments, model.context)
             for line in timing_lines(generation, sum(load.values())):
                 print(line, file=sys.stderr)
     return 0
@@ -85,6 +92,9 @@ def parser() -> CommandParser:
     add = parser.add_argument
     add("-i", "--interactive", action="store_true", help="chat; a prompt becomes the first message")
     add("--raw", "--no-chat", "--no-conversation", dest="raw", action="store_true", help="continue the prompt as it is")
+    add("--prompt-cache", type=Path, metavar="FILE", help="begin with the state in FILE, and save it after the prompt")
+    add("--prompt-cache-all", action="store_true", help="save it after the answer instead")
+    add("--prompt-cache-ro", action="store_true", help="read FILE, and do not change it")
     add("--no-display-prompt", action="store_true", help="with --raw: print only the new text")
     return parser
 
@@ -94,6 +104,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     for flag in ("--system", "--chat-template-file", "--interactive"):
         if arguments.raw and getattr(arguments, flag[2:].replace("-", "_")):
             raise InputError(f"{flag} is for a chat, but --raw only continues a prompt; leave one of them out")
+    if arguments.prompt_cache is None and (arguments.prompt_cache_all or arguments.prompt_cache_ro):
+        raise InputError("--prompt-cache-all and --prompt-cache-ro say what happens to the file of --prompt-cache")
+    if arguments.prompt_cache_all and arguments.prompt_cache_ro:
+        raise InputError("--prompt-cache-all saves a state, and --prompt-cache-ro saves none; leave one of them out")
     return arguments
 
 
@@ -106,6 +120,8 @@ def _read_prompt(arguments: argparse.Namespace) -> str | None:
         raise InputError("--raw continues a prompt; give one with -p or -f")
     if arguments.json and (prompt is None or arguments.interactive):
         raise InputError("--json reports one answer, not a chat; give a prompt with -p or -f")
+    if arguments.prompt_cache is not None and (prompt is None or arguments.interactive):
+        raise InputError("--prompt-cache is for one answer, not a chat; give a prompt with -p or -f")
     return prompt
 
 
@@ -131,11 +147,46 @@ def _encode(
     return template.encode([*system, {"role": "user", "content": prompt}], parse_special=arguments.special)
 
 
-def _print_stream(generation: "Generation") -> None:
+def _restore(dialogue: "Dialogue", arguments: argparse.Namespace) -> None:
+    """Reads the state of --prompt-cache, if its file exists."""
+    path = arguments.prompt_cache
+    if path is None:
+        return
+    if not path.exists():
+        if arguments.prompt_cache_ro:
+            raise InputError(f"{path}: no such file, and with --prompt-cache-ro none is made; leave that out once")
+        check_output(path)
+        return
+    note(f"{path}: has the state of {dialogue.restore(path)} tokens")
+
+
+def _saving(generation: "Generation", arguments: argparse.Namespace) -> "Iterator[Token]":
+    """Passes the tokens on; saves the state after the prompt, or with --prompt-cache-all after the last token."""
+    path, waits = arguments.prompt_cache, arguments.prompt_cache_all
+    saves = path is not None and not arguments.prompt_cache_ro
+    for token in generation:
+        yield token
+        if saves and not waits:
+            saves = False
+            if generation.timings.prompt_tokens > 1:  # one token is always computed anew
+                _save(generation, path)
+    if saves:
+        _save(generation, path)
+
+
+def _save(generation: "Generation", path: Path) -> None:
+    note(f"{path}: the state of {generation.dialogue.save(path)} tokens is saved")
+
+
+def _print_stream(generation: "Generation", arguments: argparse.Namespace, context: int) -> None:
     """Prints an answer as it is generated."""
+    is_shifted = False
     try:
-        for token in generation:
+        for token in _saving(generation, arguments):
             print(token.text, end="", flush=True)
+            if generation.dropped and not is_shifted:
+                is_shifted = True
+                note(shift_note(generation, context))
     except KeyboardInterrupt:
         print(flush=True)
         raise
@@ -161,6 +212,7 @@ def _report(
         "text": "".join(token.text for token in tokens),
         "tokens": [token.id for token in tokens],
         "reason": generation.reason,
+        "dropped": generation.dropped,
         "detail": generation.detail,
         "load_seconds": sum(load.values()),
         "load": load,

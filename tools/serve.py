@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lltool.gguf.errors import InputError
 from lltool.gguf.optional import require
 from lltool.gguf.text_file import read_lines
+from lltool.gguf.whole_file import check_folder
 from lltool.tools.arguments import (
     add_model_arguments,
     byte_size,
@@ -91,6 +92,12 @@ def parser() -> CommandParser:
         metavar="N",
         help="unload a model that nobody has used for so long (default -1: never)",
     )
+    add(
+        "--slot-save-path",
+        type=Path,
+        metavar="FOLDER",
+        help="where requests may save the state of a text (default: not)",
+    )
     add("--max-body", type=byte_size, default=4 << 20, metavar="SIZE", help="the largest request (default 4 MiB)")
     network = parser.add_argument_group("network and security").add_argument
     network("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1)")
@@ -154,6 +161,8 @@ def _settings(arguments: argparse.Namespace) -> "ServerSettings":
         keys += [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise InputError(f"{arguments.api_key_file}: has no key; wanted one on each line")
+    if arguments.slot_save_path is not None:
+        check_folder(arguments.slot_save_path)
     if not is_loopback(arguments.host) and not keys and not arguments.insecure:
         raise InputError(
             f"--host {arguments.host}: anyone who reaches this address could use the server; "
@@ -180,6 +189,7 @@ def _settings(arguments: argparse.Namespace) -> "ServerSettings":
         models_max=arguments.models_max,
         memory_budget=arguments.memory_budget,
         idle_seconds=None if arguments.sleep_idle_seconds < 0 else arguments.sleep_idle_seconds,
+        slot_save_path=arguments.slot_save_path,
         page=PAGE if PAGE.is_dir() and not arguments.no_page else None,
     )
 

@@ -16,6 +16,7 @@ def timing_lines(generation: "Generation", load_seconds: float | None = None) ->
         f"first token {times.first_token_seconds:.2f} s",
         f"{times.tokens} tokens, {times.decode_rate:.1f} t/s",
         generation.detail or "interrupted",
+        *([f"{generation.dropped} tokens dropped, as the context was full"] if generation.dropped else []),
         *([f"seed {sampler.seed}"] if sampler.chain.draws else []),
     )
     lines = [f"[{' | '.join(parts)}]"]

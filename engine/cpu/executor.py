@@ -128,3 +128,27 @@ class CpuExecutor:
 
     def copy_slot(self, source: int, target: int) -> None:
         self._native.copy_slot(source, target)
+
+    @property
+    def page_bytes(self) -> int:
+        bytes: int = self._native.page_bytes()
+        return bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        bytes: int = self._native.slot_bytes()
+        return bytes
+
+    def read_page(self, page: int) -> bytes:
+        data: bytes = self._native.read_page(page)
+        return data
+
+    def write_page(self, page: int, data: bytes) -> None:
+        self._native.write_page(page, data)
+
+    def read_slot(self, slot: int) -> bytes:
+        data: bytes = self._native.read_slot(slot)
+        return data
+
+    def write_slot(self, slot: int, data: bytes) -> None:
+        self._native.write_slot(slot, data)

@@ -14,10 +14,11 @@ _NONE, _RANK = 0, 4
 
 @dataclass(frozen=True)
 class PoolingSettings:
-    """With `ranks`, the vector goes through a classifier, whose outputs are scores."""
+    """With `ranks`, the vector goes through a classifier, whose outputs are scores. `is_stated`: the file names it."""
 
     kind: Pooling = "mean"
     ranks: bool = False
+    is_stated: bool = False
 
 
 def read_pooling(keys: ArchitectureKeys, of_rankers: Pooling, *, has_classifier: bool) -> PoolingSettings:
@@ -28,7 +29,7 @@ def read_pooling(keys: ArchitectureKeys, of_rankers: Pooling, *, has_classifier:
     stated = keys.integer("pooling_type", _RANK if has_classifier else _NONE, minimum=0)
     keys.expect("pooling_type", stated in (_NONE, _RANK, *_KINDS), "0 to 4")
     if stated != _RANK:
-        return PoolingSettings(_KINDS.get(stated, "mean"))
+        return PoolingSettings(_KINDS.get(stated, "mean"), is_stated=stated != _NONE)
     before = keys.integer("classifier.pooling_type", _NONE, minimum=0)
     keys.expect("classifier.pooling_type", before in (_NONE, *_KINDS), "1, 2 or 3")
     return PoolingSettings(_KINDS.get(before, of_rankers), ranks=True)

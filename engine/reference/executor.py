@@ -3,6 +3,8 @@
 It is slow, and all other executors must agree with it.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,3 +70,36 @@ class ReferenceExecutor:
     def copy_slot(self, source: int, target: int) -> None:
         for states in self._context.slots.values():
             states[target] = states[source]
+
+    @property
+    def page_bytes(self) -> int:
+        return sum(part[:PAGE].nbytes for part in self._entries())
+
+    @property
+    def slot_bytes(self) -> int:
+        return sum(states[:1].nbytes for states in self._context.slots.values())
+
+    def read_page(self, page: int) -> bytes:
+        return b"".join(part[page * PAGE : (page + 1) * PAGE].tobytes() for part in self._entries())
+
+    def write_page(self, page: int, data: bytes) -> None:
+        _fill([part[page * PAGE : (page + 1) * PAGE] for part in self._entries()], data)
+
+    def read_slot(self, slot: int) -> bytes:
+        return b"".join(states[slot].tobytes() for states in self._context.slots.values())
+
+    def write_slot(self, slot: int, data: bytes) -> None:
+        _fill([states[slot] for states in self._context.slots.values()], data)
+
+    def _entries(self) -> list[NDArray[Any]]:
+        """The keys of all layers, and the values that are no part of them."""
+        context = self._context
+        values = [part for layer, part in context.values.items() if part.base is not context.keys[layer]]
+        return [*context.keys.values(), *values]
+
+
+def _fill(parts: list[NDArray[Any]], data: bytes) -> None:
+    """Replaces arrays, one after the other, by the bytes of all."""
+    for part in parts:
+        part[:] = np.frombuffer(data[: part.nbytes], part.dtype).reshape(part.shape)
+        data = data[part.nbytes :]

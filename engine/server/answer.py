@@ -145,6 +145,7 @@ def timings(job: Job) -> dict[str, Any]:
     steps = max(times.tokens - 1, 0)  # the first token comes with the prompt
     return {
         "cache_n": times.cached,
+        "cache_reason": job.cache_reason,
         "prompt_n": times.prompt_tokens,
         "prompt_ms": prompt,
         "prompt_per_token_ms": prompt / times.prompt_tokens if times.prompt_tokens else 0.0,

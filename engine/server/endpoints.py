@@ -9,13 +9,24 @@ from starlette.responses import Response
 
 from lltool.engine.server import ollama
 from lltool.engine.server.anthropic import CountFields, MessagesFields, count_tokens, messages
-from lltool.engine.server.embeddings import EmbeddingFields, OllamaEmbedFields, embeddings, ollama_embed
+from lltool.engine.server.embeddings import (
+    EmbeddingFields,
+    NativeEmbeddingFields,
+    OllamaEmbeddingsFields,
+    OllamaEmbedFields,
+    embeddings,
+    native_embedding,
+    ollama_embed,
+    ollama_embeddings,
+)
 from lltool.engine.server.fields import Fields
 from lltool.engine.server.metrics import metrics, slots
 from lltool.engine.server.native import InfillFields, NativeCompletionFields, completion, infill
 from lltool.engine.server.openai_chat import ChatFields, chat_completions
 from lltool.engine.server.openai_completions import CompletionFields, completions
+from lltool.engine.server.rerank import RerankFields, ScoreFields, rerank, score
 from lltool.engine.server.responses import ResponsesFields, responses
+from lltool.engine.server.slots import SlotFields, change_slot
 from lltool.engine.server.utilities import (
     ApplyTemplateFields,
     DetokenizeFields,
@@ -74,8 +85,14 @@ ENDPOINTS = (
     Endpoint(messages, ("/v1/messages",), "Answer a conversation (Anthropic)", MessagesFields, SSE, refusals=_BUSY),
     Endpoint(count_tokens, ("/v1/messages/count_tokens",), "Count the tokens of a conversation (Anthropic)",
         CountFields, refusals=_BUSY),
-    Endpoint(embeddings, ("/v1/embeddings", "/embeddings"), "Vectors of texts (OpenAI)", EmbeddingFields,
-        refusals=(*_BUSY, 501)),
+    Endpoint(embeddings, ("/v1/embeddings",), "Vectors of texts (OpenAI)", EmbeddingFields, refusals=_BUSY),
+    Endpoint(native_embedding, ("/embedding", "/embeddings"),
+        "Vectors of texts: of `content` llama-server's list of several, of `input` OpenAI's object",
+        NativeEmbeddingFields, refusals=_BUSY),
+    Endpoint(rerank, ("/v1/rerank", "/rerank", "/v1/reranking", "/reranking", "/v2/rerank"),
+        "Sort documents by their relevance (Jina, Cohere); of `texts`, a list of several (TEI)", RerankFields,
+        refusals=_BUSY),
+    Endpoint(score, ("/v1/score", "/score"), "Scores of pairs of texts (vLLM)", ScoreFields, refusals=_BUSY),
     Endpoint(completion, ("/completion", "/completions"), "Continue texts (llama-server); of several, a list",
         NativeCompletionFields, SSE, refusals=_BUSY),
     Endpoint(infill, ("/infill",), "Fill a gap in a text (llama-server)", InfillFields, SSE, refusals=(*_BUSY, 501)),
@@ -85,12 +102,16 @@ ENDPOINTS = (
         refusals=_BUSY),
     Endpoint(props, ("/props",), "Settings and template of a model, which the query's `model` names", refusals=_BUSY),
     Endpoint(slots, ("/slots",), "What runs and waits", answer="array"),
+    Endpoint(change_slot, ("/slots/{id}",), "Save a slot's text with its state in a file, restore or erase it",
+        SlotFields, refusals=(*_BUSY, 501)),
     Endpoint(metrics, ("/metrics",), "Counts for Prometheus", media="text/plain"),
     Endpoint(ollama.chat, ("/api/chat",), "Answer a conversation (Ollama)", ollama.OllamaChatFields, ollama.LINES,
         refusals=_BUSY),
     Endpoint(ollama.generate, ("/api/generate",), "Answer or continue a text (Ollama)", ollama.OllamaGenerateFields,
         ollama.LINES, refusals=_BUSY),
-    Endpoint(ollama_embed, ("/api/embed",), "Vectors of texts (Ollama)", OllamaEmbedFields, refusals=(*_BUSY, 501)),
+    Endpoint(ollama_embed, ("/api/embed",), "Vectors of texts (Ollama)", OllamaEmbedFields, refusals=_BUSY),
+    Endpoint(ollama_embeddings, ("/api/embeddings",), "The vector of a text (Ollama)", OllamaEmbeddingsFields,
+        refusals=_BUSY),
     Endpoint(ollama.show, ("/api/show",), "What a model's file says (Ollama)", ollama.ShowFields, refusals=(404,)),
     Endpoint(ollama.tags, ("/api/tags",), "The models that there are (Ollama)"),
     Endpoint(ollama.running, ("/api/ps",), "The models that are loaded (Ollama)"),

@@ -71,6 +71,10 @@ class Exchange:
         self.jobs += jobs
         self.request.state.jobs = self.jobs
 
+    def count_tokens(self, count: int) -> None:
+        """Says how many tokens a request that generates nothing is to read, for the log and the metrics."""
+        self.request.state.tokens = count
+
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True

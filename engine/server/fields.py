@@ -69,6 +69,9 @@ class GenerationFields(SamplingFields):
     stream: bool | None = None
     stop: Annotated[list[str] | str, Field(description="texts at which the answer ends")] | None = None
     n: Annotated[int, Field(ge=1, le=_WHOLE, description="answers to each prompt")] | None = None
+    id_slot: Annotated[int, Field(ge=-1, description="the slot under which the text can be saved; -1: any")] | None = (
+        None
+    )
     t_max_predict_ms: Annotated[int, Field(ge=0, le=_WHOLE, description="time for the request")] | None = None
 
 

@@ -37,7 +37,8 @@ class Job(Request):
 
     Its pieces go to `inbox`, and None when it is over. `top` is the number of likeliest tokens to report with each
     token, None for no scores; with `reads_prompt`, those of the prompt are in `prompt_scores`, from its second token
-    on. It ends with the reason "length" at `deadline`.
+    on. It ends with the reason "length" at `deadline`. `slot` is the number under which its text can be saved; -1
+    stands for any.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Job(Request):
         inbox: "Inbox",
         top: int | None = None,
         deadline: float = float("inf"),
+        slot: int = -1,
         **named: Any,
     ) -> None:
         super().__init__(*arguments, **named)
+        self.slot = slot
         self.inbox, self.deadline = inbox, deadline
         self.submitted = self.started = self.ended = perf_counter()
         self.prompt_scores: list[Score] = []
@@ -58,6 +61,19 @@ class Job(Request):
     @property
     def prompt_tokens(self) -> int:
         return self._prompt_tokens
+
+    @property
+    def cache_reason(self) -> str:
+        """Why not more of the prompt was in the cache; "" if all was, but the last token."""
+        if self.shared >= self._prompt_tokens - 1:
+            return ""
+        if not self.first and self._prompt_tokens > 1:
+            return "the log-probabilities of the prompt are wanted"
+        if self.shared < self.common:
+            return f"of {self.common} equal tokens, the recurrent state is kept only after {self.shared}"
+        if not self.shared:
+            return "no text in the cache begins with the first token"
+        return f"the texts in the cache differ from token {self.shared} on"
 
     @property
     def queue_seconds(self) -> float:

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from email.utils import formatdate
 from typing import Any
 from uuid import uuid4
 
@@ -34,7 +35,8 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", id.encode())]
+                own = [(b"x-request-id", id.encode()), (b"date", formatdate(usegmt=True).encode())]
+                message["headers"] = [*message.get("headers", []), *own]
             await send(message)
 
         try:
@@ -51,6 +53,7 @@ class RequestLog:
             }
             jobs: list[Job] = state.get("jobs", [])
             record |= {"model": state["model"]} if "model" in state else {}
+            record |= {"prompt": state["tokens"]} if "tokens" in state else {}
             record |= summarize(jobs) if jobs else {}
             self.observe(record, jobs)
             if scope["path"] not in _QUIET:

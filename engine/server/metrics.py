@@ -57,6 +57,8 @@ class Metrics:
         self._requests.labels(path, str(record["status"])).inc()
         self._request_seconds.labels(path).observe(record["seconds"])
         model = record.get("model", "")
+        if not jobs and "prompt" in record:
+            self._prompt.labels(model).inc(record["prompt"])
         for job in jobs:
             times = job.timings
             self._prompt.labels(model).inc(job.prompt_tokens)
@@ -91,13 +93,14 @@ async def metrics(request: Request) -> Response:
 
 
 async def slots(request: Request) -> Response:
-    """The texts that run or wait, and so many free slots as full contexts could still begin."""
+    """The texts that run or wait, and the free slots."""
     found: list[dict[str, Any]] = []
     for served in request.app.state.registry.loaded:
         jobs = served.runner.jobs
         for job in jobs:
             found.append(
                 {
+                    "id": job.slot,
                     "model": served.name,
                     "n_ctx": served.model.context,
                     "is_processing": job.sequence is not None,
@@ -107,6 +110,6 @@ async def slots(request: Request) -> Response:
                     "n_decoded": job.timings.tokens,
                 }
             )
-        for _ in range(served.settings.parallel - len(jobs)):
-            found.append({"model": served.name, "n_ctx": served.model.context, "is_processing": False})
-    return JsonResponse([{"id": id, **slot} for id, slot in enumerate(found)])
+        for id in sorted(set(range(served.settings.parallel)) - {job.slot for job in jobs}):
+            found.append({"id": id, "model": served.name, "n_ctx": served.model.context, "is_processing": False})
+    return JsonResponse(found)

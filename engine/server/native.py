@@ -74,6 +74,7 @@ async def infill(request: Request) -> Response:
 
 def infill_tokens(served: Served) -> dict[str, int]:
     """The control tokens of filling in. Raises ApiError if the vocabulary lacks one of the first three."""
+    served.check_makes("texts")
     tokenizer, metadata = served.tokenizer, served.model.file.metadata
     by_text = {text: id for id, text in enumerate(tokenizer.tokens) if tokenizer.is_control(id) or text[:1] in "<▁"}
     found = {}
@@ -149,7 +150,7 @@ class _Native:
             "content": content,
             "tokens": list(tokens) if self.fields.return_tokens or not stop else [],
             "stop": stop,
-            "id_slot": -1,
+            "id_slot": job.slot,
             "tokens_predicted": job.timings.tokens,
             "tokens_evaluated": job.prompt_tokens,
         }

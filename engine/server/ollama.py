@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lltool.engine.memory import MemoryModel
 from lltool.engine.server.answer import Answer, Delta, read_answers
 from lltool.engine.server.chats import NO_GRAMMAR, NO_TOOLS, Tokens, begin_chat, most_tokens
 from lltool.engine.server.exchange import Exchange, read_fields
@@ -18,7 +19,8 @@ from lltool.engine.server.messages import ChatMessage, plain_messages
 from lltool.engine.server.registry import Registry, Source
 from lltool.engine.text.chat import TEMPLATE_KEY
 from lltool.gguf.describe import describe_file
-from lltool.gguf.reader import open_gguf
+from lltool.gguf.errors import InputError
+from lltool.gguf.reader import GGUFFile, open_gguf
 
 _UNSUPPORTED = {"tools": NO_TOOLS, "format": NO_GRAMMAR, "images": "this server reads text only"}
 LINES = "application/x-ndjson"
@@ -166,12 +168,23 @@ async def show(request: Request) -> Response:
         plain = {
             key: value.data for key, value in file.metadata.items() if isinstance(value.data, str | int | float | bool)
         }
+        capabilities = _capabilities(file)
     template = plain.pop(TEMPLATE_KEY, "")
     about = _about(registry.find(fields.model))
     info = {key: value for key, value in plain.items() if not (isinstance(value, float) and value != value)}
     return JsonResponse(
-        {"details": about["details"], "template": template, "model_info": info, "capabilities": ["completion"]}
+        {"details": about["details"], "template": template, "model_info": info, "capabilities": capabilities}
     )
+
+
+def _capabilities(file: GGUFFile) -> list[str]:
+    """What the model can do, in Ollama's words, which has none for a reranker."""
+    try:
+        config = MemoryModel(file, file.size).config
+    except InputError:  # of an architecture that cannot run
+        return []
+    makes_text = config.is_causal and not config.pooling.is_stated and not config.pooling.ranks
+    return ["completion"] if makes_text else [] if config.pooling.ranks else ["embedding"]
 
 
 def _about(source: Source) -> dict[str, Any]:

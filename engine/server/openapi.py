@@ -5,6 +5,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from lltool.engine.server.endpoints import ENDPOINTS, Endpoint
+from lltool.engine.server.slots import ACTIONS
 
 _TEXTS = {"type": "string"}
 _ALWAYS = {
@@ -14,7 +15,7 @@ _ALWAYS = {
 }
 _OF_BODIES = {400: "A field or the prompt is wrong; the error says which", 413: "The body is too large"}
 _OTHERS = {
-    404: "No such model",
+    404: "No such model or file",
     501: "The model cannot do this",
     503: "Too much is asked for at the moment; Retry-After says when to try again",
 }
@@ -56,6 +57,11 @@ def _operation(endpoint: Endpoint, path: str, body: Any) -> dict[str, Any]:
     }
     if "{name" in path:
         operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": _TEXTS}]
+    if "{id}" in path:
+        operation["parameters"] = [
+            {"name": "id", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}},
+            {"name": "action", "in": "query", "required": True, "schema": {"enum": list(ACTIONS)}},
+        ]
     if path == "/props":
         operation["parameters"] = [{"name": "model", "in": "query", "required": False, "schema": _TEXTS}]
     if body is not None:

@@ -57,10 +57,11 @@ class Registry:
 
     def load_now(self, source: Source) -> Served:
         """Loads a model in this thread, before the event loop runs. Raises InputError."""
-        served, size = self._load(source)
-        self._loaded[source.name] = _Loaded(served, size)
+        # Without a budget, nobody asks for the size, and finding it takes a tenth of a second.
+        size = 0 if self.settings.memory_budget is None else self._need(source)
+        self._loaded[source.name] = _Loaded(self._load(source), size)
         self._loaded[source.name].idle.set()
-        return served
+        return self._loaded[source.name].served
 
     def find(self, name: str | None) -> Source:
         """The model of this name; any name is good where there is one model. Raises ApiError 404."""
@@ -151,12 +152,12 @@ class Registry:
                 )
             while not self._has_room(need):
                 await self._remove(next(iter(self._loaded.values())))
-            served, size = await asyncio.to_thread(self._load, source)
+            served = await asyncio.to_thread(self._load, source)
         except (InputError, OSError) as error:
             message = str(error).replace(str(source.path), source.name)
             _log.error("%s cannot be loaded: %s", source.name, error)
             raise ApiError(500, f"the model cannot be loaded: {message}", "model", "model_not_loaded") from None
-        entry = self._loaded[source.name] = _Loaded(served, size)
+        entry = self._loaded[source.name] = _Loaded(served, need)
         _log.info("loaded model=%s", source.name)
         return entry
 
@@ -180,8 +181,8 @@ class Registry:
         await asyncio.to_thread(entry.served.close)
         _log.info("unloaded model=%s", entry.served.name)
 
-    def _load(self, source: Source) -> tuple[Served, int]:
-        return Served.load(source.name, source.path, self.settings), self._need(source)
+    def _load(self, source: Source) -> Served:
+        return Served.load(source.name, source.path, self.settings)
 
     def _need(self, source: Source) -> int:
         """The bytes that a model takes besides the process itself. Raises InputError for one that cannot run."""

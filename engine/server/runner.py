@@ -3,9 +3,13 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Condition, Thread
 from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lltool.engine.generate import generate_step
 from lltool.engine.model import Model
@@ -15,6 +19,7 @@ from lltool.engine.server.errors import ApiError
 from lltool.engine.server.job import NO_TOKEN, Job, Piece
 from lltool.gguf.errors import InputError
 
+T = TypeVar("T")
 _log = logging.getLogger("lltool.server")
 
 
@@ -33,6 +38,8 @@ class Runner:
         self._submitted: deque[Job] = deque()
         self._cancelled: deque[Job] = deque()
         self._jobs: dict[Job, asyncio.AbstractEventLoop] = {}
+        self._asked: deque[tuple[Callable[[Scheduler], Any], asyncio.Future[Any], asyncio.AbstractEventLoop]] = deque()
+        self._texts: dict[int, NDArray[np.int32]] = {}  # the last text of each slot
         self._is_closing = False
         self._thread = Thread(target=self._work, name="lltool engine", daemon=True)
         self._thread.start()
@@ -55,6 +62,8 @@ class Runner:
                 )
             for job in jobs:
                 job.submitted = perf_counter()
+                if job.slot < 0:
+                    job.slot = self._free_slot()
                 self._jobs[job] = loop
             self._submitted.extend(jobs)
             self._wake.notify()
@@ -64,6 +73,35 @@ class Runner:
             if job in self._jobs:
                 self._cancelled.append(job)
                 self._wake.notify()
+
+    async def ask(self, do: Callable[[Scheduler], T]) -> T:
+        """What `do` gives, or raises, of the scheduler between two steps."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        with self._wake:
+            if self._is_closing:
+                raise ApiError(503, "the server is stopping", code="stopping", retry_after=5)
+            self._asked.append((do, answer, loop))
+            self._wake.notify()
+        return await answer
+
+    def slot_text(self, slot: int) -> NDArray[np.int32] | None:
+        """The last text of a slot; None if it has had none. Raises ApiError if one is computed there now."""
+        with self._wake:
+            if any(job.slot == slot for job in self._jobs):
+                raise ApiError(503, f"slot {slot} computes an answer; try again later", code="busy", retry_after=1)
+            return self._texts.get(slot)
+
+    def set_slot_text(self, slot: int, ids: NDArray[np.int32] | None) -> None:
+        with self._wake:
+            self._texts.pop(slot, None)
+            if ids is not None:
+                self._texts[slot] = ids
+
+    def _free_slot(self) -> int:
+        """The lowest number that no job has: a slot is a name for the last text that was computed under it."""
+        taken = {job.slot for job in self._jobs}
+        return next(number for number in range(len(taken) + 1) if number not in taken)
 
     def close(self) -> None:
         """Ends all jobs and the thread, and returns everything to the cache."""
@@ -95,12 +133,15 @@ class Runner:
     def _take_orders(self) -> bool:
         """Waits until there is something to do; returns False when the thread is to end."""
         with self._wake:
-            while not (self._submitted or self._cancelled or self._is_closing) and self._scheduler.is_idle:
+            orders = (self._submitted, self._cancelled, self._asked)
+            while not (any(orders) or self._is_closing) and self._scheduler.is_idle:
                 self._wake.wait()
-            submitted, cancelled = list(self._submitted), list(self._cancelled)
-            self._submitted.clear()
-            self._cancelled.clear()
+            submitted, cancelled, asked = list(self._submitted), list(self._cancelled), list(self._asked)
+            for order in orders:
+                order.clear()
             is_closing = self._is_closing
+        for do, answer, loop in asked:
+            _answer(do, self._scheduler, answer, loop)
         for job in submitted:
             try:
                 self._scheduler.submit(job)
@@ -140,6 +181,7 @@ class Runner:
                 by_loop.setdefault(self._jobs[job], []).append((job, piece))
             for job in over:
                 job.ended = perf_counter()
+                self._texts[job.slot] = job.ids
                 by_loop.setdefault(self._jobs.pop(job), []).append((job, None))
         for loop, items in by_loop.items():
             if not loop.is_closed():
@@ -149,3 +191,25 @@ class Runner:
 def _deliver_all(items: list[tuple[Job, Piece | None]]) -> None:
     for job, piece in items:
         job.inbox.put_nowait((job, piece))
+
+
+def _answer(
+    do: Callable[[Scheduler], T], scheduler: Scheduler, answer: "asyncio.Future[T]", loop: asyncio.AbstractEventLoop
+) -> None:
+    """Does what was asked for, and hands the result to the event loop."""
+    result: Any = None
+    failed: Exception | None = None
+    try:
+        result = do(scheduler)
+    except Exception as error:  # whoever asked handles it
+        failed = error
+
+    def settle() -> None:
+        if not answer.done():
+            if failed is None:
+                answer.set_result(result)
+            else:
+                answer.set_exception(failed)
+
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(settle)

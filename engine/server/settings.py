@@ -44,6 +44,7 @@ class ServerSettings:
     models_max: int = 4  # loaded at the same time; 0: no limit
     memory_budget: int | None = None  # bytes of all loaded models
     idle_seconds: float | None = None  # after which a model that nobody uses is unloaded
+    slot_save_path: Path | None = None  # the folder of saved states; None: none are saved
     shutdown_seconds: int = 10  # for requests that run when the server is to stop
 
     @property

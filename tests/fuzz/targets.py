@@ -7,6 +7,7 @@ import hashlib
 import json
 import struct
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from lltool.engine.config import ModelConfig
 from lltool.engine.model import load_model
 from lltool.engine.models.architectures import trace_program
 from lltool.engine.program import Weight
+from lltool.engine.state_file import StateFile, save_state
 from lltool.engine.text.chat import ChatTemplate
 from lltool.engine.text.tokenizer import Tokenizer
 from lltool.engine.traits import ARCHITECTURES
@@ -327,6 +329,25 @@ def reference_seeds(folder: Path) -> list[bytes]:
     return [(folder / "r.npz").read_bytes()]
 
 
+def run_state(data: bytes, folder: Path) -> None:
+    """A file of a state, with a check sum that fits; what it restores can be computed with."""
+    path = folder / "a.state"
+    path.write_bytes(data[:-4] + struct.pack("<I", zlib.crc32(data[:-4])))
+    with load_model(_model_file(folder), context=64, threads=1) as model, StateFile(path, model) as file:
+        sequence = model.new_sequence()
+        file.claim(sequence)
+        file.fill(sequence)
+        if sequence.length < model.context:
+            model.evaluate(sequence, [1])
+
+
+def state_seeds(folder: Path) -> list[bytes]:
+    with load_model(_model_file(folder), context=64, threads=1) as model:
+        model.evaluate(sequence := model.new_sequence(), [1, 2, 3])
+        save_state(folder / "seed.state", model, [1, 2, 3], sequence)
+    return [(folder / "seed.state").read_bytes()]
+
+
 def run_bindings(data: bytes, folder: Path) -> None:
     """Sequences of calls of the native modules with odd arguments, as hypothesis makes them of the bytes."""
     _boundary_tests()[data[0] % 2 if data else 0](data[1:])
@@ -368,6 +389,7 @@ TARGETS: dict[str, Target] = {
     "checkpoint": Target(run_checkpoint, random_seeds, 2_000),
     "importance": Target(in_file("a.imatrix", read_importance), importance_seeds, 50_000),
     "reference": Target(in_file("a.npz", open_reference), reference_seeds, 20_000),
+    "state": Target(run_state, state_seeds, 500),
     "logits": Target(
         in_file("a.logits", open_logits_file), lambda folder: [b"_logits_" + struct.pack("<3i", 4, 2, 1)], 150_000
     ),

@@ -215,7 +215,11 @@ def test_control_tokens_in_a_prompt_are_text_unless_special(model: str, capsys: 
         (["-f", "/dev/zero"], "/dev/zero: a device, wanted a regular file"),
         (["-p", "x", "-c", "8"], "the prompt has 31 tokens and the context 8; shorten the prompt or load"),
         (["-p", "x", "-c", "0"], "'0' is not a whole number of at least 1"),
-        (["-p", "x", "-n", "-2"], "-n -2, wanted a number of tokens, or -1"),
+        (["-p", "x", "--keep", "-2"], "--keep -2, wanted a number of tokens, or -1"),
+        (["-p", "x", "--prompt-cache-ro"], "of --prompt-cache"),
+        (["-p", "x", "--prompt-cache", "a", "--prompt-cache-ro", "--prompt-cache-all"], "leave one of them out"),
+        (["-i", "--prompt-cache", "a"], "--prompt-cache is for one answer"),
+        (["-p", "x", "-n", "-3"], "-n -3, wanted a number of tokens, -1"),
         (["-p", "x", "--temp", "-1"], "temperature -1.0, wanted a number from 0"),
         (["-p", "x", "--top-p", "1.5"], "top_p 1.5, wanted a number from 0 to 1"),
         (["-p", "x", "--top-k", "-1"], "top_k -1"),
@@ -242,3 +246,44 @@ def test_bad_input_is_one_line(
     assert err.startswith("lltool: error: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_prompt_cache(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second run computes one token of the prompt, and a continued answer only what is new."""
+    file = tmp_path / "prompt.state"
+    command = ["run", "-m", model, "-p", QUESTION, *EXACT, "--json", "--prompt-cache", str(file)]
+
+    def run(*more: str) -> dict[str, Any]:
+        assert cli.main([*command, *more]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    first = run()
+    size = file.stat().st_size
+    again = run()
+    assert again["tokens"] == first["tokens"]
+    assert (again["timings"]["cached"], again["timings"]["prompt_tokens"]) == (36, 1)
+    run("-n", "0", "--prompt-cache-ro")
+    assert file.stat().st_size == size
+    run("--prompt-cache-all")
+    assert file.stat().st_size == size + 4 * 7  # tokens; the keys and values still are in the first page
+    assert cli.main([*command, "--prompt-cache-ro", "-ctk", "f16"]) == 2
+    assert f"{file}: the state was computed with cache-type-k f32, and now it is f16" in capsys.readouterr().err
+    assert cli.main([*command[:-1], str(tmp_path / "no.state"), "--prompt-cache-ro"]) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["prompt.state"]
+
+
+def test_a_full_context_is_said(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", "-m", model, "--raw", "-p", "1 2 3 4 5 6 7 8", "-c", "64", "--ignore-eos", "--temp", "0"]
+    assert cli.main([*command, "-n", "150", "--context-shift", "--keep", "4"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("is full") == 2
+    dropped = (64 - 4) // 2
+    assert (
+        f"the context of 64 tokens is full: after the first 4, the older half of the text is dropped ({dropped}" in err
+    )
+    assert f"150 tokens were asked for | {4 * dropped} tokens dropped, as the context was full" in err
+    for more in ([], ["-n", "-2", "--context-shift"]):
+        assert cli.main([*command, *more]) == 0
+        assert "the context of 64 tokens is full" in capsys.readouterr().err

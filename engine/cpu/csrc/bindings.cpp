@@ -346,5 +346,25 @@ NB_MODULE(_native, m) {
       .def("copy_slot", [](Session& s, int64_t source, int64_t target) {
         const auto lock = s.ready();
         s.executor.copy_slot(source, target);
-      }, nb::arg("source"), nb::arg("target"));
+      }, nb::arg("source"), nb::arg("target"))
+      .def("page_bytes", [](Session& s) { return s.executor.page_bytes; })
+      .def("slot_bytes", [](Session& s) { return s.executor.slot_bytes(); })
+      .def("read_page", [](Session& s, int64_t page) {
+        const auto lock = s.ready();
+        return nb::bytes(s.executor.page_data(page), size_t(s.executor.page_bytes));
+      }, nb::arg("page"))
+      .def("read_slot", [](Session& s, int64_t slot) {
+        const auto lock = s.ready();
+        return nb::bytes(s.executor.slot_data(slot), size_t(s.executor.slot_bytes()));
+      }, nb::arg("slot"))
+      .def("write_page", [](Session& s, int64_t page, nb::bytes data) {
+        const auto lock = s.ready();
+        require(int64_t(data.size()) == s.executor.page_bytes, "write_page: the bytes of a page");
+        std::memcpy(s.executor.page_data(page), data.data(), data.size());
+      }, nb::arg("page"), nb::arg("data"))
+      .def("write_slot", [](Session& s, int64_t slot, nb::bytes data) {
+        const auto lock = s.ready();
+        require(int64_t(data.size()) == s.executor.slot_bytes(), "write_slot: the bytes of a slot");
+        std::memcpy(s.executor.slot_data(slot), data.data(), data.size());
+      }, nb::arg("slot"), nb::arg("data"));
 }

@@ -311,6 +311,16 @@ void Executor::copy_page(int64_t source, int64_t target) {
   std::memcpy(cache_.data() + target * page_bytes, cache_.data() + source * page_bytes, size_t(page_bytes));
 }
 
+uint8_t* Executor::page_data(int64_t page) {
+  if (page < 0 || page >= settings.pages) throw std::invalid_argument("page_data: no such page");
+  return cache_.data() + page * page_bytes;
+}
+
+uint8_t* Executor::slot_data(int64_t number) {
+  if (number < 0 || number >= settings.slots) throw std::invalid_argument("slot_data: no such slot");
+  return reinterpret_cast<uint8_t*>(slot(number));
+}
+
 void Executor::copy_slot(int64_t source, int64_t target) {
   if (source < 0 || target < 0 || source >= settings.slots || target >= settings.slots)
     throw std::invalid_argument("copy_slot: no such slot");

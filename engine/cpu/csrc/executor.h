@@ -152,6 +152,10 @@ public:
   void compare(int64_t start, int64_t count, const float* base, const int32_t* targets, double* out);
   void copy_page(int64_t source, int64_t target);
   void copy_slot(int64_t source, int64_t target);
+  // The bytes of a page or slot, `page_bytes` or `slot_bytes()`, in this executor's own layout.
+  uint8_t* page_data(int64_t page);
+  uint8_t* slot_data(int64_t number);
+  int64_t slot_bytes() const { return slot_floats * int64_t(sizeof(float)); }
 
   // The number of operations; row operations that run together count as one.
   size_t operations() const { return ops_.size(); }

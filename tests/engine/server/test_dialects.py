@@ -203,12 +203,14 @@ def test_embeddings(client: TestClient, tiny_path: Path) -> None:
         assert client.post("/v1/embeddings", json={"input": bad}).status_code == 400
 
 
-def test_an_unknown_pooling_is_501(tmp_path: Path) -> None:
+def test_a_pooling_that_is_not_for_decoders_is_400(tmp_path: Path) -> None:
     keys = {**tiny_gguf.metadata(pooling_type=u32(2)), **tiny_gguf.vocabulary()}
     keys["tokenizer.chat_template"] = string(TEMPLATE)
     path = tiny_gguf.write_model(tmp_path / "cls.gguf", keys, tiny_gguf.tensors())
     with running(path) as client:
-        assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 501
+        answer = client.post("/v1/embeddings", json={"input": "a"})
+    assert answer.status_code == 400
+    assert "cls" in answer.json()["error"]["message"]
 
 
 def test_metrics_and_slots(tiny_path: Path) -> None:
@@ -230,3 +232,18 @@ def test_metrics_and_slots(tiny_path: Path) -> None:
     assert found['lltool_generations_total{model="tiny",reason="length"}'] == 2
     assert found['lltool_requests_running{model="tiny"}'] == 0
     assert [slot["is_processing"] for slot in slots] == [False] * 4
+
+
+def test_why_a_prefix_was_not_in_the_cache(tiny_path: Path) -> None:
+    with running(tiny_path) as client:
+
+        def ask(prompt: str, **more: Any) -> tuple[int, str]:
+            body = {"prompt": prompt, "max_tokens": 1, "temperature": 0, **more}
+            times = client.post("/v1/completions", json=body).json()["timings"]
+            return times["cache_n"], times["cache_reason"]
+
+        assert ask("abcdefgh") == (0, "no text in the cache begins with the first token")
+        assert ask("abcdefgh") == (7, "")
+        assert ask("abcdxyz") == (4, "the texts in the cache differ from token 4 on")
+        assert ask("xyz") == (0, "no text in the cache begins with the first token")
+        assert ask("abcdefgh", echo=True, logprobs=1) == (0, "the log-probabilities of the prompt are wanted")
