@@ -64,6 +64,7 @@ class ModelConfig:
     context: int  # the most tokens of a sequence, as the model is loaded
     mixture: Mixture | None  # None: no experts
     attends: tuple[bool, ...]  # of each layer: whether it has attention
+    mlps: tuple[bool, ...]  # of each layer: whether it has an MLP
     recurrent: Recurrent | None  # the mixer beside attention, or of layers without it
     delta_net: DeltaNet | None  # None: no layer has one
     temper: Temper | None  # None: queries do not grow with the position
@@ -90,6 +91,7 @@ class ModelConfig:
             extra = keys.integer("nextn_predict_layers", 0, minimum=0)
             keys.expect("nextn_predict_layers", extra < layers, f"fewer than the {layers} blocks")
             layers -= extra
+            keys.further = extra
         traits = traits.by_layers.get(layers, traits)
         if "hidden_activation" in keys.values:
             traits = replace(traits, activation=_stated_activation(keys))
@@ -121,9 +123,7 @@ class ModelConfig:
         eps = both[1] if traits.norm == "rms" or both[0] not in keys.values else both[0]
         scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}
         logit_scale = scales.get("logit_scale", 1.0)
-        absent = keys.raw("expert_feed_forward_length") if traits.has_mlp else 0  # files without dense layers lack it
-        ff_width = keys.integer("feed_forward_length", absent, minimum=int(traits.has_mlp))
-        ff_width //= 2 if traits.halved_mlp else 1
+        ff_width, mlps = _feed_forward(keys, layers, traits)
         config = cls(
             architecture=architecture,
             traits=traits,
@@ -148,6 +148,7 @@ class ModelConfig:
             logit_scale=1 / logit_scale if traits.divides_logits else logit_scale,
             mixture=read_mixture(keys, traits.mixture, ff_width),
             attends=attends,
+            mlps=mlps,
             recurrent=read_recurrent(keys, traits.mixer),
             delta_net=read_delta_net(keys, traits.delta_net, layers),
             temper=read_temper(keys, traits.tempered, rotary),
@@ -163,6 +164,18 @@ class ModelConfig:
         )
         keys.refuse_unread(NEUTRAL)
         return config
+
+
+def _feed_forward(keys: ArchitectureKeys, layers: int, traits: Architecture) -> tuple[int, tuple[bool, ...]]:
+    """The width inside the MLP, and for each layer whether it has one: a list of widths has 0 for a layer without."""
+    if traits.single_blocks:
+        widths = keys.integers("feed_forward_length", layers, 0)
+        distinct = sorted(set(widths) - {0})
+        keys.expect("feed_forward_length", len(distinct) == 1, "one number for all layers with an MLP, or 0")
+        return distinct[0], tuple(width > 0 for width in widths)
+    absent = keys.raw("expert_feed_forward_length") if traits.has_mlp else 0  # files without dense layers lack it
+    width = keys.integer("feed_forward_length", absent, minimum=int(traits.has_mlp))
+    return width // 2 if traits.halved_mlp else width, (traits.has_mlp,) * layers
 
 
 def _xielu(metadata: Mapping[str, Value], layers: int) -> tuple[tuple[float, float, float], ...]:

@@ -60,6 +60,7 @@ class Architecture:
     mixer_norm: Literal["always", "if stored"] = "always"  # after the scan of mamba2
     step_norms: bool = False  # of what mamba computes from a token: steps, b and c
     has_mlp: bool = True
+    single_blocks: bool = False  # a block is a mixer, attention or an MLP, and the file's list of widths says which
     causal: bool = True  # whether a token sees only those before it, unless the file says so
     rank_pooling: Pooling = "last"  # of rerankers
     classifier_activation: PlainActivation = "tanh"
@@ -84,6 +85,15 @@ _GEMMA3 = Architecture(
 _BERT = Architecture(norm="layer", activation="gelu", causal=False, rank_pooling="cls")
 
 _LFM2 = Architecture(head_norms="always", mixer="short convolution", attends="stated", output_norm="token_embd_norm")
+_NEMOTRON_H = Architecture(
+    rotates="none",
+    mixer="mamba2",
+    attends="stated",
+    single_blocks=True,
+    activation="relu_squared",
+    is_gated=False,
+    extra_blocks=True,
+)
 
 ARCHITECTURES = {
     # Llama 1 to 3, Mistral, Mixtral, Yi, SmolLM, InternLM 3
@@ -197,6 +207,8 @@ ARCHITECTURES = {
         mixer="mamba2",
         attends="stated",
     ),
+    "nemotron_h": _NEMOTRON_H,
+    "nemotron_h_moe": replace(_NEMOTRON_H, mixture=MixtureTraits(scoring="sigmoid", normalized=True)),
     "jamba": Architecture(
         rotates="none", mixer="mamba", step_norms=True, attends="stated", mixture=MixtureTraits(by_router=True)
     ),

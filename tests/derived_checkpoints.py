@@ -189,6 +189,14 @@ def chatglm(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], T
     return keys, rename(tensors, names)
 
 
+def nemotron_h(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """As published: the layers are letters, and a model without experts has no keys about them."""
+    letters = {"linear_attention": "M", "full_attention": "*", "mlp": "-"}
+    pattern = "".join(letters[kind] for kind in config.pop("layers_block_type"))
+    of_experts = [key for key in config if "expert" in key or "moe" in key or key.startswith("mtp")]
+    return {**without(config, *of_experts), "hybrid_override_pattern": pattern}, tensors
+
+
 def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in keys}
 
@@ -202,6 +210,7 @@ DERIVED: dict[str, tuple[str, dict[str, Any], Change]] = {
     "minicpm": ("granite", {"attention_multiplier": 0.25}, minicpm),
     "qwen": ("qwen2", {"num_key_value_heads": 4, "tie_word_embeddings": False}, qwen),
     "chatglm": ("glm", {}, chatglm),
+    "nemotron-h-published": ("nemotron-h", {}, nemotron_h),
     "exaone": ("llama3-rope", {"tie_word_embeddings": False}, exaone),
 }
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models import bert, gemma3, hybrid, llama, olmo2, parallel, qwen3_next
+from lltool.engine.models import bert, gemma3, hybrid, llama, nemotron_h, olmo2, parallel, qwen3_next
 from lltool.engine.program import Program, Tracer, Weight
 from lltool.gguf.source import Source
 
@@ -68,6 +68,8 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "mamba2": hybrid.trace,
     "falcon-h1": hybrid.trace,
     "jamba": hybrid.trace,
+    "nemotron_h": nemotron_h.trace,
+    "nemotron_h_moe": nemotron_h.trace,
     "granitehybrid": hybrid.trace,
     "bert": bert.trace,
     "nomic-bert": bert.trace,

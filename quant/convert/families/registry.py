@@ -16,6 +16,7 @@ from lltool.quant.convert.families import (
     llama_variants,
     mamba,
     modern_bert,
+    nemotron_h,
     olmo2,
     phi,
     qwen,
@@ -90,6 +91,7 @@ FAMILIES = (
     FALCON_H1,
     GRANITE_HYBRID,
     *mamba.FAMILIES,
+    *nemotron_h.FAMILIES,
     *qwen3_next.FAMILIES,
     *bert.FAMILIES,
     *modern_bert.FAMILIES,
@@ -106,7 +108,7 @@ def find_family(config: Mapping[str, Any], file: str) -> tuple[Family, Config]:
     text = config.get("text_config")
     inner = text.get("model_type") if isinstance(text, dict) else None
     model = models[0] if isinstance(models, list) and models else None
-    able = [family for family in FAMILIES if not family.only or config.get(family.only) is True]
+    able = [family for family in FAMILIES if family.takes(config)]
     by_model = next((family for family in able if model in family.models), None)
     of_kind = _of_kind(inner, able) or _of_kind(kind, able)
     by_kind = next((family for family in of_kind if model in family.models), next(iter(of_kind), None))
@@ -118,6 +120,8 @@ def find_family(config: Mapping[str, Any], file: str) -> tuple[Family, Config]:
         stated = f"architecture {short(model)}" if model else f"model_type {short(kind)} without architectures"
         raise InputError(f"{file}: {stated} is not supported; this version converts {known}")
     parsed = Config(file, _text_config(config, file), family.defaults, family.spelling)
+    if family.prepare:
+        family.prepare(parsed)
     if by_model and by_kind and model not in by_kind.models:
         parsed.notes.append(f"config.json says model_type {kind} and architectures {model}; model_type decides")
     return family, parsed

@@ -226,6 +226,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_hidden_layers": 3, "expert_layer_period": 4, "expert_layer_offset": 2},
     ),
     "mamba2, one group": ("mamba2", {"n_groups": 1}),
+    "nemotron 3 (experts of another width, groups)": (
+        "nemotron-h-moe",
+        {"moe_latent_size": 32, "n_group": 3, "topk_group": 2, "norm_topk_prob": False},
+    ),
     "granite hybrid without experts, biases": (
         "granitehybrid",
         {"num_local_experts": 0, "attention_bias": True, "tie_word_embeddings": True},

@@ -100,6 +100,9 @@ FAILS = {
 # The converter does not find the layers with attention in what transformers writes today, and says that there are none.
 WITHOUT_ATTENTION = ("granitehybrid", "granite hybrid without experts, biases")
 
+# The converter goes by a key that transformers' config class adds to every model.
+TAKEN_FOR_EXPERTS = ("nemotron-h", "nemotron-h-published")
+
 # Multiplied by a factor, in another order.
 ROUNDED = ("falcon h1, factors, norm after the gate",)
 
@@ -140,6 +143,9 @@ def test_the_file_is_that_of_llama_cpp(tree: str, case: str, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-2000:]
     path = convert(tmp_path, tmp_path / "ours.gguf", outtype="f32")
     with open_gguf(path) as ours, open_gguf(tmp_path / "theirs.gguf") as theirs:
+        if case in TAKEN_FOR_EXPERTS:
+            assert theirs.metadata["general.architecture"].data == f"{ours.metadata['general.architecture'].data}_moe"
+            return
         assert ours.metadata["general.architecture"] == theirs.metadata["general.architecture"]
         mine, other = hyper_parameters(ours), hyper_parameters(theirs)
         if case in WITHOUT_ATTENTION:

@@ -102,9 +102,12 @@ def test_every_tensor(family: str, checkpoint: Callable[[str], Path], tmp_path: 
             np.testing.assert_array_equal(found[name].data().view(np.float32).reshape(values.shape), values, name)
 
 
+RECURRENT_MIXTURES = ("jamba", "granitehybrid", "lfm2moe", "nemotron-h-moe", "kimi-linear")
+
+
 @pytest.mark.parametrize(
     "family",
-    [*(family for family in TINY if family not in (*MIXTURES, *LINEAR, "jamba", "granitehybrid", "lfm2moe")), *DERIVED],
+    [*(family for family in TINY if family not in (*MIXTURES, *LINEAR, *RECURRENT_MIXTURES)), *DERIVED],
 )
 def test_names_are_those_of_gguf(family: str, tmp_path: Path) -> None:
     """Each checkpoint tensor has the GGUF name that PyPI's gguf maps it to; or it is split, as here written out."""
@@ -208,6 +211,19 @@ def test_old_and_new_spelling_give_the_same(family: str, checkpoint: Callable[[s
         ("falcon-h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": True}, "mamba_norm_before_gate: found True"),
         ("granitehybrid", {"layer_types": [[], "mamba", "attention", "mamba"]}, "mamba or attention for each of 4"),
         ("granitehybrid", {"position_embedding_type": "rope"}, "the model would compute something else"),
+        ("nemotron-h", {"layers_block_type": ["mlp", "moe", "full_attention", "mlp", "mlp"]}, "either mlp or moe"),
+        (
+            "nemotron-h",
+            {"layers_block_type": ["mlp", 3]},
+            "linear_attention, full_attention, mlp, moe, mamba, attention",
+        ),
+        (
+            "nemotron-h",
+            {"hybrid_override_pattern": "M-*-M", "layers_block_type": ["mlp"] * 5},
+            "a layer with attention",
+        ),
+        ("nemotron-h", {"n_groups": 4}, "a divisor of the 6 heads"),
+        ("nemotron-h", {"mlp_bias": True}, "mlp_bias: found True, wanted False"),
         ("llama", {"architectures": ["RwkvForCausalLM"]}, "architecture 'RwkvForCausalLM' is not supported"),
         ("llama", {"num_hidden_layers": 4}, "tensors are of 3 layers, but config.json says num_hidden_layers 4"),
         ("llama", {"num_hidden_layers": 2}, "tensors are of 3 layers, but config.json says num_hidden_layers 2"),
