@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lltool.engine.models.alibi import read_slopes
-from lltool.engine.models.delta_net import DeltaNet, read_delta_net
+from lltool.engine.models.delta_net import DeltaNet, read_delta_net, read_kimi_delta
 from lltool.engine.models.latent import Latent, read_latent
 from lltool.engine.models.mixture import Mixture, read_mixture
 from lltool.engine.models.neutral_keys import NEUTRAL
@@ -150,7 +150,9 @@ class ModelConfig:
             attends=attends,
             mlps=mlps,
             recurrent=read_recurrent(keys, traits.mixer),
-            delta_net=read_delta_net(keys, traits.delta_net, layers),
+            delta_net=read_kimi_delta(keys, heads, attends)
+            if traits.kimi_delta
+            else read_delta_net(keys, traits.delta_net, layers),
             temper=read_temper(keys, traits.tempered, rotary),
             latent=latent,
             is_parallel=_is_parallel(keys, traits, weights),

@@ -32,6 +32,7 @@ class Architecture:
     norms_after_rope: bool = False  # of heads
     gates_attention: bool = False  # the sigmoid of a gate for each query multiplies the output
     delta_net: HeadOrder | None = None  # None: no layer has one
+    kimi_delta: bool = False  # layers without attention have Kimi's delta attention
     plain_head_norms: bool = False  # norms without weights, of heads with rotary positions
     is_chunked: bool = False  # a sliding window is a chunk: a query sees the keys of its own chunk alone
     window: int = 0  # of files that do not state one; 0: none
@@ -123,6 +124,13 @@ ARCHITECTURES = {
         tempered="all",
         mixture=MixtureTraits(best_of_groups=True),
         extra_blocks=True,
+    ),
+    "kimi-linear": Architecture(
+        rotates="none",
+        latent=True,
+        attends="stated",
+        kimi_delta=True,
+        mixture=MixtureTraits(scoring="sigmoid", normalized=True),
     ),
     "phimoe": Architecture(norm="layer", mixture=MixtureTraits(scoring="sparsemixer")),
     "llama4": Architecture(

@@ -197,6 +197,22 @@ def nemotron_h(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any]
     return {**without(config, *of_experts), "hybrid_override_pattern": pattern}, tensors
 
 
+def kimi_linear(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """As published: sizes in an object of their own, and MLPs of layers without experts under another name."""
+    kinds = config.pop("layer_types")
+    numbers = {kind: [n for n, found in enumerate(kinds, 1) if found == kind] for kind in kinds}
+    sizes = {
+        "full_attn_layers": numbers["full_attention"],
+        "kda_layers": numbers["linear_attention"],
+        "head_dim": config.pop("linear_head_dim"),
+        "num_heads": config.pop("linear_num_heads"),
+        "short_conv_kernel_size": config.pop("linear_conv_kernel_dim"),
+    }
+    keys = {"linear_attn_config": sizes, "first_k_dense_replace": config.pop("mlp_layer_types").count("dense")}
+    names = {f"layers.0.block_sparse_moe.{part}_proj": f"layers.0.mlp.{part}_proj" for part in ("gate", "up", "down")}
+    return {**config, **keys, "moe_router_activation_func": "sigmoid"}, rename(tensors, names)
+
+
 def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in keys}
 
@@ -210,6 +226,7 @@ DERIVED: dict[str, tuple[str, dict[str, Any], Change]] = {
     "minicpm": ("granite", {"attention_multiplier": 0.25}, minicpm),
     "qwen": ("qwen2", {"num_key_value_heads": 4, "tie_word_embeddings": False}, qwen),
     "chatglm": ("glm", {}, chatglm),
+    "kimi-linear-published": ("kimi-linear", {}, kimi_linear),
     "nemotron-h-published": ("nemotron-h", {}, nemotron_h),
     "exaone": ("llama3-rope", {"tie_word_embeddings": False}, exaone),
 }

@@ -36,6 +36,7 @@ from lltool.quant.convert.families.gpt_oss import GPT_OSS
 from lltool.quant.convert.families.granite_hybrid import GRANITE_HYBRID
 from lltool.quant.convert.families.granite_moe import GRANITE_MOE
 from lltool.quant.convert.families.jamba import JAMBA
+from lltool.quant.convert.families.kimi_linear import KIMI_LINEAR
 from lltool.quant.convert.families.lfm2 import LFM2
 from lltool.quant.convert.families.lfm2_moe import LFM2_MOE
 from lltool.quant.convert.families.llama import LLAMA, MISTRAL
@@ -93,6 +94,7 @@ FAMILIES = (
     *mamba.FAMILIES,
     *nemotron_h.FAMILIES,
     *qwen3_next.FAMILIES,
+    KIMI_LINEAR,
     *bert.FAMILIES,
     *modern_bert.FAMILIES,
 )

@@ -41,6 +41,8 @@ OURS = {
     "attention.temperature_scale": "llama.cpp has that of published models",
     "expert_weights_norm": "the converter writes it where the config names a scoring function",
     "full_attention_interval": _DEFAULT,
+    "expert_group_count": "the converter passes over the name that the config has for it",
+    "expert_group_used_count": "the converter passes over the name that the config has for it",
     "rope.scaling.attn_factor": "the converter passes over mscale, and writes attention_factor where nothing reads it",
 }
 THEIRS = {
@@ -93,6 +95,7 @@ FAILS = {
     "phi 3.5 moe, window 64": _UNKNOWN,
     "phi 3.5 moe, longrope, no biases": _UNKNOWN,
     "exaone": "KeyError: 'activation_function'",
+    "kimi-linear": "Can not map tensor 'model.layers.0.block_sparse_moe",  # as transformers names it
     "gemma2, no caps": "required argument is not a float",
 }
 

@@ -57,7 +57,9 @@ def test_round_trip_is_the_same_model(family: str, tmp_path: Path) -> None:
     ids = torch.randint(0, 370, (1, TOKENS), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         spread = theirs(ids).logits.max() - theirs(ids).logits.min()
-        bound = 1e-5 if family in LINEAR else 1e-6  # states sum up what the rounding of norms and decays changed
+        bound = (
+            1e-5 if family in (*LINEAR, "kimi-linear") else 1e-6
+        )  # states sum up what the rounding of norms and decays changed
         torch.testing.assert_close(ours(ids).logits / spread, theirs(ids).logits / spread, rtol=0, atol=bound)
     loaded = AutoTokenizer.from_pretrained(folder)
     with open_gguf(gguf) as file:
