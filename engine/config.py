@@ -16,6 +16,7 @@ from lltool.engine.models.pooling import PoolingSettings, read_pooling
 from lltool.engine.models.recurrent import Recurrent, read_heads, read_recurrent
 from lltool.engine.models.rotary import Rotary, Scaling
 from lltool.engine.models.temper import Temper, read_temper
+from lltool.engine.models.time_mixing import TimeMixing, read_time_mixing
 from lltool.engine.models.windows import read_windows
 from lltool.engine.operations.elementwise import Activation
 from lltool.engine.program import Weight
@@ -67,6 +68,7 @@ class ModelConfig:
     mlps: tuple[bool, ...]  # of each layer: whether it has an MLP
     recurrent: Recurrent | None  # the mixer beside attention, or of layers without it
     delta_net: DeltaNet | None  # None: no layer has one
+    time_mixing: TimeMixing | None  # None: it has attention or another mixer
     temper: Temper | None  # None: queries do not grow with the position
     latent: Latent | None  # None: each head, or group of heads, has keys and values of its own
     is_causal: bool  # whether a token sees only those before it; else a text is evaluated whole
@@ -153,6 +155,7 @@ class ModelConfig:
             delta_net=read_kimi_delta(keys, heads, attends)
             if traits.kimi_delta
             else read_delta_net(keys, traits.delta_net, layers),
+            time_mixing=read_time_mixing(keys, width) if traits.time_mixing else None,
             temper=read_temper(keys, traits.tempered, rotary),
             latent=latent,
             is_parallel=_is_parallel(keys, traits, weights),

@@ -60,6 +60,7 @@ class Architecture:
     attends: Attends = "all"
     mixer_norm: Literal["always", "if stored"] = "always"  # after the scan of mamba2
     step_norms: bool = False  # of what mamba computes from a token: steps, b and c
+    time_mixing: bool = False  # RWKV 7's, in the place of attention
     has_mlp: bool = True
     single_blocks: bool = False  # a block is a mixer, attention or an MLP, and the file's list of widths says which
     causal: bool = True  # whether a token sees only those before it, unless the file says so
@@ -217,6 +218,7 @@ ARCHITECTURES = {
     ),
     "nemotron_h": _NEMOTRON_H,
     "nemotron_h_moe": replace(_NEMOTRON_H, mixture=MixtureTraits(scoring="sigmoid", normalized=True)),
+    "rwkv7": Architecture(rotates="none", norm="layer", attends="none", time_mixing=True),
     "jamba": Architecture(
         rotates="none", mixer="mamba", step_norms=True, attends="stated", mixture=MixtureTraits(by_router=True)
     ),

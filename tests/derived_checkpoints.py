@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.rwkv7_checkpoint import make_rwkv7
 from tests.tiny_checkpoints import FAMILIES, make_checkpoint
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -253,7 +254,9 @@ def make_derived(family: str, folder: Path, **overrides: Any) -> Path:
 
 
 def make_with_original(family: str, folder: Path, **overrides: Any) -> Path:
-    """Writes a checkpoint of a family of either table; returns the folder that transformers loads."""
+    """Writes a checkpoint of a family of either table, or of RWKV 7; returns the folder that the oracle loads."""
+    if family == "rwkv7":
+        return make_rwkv7(folder, **overrides)
     return (
         make_checkpoint(family, folder, **overrides)
         if family in FAMILIES

@@ -5,7 +5,18 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models import bert, gemma3, hybrid, kimi_linear, llama, nemotron_h, olmo2, parallel, qwen3_next
+from lltool.engine.models import (
+    bert,
+    gemma3,
+    hybrid,
+    kimi_linear,
+    llama,
+    nemotron_h,
+    olmo2,
+    parallel,
+    qwen3_next,
+    rwkv7,
+)
 from lltool.engine.program import Program, Tracer, Weight
 from lltool.gguf.source import Source
 
@@ -69,6 +80,7 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "mamba2": hybrid.trace,
     "falcon-h1": hybrid.trace,
     "jamba": hybrid.trace,
+    "rwkv7": rwkv7.trace,
     "nemotron_h": nemotron_h.trace,
     "nemotron_h_moe": nemotron_h.trace,
     "granitehybrid": hybrid.trace,

@@ -38,7 +38,9 @@ def read_latent(keys: ArchitectureKeys, rotary: Rotary, cached_dim: int, kv_head
     wanted = rank + shared
     keys.expect("attention.key_length", cached_dim == wanted, f"{wanted}, kv_lora_rank and the rotated dimensions")
     keys.expect("attention.key_length_mla", key_dim > shared, f"more than the {shared} rotated dimensions")
-    keys.expect("attention.value_length", keys.integer("attention.value_length") == rank, f"{rank}, as kv_lora_rank")
+    keys.expect(
+        "attention.value_length", keys.integer("attention.value_length", rank) == rank, f"{rank}, as kv_lora_rank"
+    )
     keys.expect("attention.head_count_kv", kv_heads == 1, "1, because all heads share what is cached")
     scale = 1 / math.sqrt(key_dim)
     multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0, *SCALES)

@@ -47,6 +47,7 @@ from lltool.quant.convert.families.phi_moe import PHI_MOE
 from lltool.quant.convert.families.qwen2 import QWEN2
 from lltool.quant.convert.families.qwen3 import QWEN3
 from lltool.quant.convert.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from lltool.quant.convert.families.rwkv7 import RWKV7
 from lltool.quant.convert.families.stored import Stored
 
 _OF_THE_WHOLE = ("architectures", "model_type", "tie_word_embeddings")
@@ -95,6 +96,7 @@ FAMILIES = (
     *nemotron_h.FAMILIES,
     *qwen3_next.FAMILIES,
     KIMI_LINEAR,
+    RWKV7,
     *bert.FAMILIES,
     *modern_bert.FAMILIES,
 )

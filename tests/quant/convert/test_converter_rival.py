@@ -28,6 +28,7 @@ _CONSTANT = "the converter writes what published models have, whatever the confi
 # Keys that only our files have, that only theirs have, and that have other values; with the reason.
 OURS = {
     "attention.head_count_kv": _IMPLIED,
+    "attention.value_length": _IMPLIED,
     "attention.layer_norm_rms_epsilon": "llama.cpp reads this one",
     "context_length": "the converter passes over the name that the config has for it",
     "vocab_size": "the converter writes it for some architectures",
