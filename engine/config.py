@@ -118,11 +118,15 @@ class ModelConfig:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", rotary.base), rotary.dims)
         if traits.local_rope_base is not None:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", traits.local_rope_base), rotary.dims)
-        latent, rotary = read_latent(keys, rotary, head_dim, kv_heads) if traits.latent else (None, rotary)
+        latent: Latent | None = None
+        if traits.latent:
+            states_values = not traits.kimi_delta
+            latent, rotary = read_latent(keys, rotary, head_dim, kv_heads, states_values=states_values)
         scaled_dim = width / heads if traits.scales_by_width else head_dim
         windows = read_windows(keys, layers, traits.sliding_period, traits.window, full_first=traits.full_layers_first)
         both = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
-        eps = both[1] if traits.norm == "rms" or both[0] not in keys.values else both[0]
+        preferred = both[::-1] if traits.norm == "rms" else both
+        eps = next((key for key in preferred if key in keys.values), preferred[0])
         scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}
         logit_scale = scales.get("logit_scale", 1.0)
         ff_width, mlps = _feed_forward(keys, layers, traits)

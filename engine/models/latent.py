@@ -25,8 +25,12 @@ class Latent:
     scale: float  # of scores
 
 
-def read_latent(keys: ArchitectureKeys, rotary: Rotary, cached_dim: int, kv_heads: int) -> tuple[Latent, Rotary]:
+def read_latent(
+    keys: ArchitectureKeys, rotary: Rotary, cached_dim: int, kv_heads: int, *, states_values: bool
+) -> tuple[Latent, Rotary]:
     """`cached_dim` and `kv_heads` are the file's sizes of what the cache holds. Raises InputError if they are absurd.
+
+    Unless a file `states_values`, its size of values is of another kind and means nothing.
 
     YaRN's magnitude scales the scores of whole heads here, not the rotated part alone. Source: DeepSeek's code; the key
     is a tenth of mscale_all_dim, and llama.cpp reads it in the same way.
@@ -38,9 +42,8 @@ def read_latent(keys: ArchitectureKeys, rotary: Rotary, cached_dim: int, kv_head
     wanted = rank + shared
     keys.expect("attention.key_length", cached_dim == wanted, f"{wanted}, kv_lora_rank and the rotated dimensions")
     keys.expect("attention.key_length_mla", key_dim > shared, f"more than the {shared} rotated dimensions")
-    keys.expect(
-        "attention.value_length", keys.integer("attention.value_length", rank) == rank, f"{rank}, as kv_lora_rank"
-    )
+    values = keys.integer("attention.value_length", rank)
+    keys.expect("attention.value_length", values == rank or not states_values, f"{rank}, as kv_lora_rank")
     keys.expect("attention.head_count_kv", kv_heads == 1, "1, because all heads share what is cached")
     scale = 1 / math.sqrt(key_dim)
     multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0, *SCALES)

@@ -33,7 +33,7 @@ from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.gemma3 import GEMMA3, GEMMA_EMBEDDING
 from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
 from lltool.quant.convert.families.gpt_oss import GPT_OSS
-from lltool.quant.convert.families.granite_hybrid import GRANITE_HYBRID
+from lltool.quant.convert.families.granite_hybrid import GRANITE4, GRANITE_HYBRID
 from lltool.quant.convert.families.granite_moe import GRANITE_MOE
 from lltool.quant.convert.families.jamba import JAMBA
 from lltool.quant.convert.families.kimi_linear import KIMI_LINEAR
@@ -92,6 +92,7 @@ FAMILIES = (
     JAMBA,
     FALCON_H1,
     GRANITE_HYBRID,
+    GRANITE4,
     *mamba.FAMILIES,
     *nemotron_h.FAMILIES,
     *qwen3_next.FAMILIES,

@@ -30,11 +30,14 @@ from tests.tiny_checkpoints import DEEPSEEK_YARN, FAMILIES, LINEAR, LONGROPE, YA
 from tests.tiny_tokenizers import CHAT, TEXT
 
 TOKENS = 100
-EXPORTED_AS = {"glm4-moe-lite": "DeepseekV3ForCausalLM"}  # another class that computes the same
+EXPORTED_AS = {
+    "granite4": "GraniteForCausalLM",
+    "glm4-moe-lite": "DeepseekV3ForCausalLM",
+}  # another class that computes the same
 INTEGERS = array(ValueType.INT32, np.array([1, 2], np.int32))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "granite4"])  # which has other names
 def test_round_trip_is_the_same_model(family: str, tmp_path: Path) -> None:
     import torch
     import transformers
