@@ -60,9 +60,9 @@ class Family:
     without its output matrix leaves out; tensors whose names contain one of `ignored` are left out. So are layers that
     predict further tokens, as transformers leaves them out: their names begin with `predictors`, or `further` is a key
     that says how many there are after the last. `only` is a key that must be true in a config of this family, or a
-    condition of it; the family is before another of the same classes. `prepare` completes a config before anything is
-    read from it. Of families with one architecture, export takes the first that `restores` a
-    file. If there is no way back, `no_export` says why.
+    condition on the config; the family is before another of the same classes. `prepare` completes a config before
+    anything is read from it. Of families with one architecture, export takes the first that `restores` a file. If there
+    is no way back, `no_export` says why.
     """
 
     architecture: str

@@ -33,6 +33,7 @@ from lltool.quant.convert.families.tables import decoder, layer
 _WIDTH, _EXPERTS = "shared_intermediate_size", "num_local_experts"
 _MOE, _SHARED = "model.layers.{}.block_sparse_moe.", "model.layers.{}.shared_mlp."
 _KINDS = {"mamba": False, "linear_attention": False, "attention": True, "full_attention": True}
+_ATTENDING = tuple(kind for kind, attends in _KINDS.items() if attends)
 
 
 def _mlp_rows(end: str, when: str) -> tuple[Row, ...]:
@@ -215,6 +216,19 @@ GRANITE_HYBRID = Family(
     },
 )
 
+
+class _AllAttend(Setting):
+    """Attention with rotary positions in all layers."""
+
+    def describe(self, config: Config) -> Keys:
+        layers, kinds = config.values["num_hidden_layers"], config.get("layer_types")
+        fine = isinstance(kinds, list) and len(kinds) == layers and all(kind in _ATTENDING for kind in kinds)
+        config.require("layer_types", fine, f"mamba or attention for each of {layers} layers")
+        rotates = config.get("position_embedding_type") == "rope"
+        config.require("position_embedding_type", rotates, "rope, where no layer has a scan")
+        return {}
+
+
 # Granite 4 without scans, which is Granite with other names; export gives Granite.
 GRANITE4 = replace(
     GRANITE,
@@ -235,9 +249,9 @@ GRANITE4 = replace(
         ),
         *(row for row in GRANITE.settings if isinstance(row, Number)),
         _Bias(),
-        Expected("position_embedding_type", "rope"),
+        _AllAttend(),
         Expected(_EXPERTS, 0),
-        Unused("intermediate_size", "num_experts_per_tok", "layer_types", "normalization_function", "init_method"),
+        Unused("intermediate_size", "num_experts_per_tok", "normalization_function", "init_method"),
         Unused("mamba_d_state", "mamba_d_conv", "mamba_n_groups", "mamba_n_heads", "mamba_d_head", "mamba_expand"),
         Unused("mamba_conv_bias", "mamba_proj_bias", "mamba_chunk_size", "time_step_limit", "layers_block_type"),
         Unused("time_step_min", "time_step_max"),

@@ -20,6 +20,11 @@ from lltool.quant.convert.families.tables import decoder
 
 _LAYER = "model.layers.{}."
 _ATTENTION, _EXPERTS = f"{_LAYER}self_attn.", f"{_LAYER}block_sparse_moe."
+_SIZES = {
+    "head_dim": "linear_head_dim",
+    "num_heads": "linear_num_heads",
+    "short_conv_kernel_size": "linear_conv_kernel_dim",
+}
 _KINDS = ("linear_attention", "full_attention")
 _INNER, _HIDDEN = "linear_num_heads * linear_head_dim", "moe_intermediate_size"
 _DENSE, _MIXED = layers_before("first_k_dense_replace"), layers_from("first_k_dense_replace")
@@ -55,8 +60,7 @@ def _complete(config: Config) -> None:
     """Takes the sizes out of linear_attn_config, where published configs have them, and numbers of layers from 1 on."""
     layers, parts = config.integer("num_hidden_layers"), config.get("linear_attn_config") or {}
     config.require("linear_attn_config", isinstance(parts, dict), "an object")
-    names = {"head_dim": "linear_head_dim", "num_heads": "linear_num_heads"}
-    for name, key in (names | {"short_conv_kernel_size": "linear_conv_kernel_dim"}).items():
+    for name, key in _SIZES.items():
         if name in parts:
             config.derive(key, parts[name])
     kinds = config.get("layer_types")

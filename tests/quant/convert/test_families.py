@@ -212,6 +212,13 @@ def test_old_and_new_spelling_give_the_same(family: str, checkpoint: Callable[[s
         ("falcon-h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": True}, "mamba_norm_before_gate: found True"),
         ("granitehybrid", {"layer_types": [[], "mamba", "attention", "mamba"]}, "mamba or attention for each of 4"),
         ("granitehybrid", {"position_embedding_type": "rope"}, "the model would compute something else"),
+        ("granite4", {"position_embedding_type": None}, "rope, where no layer has a scan"),
+        (
+            "granite4",
+            {"layer_types": ["full_attention", "window", "full_attention"]},
+            "mamba or attention for each of 3",
+        ),
+        ("granite4", {"num_local_experts": 4}, "num_local_experts: found 4, wanted 0"),
         ("nemotron-h", {"layers_block_type": ["mlp", "moe", "full_attention", "mlp", "mlp"]}, "either mlp or moe"),
         (
             "nemotron-h",
