@@ -125,8 +125,7 @@ MIXTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MiniMaxM2ForCausalLM",
         "qwen2",
         {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48, "head_dim": 24, "hidden_size": 48}
-        | {"num_attention_heads": 3, "num_key_value_heads": 1, **rope("default", partial_rotary_factor=0.5)}
-        | {"rotary_dim": 12},  # as published
+        | {"num_attention_heads": 3, "num_key_value_heads": 1, **rope("default", partial_rotary_factor=0.5)},
     ),
     "phimoe": (
         "PhimoeForCausalLM",
