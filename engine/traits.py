@@ -133,7 +133,6 @@ ARCHITECTURES = {
         kimi_delta=True,
         mixture=MixtureTraits(scoring="sigmoid", normalized=True),
     ),
-    "minimax-m2": Architecture(head_norms="always", mixture=MixtureTraits(scoring="sigmoid", normalized=True)),
     "phimoe": Architecture(norm="layer", mixture=MixtureTraits(scoring="sparsemixer")),
     "llama4": Architecture(
         rotates="windows or all",

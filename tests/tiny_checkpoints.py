@@ -121,12 +121,6 @@ MIXTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {key: value for key, value in DEEPSEEK_ROUTING.items() if key != "first_k_dense_replace"}
         | {"q_lora_rank": 40, "mlp_layer_types": ["dense", "sparse", "sparse"]},
     ),
-    "minimax-m2": (
-        "MiniMaxM2ForCausalLM",
-        "qwen2",
-        {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48, "head_dim": 24, "hidden_size": 48}
-        | {"num_attention_heads": 3, "num_key_value_heads": 1, **rope("default", partial_rotary_factor=0.5)},
-    ),
     "phimoe": (
         "PhimoeForCausalLM",
         "spm-json",

@@ -41,7 +41,6 @@ from lltool.quant.convert.families.lfm2 import LFM2
 from lltool.quant.convert.families.lfm2_moe import LFM2_MOE
 from lltool.quant.convert.families.llama import LLAMA, MISTRAL
 from lltool.quant.convert.families.llama4 import LLAMA4
-from lltool.quant.convert.families.minimax_m2 import MINIMAX_M2
 from lltool.quant.convert.families.ministral3 import MINISTRAL3
 from lltool.quant.convert.families.mixtral import MIXTRAL, OLMOE
 from lltool.quant.convert.families.phi_moe import PHI_MOE
@@ -72,7 +71,6 @@ FAMILIES = (
     DEEPSEEK2,
     DEEPSEEK3,
     GLM4_LITE,
-    MINIMAX_M2,
     PHI_MOE,
     LLAMA4,
     MINISTRAL3,

@@ -231,7 +231,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "nemotron-h-moe",
         {"moe_latent_size": 32, "n_group": 3, "topk_group": 2, "norm_topk_prob": False},
     ),
-    "minimax m2": ("minimax-m2", {}),
     "rwkv7": ("rwkv7", {}),
     "rwkv7, heads of 64": ("rwkv7", {"hidden_size": 128, "head_dim": 64, "norm_eps": 1e-5, "num_hidden_layers": 2}),
     "granite hybrid without experts, biases": (

@@ -64,12 +64,6 @@ KEYS: dict[str, dict[str, Any]] = {
         "kimi-linear.expert_shared_count": 2,
         "kimi-linear.leading_dense_block_count": 1,
     },
-    "minimax-m2": {
-        "minimax-m2.rope.dimension_count": 12,
-        "minimax-m2.attention.key_length": 24,
-        "minimax-m2.expert_feed_forward_length": 48,
-        "minimax-m2.expert_gating_func": 2,
-    },
     "nemotron-h": {
         "nemotron_h.block_count": 5,
         "nemotron_h.attention.head_count_kv": [0, 0, 1, 0, 0],
