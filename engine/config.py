@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lltool.engine.models.alibi import read_slopes
-from lltool.engine.models.delta_net import DeltaNet, read_delta_net
+from lltool.engine.models.delta_net import DeltaNet, read_delta_net, read_kimi_delta
 from lltool.engine.models.latent import Latent, read_latent
 from lltool.engine.models.mixture import Mixture, read_mixture
 from lltool.engine.models.neutral_keys import NEUTRAL
@@ -16,6 +16,7 @@ from lltool.engine.models.pooling import PoolingSettings, read_pooling
 from lltool.engine.models.recurrent import Recurrent, read_heads, read_recurrent
 from lltool.engine.models.rotary import Rotary, Scaling
 from lltool.engine.models.temper import Temper, read_temper
+from lltool.engine.models.time_mixing import TimeMixing, read_time_mixing
 from lltool.engine.models.windows import read_windows
 from lltool.engine.operations.elementwise import Activation
 from lltool.engine.program import Weight
@@ -64,8 +65,10 @@ class ModelConfig:
     context: int  # the most tokens of a sequence, as the model is loaded
     mixture: Mixture | None  # None: no experts
     attends: tuple[bool, ...]  # of each layer: whether it has attention
+    mlps: tuple[bool, ...]  # of each layer: whether it has an MLP
     recurrent: Recurrent | None  # the mixer beside attention, or of layers without it
     delta_net: DeltaNet | None  # None: no layer has one
+    time_mixing: TimeMixing | None  # None: it has attention or another mixer
     temper: Temper | None  # None: queries do not grow with the position
     latent: Latent | None  # None: each head, or group of heads, has keys and values of its own
     is_causal: bool  # whether a token sees only those before it; else a text is evaluated whole
@@ -90,6 +93,7 @@ class ModelConfig:
             extra = keys.integer("nextn_predict_layers", 0, minimum=0)
             keys.expect("nextn_predict_layers", extra < layers, f"fewer than the {layers} blocks")
             layers -= extra
+            keys.further = extra
         traits = traits.by_layers.get(layers, traits)
         if "hidden_activation" in keys.values:
             traits = replace(traits, activation=_stated_activation(keys))
@@ -114,16 +118,18 @@ class ModelConfig:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", rotary.base), rotary.dims)
         if traits.local_rope_base is not None:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", traits.local_rope_base), rotary.dims)
-        latent, rotary = read_latent(keys, rotary, head_dim, kv_heads) if traits.latent else (None, rotary)
+        latent: Latent | None = None
+        if traits.latent:
+            states_values = not traits.kimi_delta
+            latent, rotary = read_latent(keys, rotary, head_dim, kv_heads, states_values=states_values)
         scaled_dim = width / heads if traits.scales_by_width else head_dim
         windows = read_windows(keys, layers, traits.sliding_period, traits.window, full_first=traits.full_layers_first)
         both = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
-        eps = both[1] if traits.norm == "rms" or both[0] not in keys.values else both[0]
+        preferred = both[::-1] if traits.norm == "rms" else both
+        eps = next((key for key in preferred if key in keys.values), preferred[0])
         scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}
         logit_scale = scales.get("logit_scale", 1.0)
-        absent = keys.raw("expert_feed_forward_length") if traits.has_mlp else 0  # files without dense layers lack it
-        ff_width = keys.integer("feed_forward_length", absent, minimum=int(traits.has_mlp))
-        ff_width //= 2 if traits.halved_mlp else 1
+        ff_width, mlps = _feed_forward(keys, layers, traits)
         config = cls(
             architecture=architecture,
             traits=traits,
@@ -148,8 +154,12 @@ class ModelConfig:
             logit_scale=1 / logit_scale if traits.divides_logits else logit_scale,
             mixture=read_mixture(keys, traits.mixture, ff_width),
             attends=attends,
+            mlps=mlps,
             recurrent=read_recurrent(keys, traits.mixer),
-            delta_net=read_delta_net(keys, traits.delta_net, layers),
+            delta_net=read_kimi_delta(keys, heads, attends)
+            if traits.kimi_delta
+            else read_delta_net(keys, traits.delta_net, layers),
+            time_mixing=read_time_mixing(keys, width) if traits.time_mixing else None,
             temper=read_temper(keys, traits.tempered, rotary),
             latent=latent,
             is_parallel=_is_parallel(keys, traits, weights),
@@ -163,6 +173,18 @@ class ModelConfig:
         )
         keys.refuse_unread(NEUTRAL)
         return config
+
+
+def _feed_forward(keys: ArchitectureKeys, layers: int, traits: Architecture) -> tuple[int, tuple[bool, ...]]:
+    """The width inside the MLP, and for each layer whether it has one: a list of widths has 0 for a layer without."""
+    if traits.single_blocks:
+        widths = keys.integers("feed_forward_length", layers, 0)
+        distinct = sorted(set(widths) - {0})
+        keys.expect("feed_forward_length", len(distinct) == 1, "one number for all layers with an MLP, or 0")
+        return distinct[0], tuple(width > 0 for width in widths)
+    absent = keys.raw("expert_feed_forward_length") if traits.has_mlp else 0  # files without dense layers lack it
+    width = keys.integer("feed_forward_length", absent, minimum=int(traits.has_mlp))
+    return width // 2 if traits.halved_mlp else width, (traits.has_mlp,) * layers
 
 
 def _xielu(metadata: Mapping[str, Value], layers: int) -> tuple[tuple[float, float, float], ...]:

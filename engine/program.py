@@ -279,7 +279,7 @@ class Tracer:
         weight = self.weights.get(name)
         if weight is None:
             raise InputError(f"{name}: tensor missing, wanted one of shape {shape}")
-        if weight.shape == (1, *shape) and weight.type == GGMLType.F32:  # some converters give vectors a second axis
+        if weight.type == GGMLType.F32 and _without_ones(weight.shape) == _without_ones(shape):  # axes of length 1
             weight = self.weights[name] = replace(weight, shape=shape)
         if weight.shape != shape:
             raise InputError(f"{name}: shape {weight.shape}, wanted {shape}")
@@ -288,6 +288,10 @@ class Tracer:
                 f"{name}: {weight.type.name} is not a type to compute with, wanted floats or a quantized type"
             )
         self.used.add(name)
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(length for length in shape if length != 1)
 
 
 def assign_offsets(ops: Sequence[Operation], count: int, logits: Buffer) -> tuple[tuple[int, ...], Mapping[Rows, int]]:

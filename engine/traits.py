@@ -32,6 +32,7 @@ class Architecture:
     norms_after_rope: bool = False  # of heads
     gates_attention: bool = False  # the sigmoid of a gate for each query multiplies the output
     delta_net: HeadOrder | None = None  # None: no layer has one
+    kimi_delta: bool = False  # layers without attention have Kimi's delta attention
     plain_head_norms: bool = False  # norms without weights, of heads with rotary positions
     is_chunked: bool = False  # a sliding window is a chunk: a query sees the keys of its own chunk alone
     window: int = 0  # of files that do not state one; 0: none
@@ -59,7 +60,9 @@ class Architecture:
     attends: Attends = "all"
     mixer_norm: Literal["always", "if stored"] = "always"  # after the scan of mamba2
     step_norms: bool = False  # of what mamba computes from a token: steps, b and c
+    time_mixing: bool = False  # RWKV 7's, in the place of attention
     has_mlp: bool = True
+    single_blocks: bool = False  # a block is a mixer, attention or an MLP, and the file's list of widths says which
     causal: bool = True  # whether a token sees only those before it, unless the file says so
     rank_pooling: Pooling = "last"  # of rerankers
     classifier_activation: PlainActivation = "tanh"
@@ -84,6 +87,15 @@ _GEMMA3 = Architecture(
 _BERT = Architecture(norm="layer", activation="gelu", causal=False, rank_pooling="cls")
 
 _LFM2 = Architecture(head_norms="always", mixer="short convolution", attends="stated", output_norm="token_embd_norm")
+_NEMOTRON_H = Architecture(
+    rotates="none",
+    mixer="mamba2",
+    attends="stated",
+    single_blocks=True,
+    activation="relu_squared",
+    is_gated=False,
+    extra_blocks=True,
+)
 
 ARCHITECTURES = {
     # Llama 1 to 3, Mistral, Mixtral, Yi, SmolLM, InternLM 3
@@ -113,6 +125,13 @@ ARCHITECTURES = {
         tempered="all",
         mixture=MixtureTraits(best_of_groups=True),
         extra_blocks=True,
+    ),
+    "kimi-linear": Architecture(
+        rotates="none",
+        latent=True,
+        attends="stated",
+        kimi_delta=True,
+        mixture=MixtureTraits(scoring="sigmoid", normalized=True),
     ),
     "phimoe": Architecture(norm="layer", mixture=MixtureTraits(scoring="sparsemixer")),
     "llama4": Architecture(
@@ -197,6 +216,9 @@ ARCHITECTURES = {
         mixer="mamba2",
         attends="stated",
     ),
+    "nemotron_h": _NEMOTRON_H,
+    "nemotron_h_moe": replace(_NEMOTRON_H, mixture=MixtureTraits(scoring="sigmoid", normalized=True)),
+    "rwkv7": Architecture(rotates="none", norm="layer", attends="none", time_mixing=True),
     "jamba": Architecture(
         rotates="none", mixer="mamba", step_norms=True, attends="stated", mixture=MixtureTraits(by_router=True)
     ),

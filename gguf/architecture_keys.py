@@ -23,6 +23,7 @@ class ArchitectureKeys:
         self.prefix = f"{architecture}."
         self.values = {k.removeprefix(self.prefix): v for k, v in metadata.items() if k.startswith(self.prefix)}
         self.read: set[str] = set()
+        self.further = 0  # blocks that do not run; a list may have their numbers after those of the layers
 
     def raw(self, key: str) -> Any:
         """The value's data, or None if the key is absent. A list with one equal number per layer counts as that number.
@@ -87,8 +88,9 @@ class ArchitectureKeys:
         found: Any = default if value is None else value.data
         each: list[Any] = [found] * count if value is None or value.item is None else list(found)
         whole = all(isinstance(x, int | np.integer) and not isinstance(x, bool) and 0 <= x < 2**31 for x in each)
-        self.expect(key, whole and len(each) == count, f"an integer from 0 for each of {count} layers")
-        return [int(x) for x in each]
+        fine = whole and len(each) in (count, count + self.further)
+        self.expect(key, fine, f"an integer from 0 for each of {count} layers")
+        return [int(x) for x in each[:count]]
 
     def text(self, key: str, default: str) -> str:
         found = self._get(key, default)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.rwkv7_checkpoint import make_rwkv7
 from tests.tiny_checkpoints import FAMILIES, make_checkpoint
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -189,6 +190,30 @@ def chatglm(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], T
     return keys, rename(tensors, names)
 
 
+def nemotron_h(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """As published: the layers are letters, and a model without experts has no keys about them."""
+    letters = {"linear_attention": "M", "full_attention": "*", "mlp": "-"}
+    pattern = "".join(letters[kind] for kind in config.pop("layers_block_type"))
+    of_experts = [key for key in config if "expert" in key or "moe" in key or key.startswith("mtp")]
+    return {**without(config, *of_experts), "hybrid_override_pattern": pattern}, tensors
+
+
+def kimi_linear(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """As published: sizes in an object of their own, and MLPs of layers without experts under another name."""
+    kinds = config.pop("layer_types")
+    numbers = {kind: [n for n, found in enumerate(kinds, 1) if found == kind] for kind in kinds}
+    sizes = {
+        "full_attn_layers": numbers["full_attention"],
+        "kda_layers": numbers["linear_attention"],
+        "head_dim": config.pop("linear_head_dim"),
+        "num_heads": config.pop("linear_num_heads"),
+        "short_conv_kernel_size": config.pop("linear_conv_kernel_dim"),
+    }
+    keys = {"linear_attn_config": sizes, "first_k_dense_replace": config.pop("mlp_layer_types").count("dense")}
+    names = {f"layers.0.block_sparse_moe.{part}_proj": f"layers.0.mlp.{part}_proj" for part in ("gate", "up", "down")}
+    return {**config, **keys, "moe_router_activation_func": "sigmoid"}, rename(tensors, names)
+
+
 def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in keys}
 
@@ -202,6 +227,8 @@ DERIVED: dict[str, tuple[str, dict[str, Any], Change]] = {
     "minicpm": ("granite", {"attention_multiplier": 0.25}, minicpm),
     "qwen": ("qwen2", {"num_key_value_heads": 4, "tie_word_embeddings": False}, qwen),
     "chatglm": ("glm", {}, chatglm),
+    "kimi-linear-published": ("kimi-linear", {}, kimi_linear),
+    "nemotron-h-published": ("nemotron-h", {}, nemotron_h),
     "exaone": ("llama3-rope", {"tie_word_embeddings": False}, exaone),
 }
 
@@ -227,7 +254,9 @@ def make_derived(family: str, folder: Path, **overrides: Any) -> Path:
 
 
 def make_with_original(family: str, folder: Path, **overrides: Any) -> Path:
-    """Writes a checkpoint of a family of either table; returns the folder that transformers loads."""
+    """Writes a checkpoint of a family of either table, or of RWKV 7; returns the folder that the oracle loads."""
+    if family == "rwkv7":
+        return make_rwkv7(folder, **overrides)
     return (
         make_checkpoint(family, folder, **overrides)
         if family in FAMILIES

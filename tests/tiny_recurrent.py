@@ -2,6 +2,21 @@
 
 from typing import Any
 
+# The steps of a prompt are not bounded from below, as in the model's original code.
+_NEMOTRON: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 24,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 32,
+    "ssm_state_size": 10,
+    "n_groups": 2,
+    "chunk_size": 32,
+    "time_step_min": 1e-30,
+    "layer_norm_epsilon": 1e-5,
+}
+
 # The families with convolutions or scans; rows as in FAMILIES.
 RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lfm2": (
@@ -65,6 +80,27 @@ RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
             "logits_scaling": 5.0,
         },
     ),
+    "granite4": (
+        "GraniteMoeHybridForCausalLM",
+        "llama3",
+        {
+            "hidden_size": 48,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention"] * 3,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 72,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 6,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 5.0,
+            "tie_word_embeddings": True,
+        },
+    ),
     "lfm2moe": (
         "Lfm2MoeForCausalLM",
         "qwen2",
@@ -76,6 +112,52 @@ RECURRENT: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 48,
             "norm_eps": 1e-5,
+        },
+    ),
+    "nemotron-h": (
+        "NemotronHForCausalLM",
+        "llama3",
+        {
+            **_NEMOTRON,
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
+            "mlp_hidden_act": "relu2",
+        },
+    ),
+    "nemotron-h-moe": (
+        "NemotronHForCausalLM",
+        "llama3",
+        {
+            **_NEMOTRON,
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "linear_attention"],
+            "n_routed_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "moe_shared_expert_intermediate_size": 56,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
+    "kimi-linear": (
+        "KimiLinearForCausalLM",
+        "llama3",
+        {
+            "hidden_size": 48,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "kv_lora_rank": 56,
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 24,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 20,
+            "linear_head_dim": 16,
+            "linear_num_heads": 3,
+            "layer_types": [*["linear_attention", "full_attention"] * 2, "linear_attention"],
+            "mlp_layer_types": ["dense", *["sparse"] * 4],
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "n_shared_experts": 2,
+            "routed_scaling_factor": 1.5,
         },
     ),
 }

@@ -18,6 +18,7 @@ from lltool.engine.operations.delta import GatedDelta
 from lltool.engine.operations.elementwise import (
     Activate,
     Add,
+    AddVector,
     Clamp,
     Gated,
     Multiply,
@@ -33,6 +34,7 @@ from lltool.engine.operations.linear import HeadLinear, Linear
 from lltool.engine.operations.norm import LayerNorm, Norm
 from lltool.engine.operations.observe import Observe
 from lltool.engine.operations.rope import Rope
+from lltool.engine.operations.rwkv import TimeMix, TokenShift
 from lltool.engine.operations.scan import Scan, SelectiveScan
 from lltool.engine.operations.select import Select
 from lltool.engine.operations.split import Split
@@ -228,6 +230,20 @@ def _gated_delta(to: Target, op: GatedDelta) -> None:
     to.native.gated_delta(**arguments)
 
 
+def _token_shift(to: Target, op: TokenShift) -> None:
+    weight = to.vector(op.weight).reshape(len(op.outs), op.x.width)
+    to.native.token_shift(x=to.place(op.x), outs=[to.place(out) for out in op.outs], weight=weight)
+
+
+def _time_mix(to: Target, op: TimeMix) -> None:
+    if op.dim > _native.MAX_DELTA_DIM:
+        raise InputError(f"heads of {op.dim}; the kernel takes at most {_native.MAX_DELTA_DIM}")
+    out, bonus = map(to.place, op.outs)
+    arguments = to.arguments(op) | {name: to.vector(getattr(op, name)) for name in ("k_k", "k_a", "r_k")}
+    del arguments["outs"]
+    to.native.time_mix(**arguments, out=out, bonus=bonus)
+
+
 def _split(to: Target, op: Split) -> None:
     to.native.split(x=to.place(op.x), outs=[to.place(out) for out in op.outs], groups=op.groups)
 
@@ -237,7 +253,7 @@ def _gated(to: Target, op: Gated) -> None:
     to.native.function(function=function, x=to.place(op.gate), y=to.place(op.up), out=to.place(op.out), group=to.group)
 
 
-def _function(to: Target, op: Activate | Clamp | Multiply | Xielu, function: _native.Function) -> None:
+def _function(to: Target, op: Activate | AddVector | Clamp | Multiply | Xielu, function: _native.Function) -> None:
     to.native.function(function=function, x=to.place(op.x), out=to.place(op.out), group=to.group)
 
 
@@ -257,6 +273,10 @@ def _clamp(to: Target, op: Clamp) -> None:
 
 def _multiply(to: Target, op: Multiply) -> None:
     _function(to, op, _native.Function(name="multiply", vector=to.vector(op.weight), unit=op.x.width))
+
+
+def _add_vector(to: Target, op: AddVector) -> None:
+    _function(to, op, _native.Function(name="add_vector", vector=to.vector(op.weight), unit=op.x.width))
 
 
 def _product(to: Target, op: Product) -> None:
@@ -312,12 +332,15 @@ KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     SelectiveScan: _selective_scan,
     Scan: _scan,
     GatedDelta: _gated_delta,
+    TokenShift: _token_shift,
+    TimeMix: _time_mix,
     Split: _split,
     Gated: _gated,
     Activate: _activate,
     Xielu: _xielu,
     Clamp: _clamp,
     Multiply: _multiply,
+    AddVector: _add_vector,
     Product: _product,
     Add: _add,
     Scale: _scale,

@@ -5,7 +5,18 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models import bert, gemma3, hybrid, llama, olmo2, parallel, qwen3_next
+from lltool.engine.models import (
+    bert,
+    gemma3,
+    hybrid,
+    kimi_linear,
+    llama,
+    nemotron_h,
+    olmo2,
+    parallel,
+    qwen3_next,
+    rwkv7,
+)
 from lltool.engine.program import Program, Tracer, Weight
 from lltool.gguf.source import Source
 
@@ -16,6 +27,7 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "qwen3": llama.trace,
     "qwen3moe": llama.trace,
     "qwen3next": qwen3_next.trace,
+    "kimi-linear": kimi_linear.trace,
     "qwen35": qwen3_next.trace,
     "qwen35moe": qwen3_next.trace,
     "olmoe": llama.trace,
@@ -68,6 +80,9 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "mamba2": hybrid.trace,
     "falcon-h1": hybrid.trace,
     "jamba": hybrid.trace,
+    "rwkv7": rwkv7.trace,
+    "nemotron_h": nemotron_h.trace,
+    "nemotron_h_moe": nemotron_h.trace,
     "granitehybrid": hybrid.trace,
     "bert": bert.trace,
     "nomic-bert": bert.trace,

@@ -35,6 +35,14 @@ class DeltaNet:
         return self.value_heads * self.value_dim
 
 
+def read_kimi_delta(keys: ArchitectureKeys, heads: int, attends: tuple[bool, ...]) -> DeltaNet:
+    """Kimi's delta attention, which has one size of heads. Raises InputError if a value is absurd."""
+    taps, dim = keys.integer("ssm.conv_kernel"), keys.integer("kda.head_dim")
+    keys.expect("ssm.conv_kernel", 2 <= taps <= MOST_TAPS, f"2 to {MOST_TAPS}")
+    keys.expect("attention.head_count", heads <= MOST_HEADS, f"at most {MOST_HEADS}")
+    return DeltaNet(taps, heads, dim, heads, dim, tuple(not flag for flag in attends), "grouped")
+
+
 def read_delta_net(keys: ArchitectureKeys, order: HeadOrder | None, layers: int) -> DeltaNet | None:
     """None for an architecture without them. Raises InputError if a value is absurd."""
     if order is None:

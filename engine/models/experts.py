@@ -4,7 +4,7 @@ from typing import cast
 
 from lltool.engine.config import ModelConfig
 from lltool.engine.models.blocks import mlp
-from lltool.engine.operations.elementwise import Activation, add, gated, scale
+from lltool.engine.operations.elementwise import Activation, PlainActivation, activate, add, gated, scale
 from lltool.engine.operations.experts import combine, expert_linear, route, shared_gate, weigh
 from lltool.engine.operations.linear import linear
 from lltool.engine.program import Buffer, Tracer
@@ -26,12 +26,19 @@ def experts(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: Buf
     count, bias = mixture.routing.experts, f"{name}exp_probs_b.bias"
     (logits,) = linear(g, x, [f"{name}ffn_gate_inp.weight"], [count])
     chosen, weights = route(g, logits, mixture.routing, bias if bias in g.weights else None)
-    names = [f"{name}ffn_gate_exps.weight", f"{name}ffn_up_exps.weight"]
-    inputs = weigh(g, x, chosen, weights) if mixture.weighs_inputs else x
+    width, inputs = mixture.latent_width or config.width, x
+    if mixture.latent_width:
+        (inputs,) = linear(g, x, [f"{name}ffn_latent_down.weight"], [width])
+    inputs = weigh(g, inputs, chosen, weights) if mixture.weighs_inputs else inputs
     factors = None if mixture.weighs_inputs else weights
-    gate, up = expert_linear(g, inputs, chosen, count, names, [mixture.width] * 2)
-    hidden = gated(g, gate, up, cast(Activation, config.traits.activation))
-    (made,) = expert_linear(g, hidden, chosen, count, [f"{name}ffn_down_exps.weight"], [config.width])
+    names = [f"{name}ffn_gate_exps.weight", f"{name}ffn_up_exps.weight"]
+    if config.traits.is_gated:
+        gate, up = expert_linear(g, inputs, chosen, count, names, [mixture.width] * 2)
+        hidden = gated(g, gate, up, cast(Activation, config.traits.activation))
+    else:
+        (up,) = expert_linear(g, inputs, chosen, count, names[1:], [mixture.width])
+        hidden = activate(g, up, cast(PlainActivation, config.traits.activation))
+    (made,) = expert_linear(g, hidden, chosen, count, [f"{name}ffn_down_exps.weight"], [width])
     if mixture.shared_width:
         gate_weight = f"{name}ffn_gate_inp_shexp.weight"
         is_gated = gate_weight in g.weights
@@ -40,6 +47,9 @@ def experts(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: Buf
             shared = shared_gate(g, shared, x, gate_weight)
             shared = shared if residual is None else add(g, shared, residual)
         residual = shared
+    if mixture.latent_width:
+        total = combine(g, made, chosen, factors)
+        return linear(g, total, [f"{name}ffn_latent_up.weight"], [config.width], residual)[0]
     if config.residual_scale == 1 or residual is None:
         return combine(g, made, chosen, factors, residual)
     return add(g, scale(g, combine(g, made, chosen, factors), config.residual_scale), residual)

@@ -26,20 +26,22 @@ def latent_attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, resi
     """Latent self-attention of the normed x; adds `residual`."""
     name, latent, rotary = f"blk.{layer}.", config.latent, config.rotary
     assert latent is not None
-    heads, rotated, plain = config.heads, rotary.dims, latent.key_dim - rotary.dims
+    heads, shared_dim, plain = config.heads, latent.shared_dim, latent.key_dim - latent.shared_dim
     frequencies, magnitude, pairs = rotary.frequencies(), rotary.magnitude, config.traits.interleaved_rope
     first, shared = f"{name}attn_{'q_a' if latent.query_rank else 'q'}.weight", f"{name}attn_kv_a_mqa.weight"
     width = latent.query_rank or heads * latent.key_dim
-    q, vector, key = linear(g, x, [first, shared, shared], [width, latent.rank, rotated])
+    q, vector, key = linear(g, x, [first, shared, shared], [width, latent.rank, shared_dim])
     if latent.query_rank:
         q = norm(g, q, f"{name}attn_q_a_norm.weight", _EPS)
         (q,) = linear(g, q, [f"{name}attn_q_b.weight"], [heads * latent.key_dim])
-    q = rope(g, q, latent.key_dim, frequencies, magnitude, pairs, first=plain)
+    if config.rotated[layer]:
+        q = rope(g, q, latent.key_dim, frequencies, magnitude, pairs, first=plain)
+        key = rope(g, key, shared_dim, frequencies, magnitude, pairs)
     if (temper := config.temper) is not None:
         q = scale_by_position(g, q, temper.factor, temper.length, temper.offset)
     q = head_linear(g, q, f"{name}attn_k_b.weight", heads, plain, latent.rank)
     vector = norm(g, vector, f"{name}attn_kv_a_norm.weight", _EPS)
-    cached = concatenate(g, vector, rope(g, key, rotated, frequencies, magnitude, pairs))
+    cached = concatenate(g, vector, key)
     out = attend(
         g,
         q,

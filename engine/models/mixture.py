@@ -36,6 +36,7 @@ class Mixture:
     first: int
     step: int
     weighs_inputs: bool
+    latent_width: int  # of what experts read and make, if it is not the model's width; else 0
 
     def is_in(self, layer: int) -> bool:
         return layer >= self.first and (layer + 1) % self.step == 0
@@ -73,4 +74,5 @@ def read_mixture(keys: ArchitectureKeys, traits: MixtureTraits | None, ff_width:
         first=keys.integer("leading_dense_block_count", 0, minimum=0),
         step=keys.integer("interleave_moe_layer_step", 1),
         weighs_inputs=traits.weighs_inputs,
+        latent_width=keys.integer("moe_latent_size", 0, minimum=0),
     )

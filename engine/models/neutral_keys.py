@@ -33,4 +33,9 @@ NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "attention.layer_norm_epsilon": None,  # an architecture needs one of the two, and some files state both
     "attention.layer_norm_rms_epsilon": None,
     "rope.scaling.type": ("none",),
+    "expert_shared_feed_forward_length": None,  # of a model with experts it is read
+    # The sizes of scans, which llama.cpp's converter writes for all Granite 4 models, also for those without a scan.
+    **dict.fromkeys(
+        f"ssm.{key}" for key in ("conv_kernel", "state_size", "group_count", "inner_size", "time_step_rank")
+    ),
 }

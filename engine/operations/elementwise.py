@@ -13,7 +13,7 @@ from lltool.engine.reference.context import Context, Floats
 Activation = Literal["silu", "gelu_tanh", "gelu", "swiglu_oai", "sigmoid"]
 """Of a gate, whose result is multiplied."""
 
-PlainActivation = Literal["gelu_tanh", "gelu", "relu_squared", "tanh"]
+PlainActivation = Literal["gelu_tanh", "gelu", "relu_squared", "tanh", "sigmoid"]
 """Of a layer without a gate."""
 
 
@@ -159,6 +159,28 @@ class Multiply(Operation):
 
 
 @dataclass(frozen=True)
+class AddVector(Operation):
+    """out = x + weight, in each row."""
+
+    in_place = True
+
+    x: Buffer
+    out: Buffer
+    weight: str
+
+    @property
+    def title(self) -> str:
+        return "add"
+
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {self.weight: (self.x.width,)}
+
+    def reference(self, run: Context) -> None:
+        run[self.out] = run[self.x] + run.weight(self.weight)
+
+
+@dataclass(frozen=True)
 class Product(Operation):
     """out = x * y, element by element."""
 
@@ -252,6 +274,10 @@ def clamp(g: Tracer, x: Buffer, limit: float) -> Buffer:
 
 def multiply(g: Tracer, x: Buffer, weight: str, shape: tuple[int, ...]) -> Buffer:
     return g.add(Multiply(x, g.like(x), weight, shape)).out
+
+
+def add_vector(g: Tracer, x: Buffer, weight: str) -> Buffer:
+    return g.add(AddVector(x, g.like(x), weight)).out
 
 
 def product(g: Tracer, x: Buffer, y: Buffer) -> Buffer:

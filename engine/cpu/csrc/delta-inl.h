@@ -1,6 +1,6 @@
 // Linear attention by the delta rule; kernels.h defines the task.
 #pragma once
-#include "vector.h"
+#include "convolution-inl.h"
 
 namespace {
 
@@ -43,9 +43,6 @@ inline void unit_vector(const float* x, int64_t n, float divisor, int64_t rows, 
   for (; i < rows; ++i) out[i] = 0;
 }
 
-// ln(1 + e^x)
-inline float softplus(float x) { return std::fmax(x, 0.0f) + std::log1p(std::exp(-std::fabs(x))); }
-
 void gated_delta(const lltool::DeltaTask& task) {
   constexpr int block = 8, tile = tile_vectors * lanes; // tokens that pass over a tile while it is in the cache
   const int64_t rows = lltool::delta_rows(task.key_dim), n = task.key_dim;
@@ -63,7 +60,10 @@ void gated_delta(const lltool::DeltaTask& task) {
       unit_vector(task.q + row * task.stride, n, std::sqrt(float(n)), rows, token.query);
       unit_vector(task.k + row * task.stride, n, 1.0f, rows, token.key);
       const float* alpha = task.alpha + row * task.alpha_stride;
-      for (int64_t i = 0; i < task.alpha_width; ++i) token.decay[i] = std::exp(task.rate * softplus(alpha[i] + task.bias[i]));
+      for (int64_t i = 0; i < task.alpha_width; i += lanes) {
+        const int64_t left = task.alpha_width - i;
+        store_some(token.decay + i, exp(softplus(load_some(alpha + i, left) + load_some(task.bias + i, left)) * task.rate), left);
+      }
       for (int64_t i = each_decays ? n : 1; i < rows; ++i) token.decay[i] = each_decays ? 1.0f : token.decay[0];
       for (int64_t i = 0; i < rows; ++i) token.read[i] = token.key[i] * token.decay[i];
       token.strength = 1.0f / (1.0f + std::exp(-task.beta[row * task.beta_stride]));

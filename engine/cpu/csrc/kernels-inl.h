@@ -8,6 +8,7 @@
 #include "observe-inl.h"
 #include "probe-inl.h"
 #include "rotate-inl.h"
+#include "rwkv-inl.h"
 #include "sample-inl.h"
 #include "scan-inl.h"
 
@@ -149,6 +150,8 @@ constexpr lltool::NamedFunction functions[] = {
     {"activate_gelu", activate<gelu_of>, 0, -INFINITY},
     {"activate_relu_squared", activate<relu_squared_of>, 0, -INFINITY},
     {"activate_tanh", activate<tanh>, 0, -INFINITY},
+    {"activate_sigmoid", activate<sigmoid_of>, 0, -INFINITY},
+    {"add_vector", add, 1, -INFINITY},
     {"xielu", xielu, 2, -INFINITY},
     {"clamp", clamp, 0, 0.0f},
     {"add", add, 0, -INFINITY},
@@ -209,6 +212,8 @@ const EngineKernels LLTOOL_TABLE = {
     .selective_scan = selective_scan,
     .scan = scan,
     .gated_delta = gated_delta,
+    .token_shift = token_shift,
+    .time_mix = time_mix,
     .add_squares = add_squares,
     .rotate_halves = rotate_halves,
     .rotate_pairs = rotate_pairs,

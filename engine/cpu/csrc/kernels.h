@@ -189,6 +189,32 @@ struct DeltaTask {
   float* state; // delta_floats
 };
 
+constexpr int max_shifts = 8;
+
+// The token shift of some columns (engine/operations/rwkv.py) over tokens of a sequence.
+struct TokenShiftTask {
+  const float* x;
+  float* outs[max_shifts];
+  int count; // of outs
+  int64_t tokens, columns, stride; // floats between tokens in x and outs, and between rows of the weight
+  const float* weight;             // (count, columns)
+  float* state;                    // (columns,): x just before the first token, then that of the last one
+};
+
+constexpr float fastest_decay = 0.60653066f; // e^-0.5
+constexpr float least_length = 1e-12f;       // that the direction of a removed key is divided by
+
+// One head of RWKV 7's time mixing (engine/operations/rwkv.py), for consecutive tokens of a sequence. All rows of a token are
+// `stride` floats after those of the one before.
+struct TimeMixTask {
+  const float *r, *w, *k, *v, *a;
+  const float *first, *mix; // null: v is the value
+  const float *k_k, *k_a, *r_k;
+  float *out, *bonus;
+  int64_t stride, tokens, dim;
+  float* state; // delta_floats
+};
+
 // The largest logit of a row: its first place, its value, and ln(sum(e^(x - value))) over the row.
 struct Peak {
   int64_t place;
@@ -273,6 +299,8 @@ struct EngineKernels {
   void (*selective_scan)(const SelectiveScanTask& task);
   void (*scan)(const ScanTask& task);
   void (*gated_delta)(const DeltaTask& task);
+  void (*token_shift)(const TokenShiftTask& task);
+  void (*time_mix)(const TimeMixTask& task);
 
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
   void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);

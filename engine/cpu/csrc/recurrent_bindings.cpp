@@ -2,8 +2,12 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
 
 #include "convolution_op.h"
+#include "rwkv_op.h"
 #include "scan_op.h"
 #include "delta_op.h"
 
@@ -70,6 +74,49 @@ static void add_gated_delta(Session& s, Place qkv, Place beta, Place alpha, Plac
   s.places.make(buffer(out));
 }
 
+static void add_token_shift(Session& s, Place x, const std::vector<Place>& outs, Rows weight) {
+  const auto lock = s.build();
+  require(!outs.empty() && outs.size() <= size_t(max_shifts) && weight.shape(0) == outs.size() && int64_t(weight.shape(1)) == x.second,
+          "token_shift: shapes do not agree");
+  s.require_body("token_shift: the head has no sequences");
+  std::vector<Buffer> to;
+  for (Place out : outs) {
+    require(out.second == x.second && out != x, "token_shift: shapes do not agree, or an output in the place of the input");
+    require(std::count(outs.begin(), outs.end(), out) == 1, "token_shift: two outputs in one place");
+    s.check({x}, &out, -1);
+    to.push_back(buffer(out));
+  }
+  require_aligned(weight);
+  std::vector<float> values(weight.data(), weight.data() + weight.size());
+  s.add_op(std::make_unique<TokenShiftOp>(buffer(x), std::move(to), std::move(values), s.executor));
+  for (Place out : outs) s.places.make(buffer(out));
+}
+
+static void add_time_mix(Session& s, Place r, Place w, Place k, Place v, Place a, std::optional<Place> first, std::optional<Place> mix,
+                         Place out, Place bonus, Floats k_k, Floats k_a, Floats r_k, int64_t heads) {
+  const auto lock = s.build();
+  require(heads >= 1 && out.second >= heads && out.second % heads == 0 && out.second / heads <= max_delta_dim, "time_mix: no such heads");
+  require(first.has_value() == mix.has_value(), "time_mix: wanted the first layer's values with what mixes them");
+  std::vector<Place> read{r, w, k, v, a};
+  if (first) read.insert(read.end(), {*first, *mix});
+  require(out != bonus && bonus.second == out.second, "time_mix: shapes do not agree, or two outputs in one place");
+  for (Place in : read) {
+    require(in.second == out.second, "time_mix: shapes do not agree");
+    require(in != out && in != bonus, "time_mix: an output in the place of an input");
+    s.check({in}, nullptr, -1);
+  }
+  for (const Floats* weight : {&k_k, &k_a, &r_k}) require(int64_t(weight->size()) == out.second, "time_mix: shapes do not agree");
+  s.require_body("time_mix: the head has no sequences");
+  s.check({}, &out, -1);
+  s.check({}, &bonus, -1);
+  TimeMixOp::Inputs in{buffer(r), buffer(w), buffer(k), buffer(v), buffer(a), {}, {}};
+  if (first) in.first = buffer(*first), in.mix = buffer(*mix);
+  s.add_op(std::make_unique<TimeMixOp>(in, buffer(out), buffer(bonus), TimeMixOp::Weights{floats(k_k), floats(k_a), floats(r_k)}, heads,
+                                       s.executor));
+  s.places.make(buffer(out));
+  s.places.make(buffer(bonus));
+}
+
 void bind_recurrent(nb::class_<Session>& executor) {
   executor.def("convolution", &add_convolution, nb::kw_only(), nb::arg("x"), nb::arg("out"), nb::arg("weight").noconvert(),
                nb::arg("bias").noconvert() = nb::none(), nb::arg("silu") = false);
@@ -79,6 +126,10 @@ void bind_recurrent(nb::class_<Session>& executor) {
                nb::arg("a").noconvert(), nb::arg("d").noconvert(), nb::arg("dt_bias").noconvert());
   executor.def("gated_delta", &add_gated_delta, nb::kw_only(), nb::arg("qkv"), nb::arg("beta"), nb::arg("alpha"), nb::arg("out"),
                nb::arg("key_heads"), nb::arg("key_dim"), nb::arg("tiled"), nb::arg("rate").noconvert(), nb::arg("bias").noconvert());
+  executor.def("token_shift", &add_token_shift, nb::kw_only(), nb::arg("x"), nb::arg("outs"), nb::arg("weight").noconvert());
+  executor.def("time_mix", &add_time_mix, nb::kw_only(), nb::arg("r"), nb::arg("w"), nb::arg("k"), nb::arg("v"), nb::arg("a"),
+               nb::arg("first"), nb::arg("mix"), nb::arg("out"), nb::arg("bonus"), nb::arg("k_k").noconvert(), nb::arg("k_a").noconvert(),
+               nb::arg("r_k").noconvert(), nb::arg("heads"));
 }
 
 } // namespace lltool

@@ -50,4 +50,16 @@ inline vf tanh(vf x) {
   return abs(x) < 0.625f ? p * z * x + x : (e - 1.0f) / (e + 1.0f);
 }
 
+// ln(1 + e^x), without cancellation: ln(1 + u) = 2 artanh(u / (2 + u)), whose series is short for u <= 1.
+inline vf softplus(vf x) {
+  const vf u = exp(-abs(x)), z = u / (u + 2.0f), s = z * z;
+  vf p = s * (1.0f / 13) + 1.0f / 11;
+  p = p * s + 1.0f / 9;
+  p = p * s + 1.0f / 7;
+  p = p * s + 1.0f / 5;
+  p = p * s + 1.0f / 3;
+  p = p * s + 1.0f;
+  return max(x, splat(0.0f)) + p * z * 2.0f;
+}
+
 } // namespace

@@ -232,7 +232,7 @@ DEEPSEEK2 = Family(
 )
 
 
-class _DenseFirst(Setting):
+class DenseFirst(Setting):
     """The kind of each layer as a list, of which the dense ones must come first. transformers reads nothing else."""
 
     def describe(self, config: Config) -> Keys:
@@ -306,6 +306,6 @@ GLM4_LITE = replace(
         "qk_nope_head_dim": 192,
         "v_head_dim": 256,
     },
-    settings=(*SIZES, _DenseFirst(), *DEEPSEEK3.settings[len(SIZES) :]),
+    settings=(*SIZES, DenseFirst(), *DEEPSEEK3.settings[len(SIZES) :]),
     restores=lambda stored: False,
 )

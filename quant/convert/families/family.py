@@ -59,9 +59,10 @@ class Family:
     `prefixes` of checkpoint names are replaced before the table is used, and `base` begins the names that a model
     without its output matrix leaves out; tensors whose names contain one of `ignored` are left out. So are layers that
     predict further tokens, as transformers leaves them out: their names begin with `predictors`, or `further` is a key
-    that says how many there are after the last. `only` is a key that must be true in a config of this family, which is
-    before another of the same classes. Of families with one architecture, export takes the first that `restores` a
-    file. If there is no way back, `no_export` says why.
+    that says how many there are after the last. `only` is a key that must be true in a config of this family, or a
+    condition on the config; the family is before another of the same classes. `prepare` completes a config before
+    anything is read from it. Of families with one architecture, export takes the first that `restores` a file. If there
+    is no way back, `no_export` says why.
     """
 
     architecture: str
@@ -75,11 +76,16 @@ class Family:
     base: str = "model."
     further: str = ""
     predictors: str = ""
-    only: str = ""
+    only: str | Callable[[Mapping[str, Any]], bool] = ""
+    prepare: Callable[[Config], None] | None = None
     ignored: tuple[str, ...] = IGNORED
     restores: Callable[[Stored], bool] = _always
     no_export: str = ""
     layer_keys: Mapping[str, LayerKey] = field(default_factory=dict)
+
+    def takes(self, config: Mapping[str, Any]) -> bool:
+        """Whether `only` holds in a config.json."""
+        return self.only(config) if callable(self.only) else not self.only or config.get(self.only) is True
 
     def describe(self, config: Config) -> Keys:
         """GGUF keys, without the architecture's prefix. It completes the config with values that a file leaves out."""

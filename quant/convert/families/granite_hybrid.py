@@ -1,5 +1,6 @@
 """Granite 4 hybrid: Mamba 2 or attention without positions in each layer, with or without experts."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,8 @@ from lltool.quant.convert.families.keys import (
     Setting,
     Unused,
 )
-from lltool.quant.convert.families.llama import BIASES, NAMES, PAIRS, SIZES_7B
+from lltool.quant.convert.families.llama import BIASES, BLOCKS, NAMES, PAIRS, SIZES_7B
+from lltool.quant.convert.families.llama_kin import GRANITE
 from lltool.quant.convert.families.mamba import INNER, NO_LIMITS, RANK, describe_scan, mamba2_rows, restore_scan
 from lltool.quant.convert.families.mixed_layers import ATTENDS, LayerHeads, attending, not_attending, only
 from lltool.quant.convert.families.rows import Row
@@ -31,6 +33,7 @@ from lltool.quant.convert.families.tables import decoder, layer
 _WIDTH, _EXPERTS = "shared_intermediate_size", "num_local_experts"
 _MOE, _SHARED = "model.layers.{}.block_sparse_moe.", "model.layers.{}.shared_mlp."
 _KINDS = {"mamba": False, "linear_attention": False, "attention": True, "full_attention": True}
+_ATTENDING = tuple(kind for kind, attends in _KINDS.items() if attends)
 
 
 def _mlp_rows(end: str, when: str) -> tuple[Row, ...]:
@@ -54,6 +57,12 @@ _ROUTED = (
 )
 
 
+def _has_scans(values: Mapping[str, Any]) -> bool:
+    """Whether some layers have a scan, which they all have if a config does not name their kinds."""
+    kinds = values.get("layer_types")
+    return not isinstance(kinds, list) or any(_KINDS.get(kind) is False for kind in kinds if isinstance(kind, str))
+
+
 class _Kinds(Setting):
     """The layers with attention; the others have the scan."""
 
@@ -63,8 +72,7 @@ class _Kinds(Setting):
         fine = isinstance(kinds, list) and len(kinds) == layers and all(kind in tuple(_KINDS) for kind in kinds)
         config.require("layer_types", fine, f"mamba or attention for each of {layers} layers")
         attends = [_KINDS[kind] for kind in kinds]
-        both = any(attends) and not all(attends)
-        config.require("layer_types", both, "both kinds of layers; Granite with one kind alone is another architecture")
+        config.require("layer_types", any(attends), "a layer with attention")
         config.derive(ATTENDS, attends)
         return {"rope.scaling.finetuned": boolean(False)}  # llama.cpp's switch for rotary positions
 
@@ -142,6 +150,7 @@ GRANITE_HYBRID = Family(
     architecture="granitehybrid",
     models=("GraniteMoeHybridForCausalLM", "GraniteMoeHybridModel"),
     model_types=("granitemoehybrid",),
+    only=_has_scans,
     rows=decoder(
         (
             *layer({"attn_norm": NAMES["attn_norm"]}),
@@ -205,4 +214,48 @@ GRANITE_HYBRID = Family(
         "logits_scaling": 1.0,
         "tie_word_embeddings": False,
     },
+)
+
+
+class _AllAttend(Setting):
+    """Attention with rotary positions in all layers."""
+
+    def describe(self, config: Config) -> Keys:
+        layers, kinds = config.values["num_hidden_layers"], config.get("layer_types")
+        fine = isinstance(kinds, list) and len(kinds) == layers and all(kind in _ATTENDING for kind in kinds)
+        config.require("layer_types", fine, f"mamba or attention for each of {layers} layers")
+        rotates = config.get("position_embedding_type") == "rope"
+        config.require("position_embedding_type", rotates, "rope, where no layer has a scan")
+        return {}
+
+
+# Granite 4 without scans, which is Granite with other names; export gives Granite.
+GRANITE4 = replace(
+    GRANITE,
+    models=GRANITE_HYBRID.models,
+    model_types=GRANITE_HYBRID.model_types,
+    rows=decoder(
+        (
+            *layer({"attn_norm": NAMES["attn_norm"]}),
+            *layer({name: NAMES[name] for name in _ATTENTION}, changes=PAIRS, biases=BIASES),
+            *layer({"ffn_norm": NAMES["ffn_norm"]}),
+            *_mlp_rows("", ""),
+        )
+    ),
+    settings=(
+        *(
+            Integer(_WIDTH, row.gguf) if isinstance(row, Integer) and row.key == "intermediate_size" else row
+            for row in BLOCKS
+        ),
+        *(row for row in GRANITE.settings if isinstance(row, Number)),
+        _Bias(),
+        _AllAttend(),
+        Expected(_EXPERTS, 0),
+        Unused("intermediate_size", "num_experts_per_tok", "normalization_function", "init_method"),
+        Unused("mamba_d_state", "mamba_d_conv", "mamba_n_groups", "mamba_n_heads", "mamba_d_head", "mamba_expand"),
+        Unused("mamba_conv_bias", "mamba_proj_bias", "mamba_chunk_size", "time_step_limit", "layers_block_type"),
+        Unused("time_step_min", "time_step_max"),
+    ),
+    defaults={**GRANITE.defaults, _WIDTH: 1024, _EXPERTS: 8, "position_embedding_type": None},
+    restores=lambda stored: False,
 )

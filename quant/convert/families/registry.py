@@ -16,6 +16,7 @@ from lltool.quant.convert.families import (
     llama_variants,
     mamba,
     modern_bert,
+    nemotron_h,
     olmo2,
     phi,
     qwen,
@@ -32,9 +33,10 @@ from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.gemma3 import GEMMA3, GEMMA_EMBEDDING
 from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
 from lltool.quant.convert.families.gpt_oss import GPT_OSS
-from lltool.quant.convert.families.granite_hybrid import GRANITE_HYBRID
+from lltool.quant.convert.families.granite_hybrid import GRANITE4, GRANITE_HYBRID
 from lltool.quant.convert.families.granite_moe import GRANITE_MOE
 from lltool.quant.convert.families.jamba import JAMBA
+from lltool.quant.convert.families.kimi_linear import KIMI_LINEAR
 from lltool.quant.convert.families.lfm2 import LFM2
 from lltool.quant.convert.families.lfm2_moe import LFM2_MOE
 from lltool.quant.convert.families.llama import LLAMA, MISTRAL
@@ -45,6 +47,7 @@ from lltool.quant.convert.families.phi_moe import PHI_MOE
 from lltool.quant.convert.families.qwen2 import QWEN2
 from lltool.quant.convert.families.qwen3 import QWEN3
 from lltool.quant.convert.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
+from lltool.quant.convert.families.rwkv7 import RWKV7
 from lltool.quant.convert.families.stored import Stored
 
 _OF_THE_WHOLE = ("architectures", "model_type", "tie_word_embeddings")
@@ -89,8 +92,12 @@ FAMILIES = (
     JAMBA,
     FALCON_H1,
     GRANITE_HYBRID,
+    GRANITE4,
     *mamba.FAMILIES,
+    *nemotron_h.FAMILIES,
     *qwen3_next.FAMILIES,
+    KIMI_LINEAR,
+    RWKV7,
     *bert.FAMILIES,
     *modern_bert.FAMILIES,
 )
@@ -106,7 +113,7 @@ def find_family(config: Mapping[str, Any], file: str) -> tuple[Family, Config]:
     text = config.get("text_config")
     inner = text.get("model_type") if isinstance(text, dict) else None
     model = models[0] if isinstance(models, list) and models else None
-    able = [family for family in FAMILIES if not family.only or config.get(family.only) is True]
+    able = [family for family in FAMILIES if family.takes(config)]
     by_model = next((family for family in able if model in family.models), None)
     of_kind = _of_kind(inner, able) or _of_kind(kind, able)
     by_kind = next((family for family in of_kind if model in family.models), next(iter(of_kind), None))
@@ -118,6 +125,8 @@ def find_family(config: Mapping[str, Any], file: str) -> tuple[Family, Config]:
         stated = f"architecture {short(model)}" if model else f"model_type {short(kind)} without architectures"
         raise InputError(f"{file}: {stated} is not supported; this version converts {known}")
     parsed = Config(file, _text_config(config, file), family.defaults, family.spelling)
+    if family.prepare:
+        family.prepare(parsed)
     if by_model and by_kind and model not in by_kind.models:
         parsed.notes.append(f"config.json says model_type {kind} and architectures {model}; model_type decides")
     return family, parsed

@@ -34,7 +34,8 @@ class Row:
     """Tensors of a GGUF file, and the tensors of a checkpoint that they are made from by an invertible change.
 
     `gguf` and `checkpoint` are names, of which there is more than one where a change splits a tensor. In a name, `{}`
-    stands for the number of the layer and `{expert}` for that of an expert, of which `experts` gives the number.
+    stands for the number of the layer, `{expert}` for that of an expert, of which `experts` gives the number, and
+    `{letter}` for each of `letters` in turn.
     `shape` has the sizes of each checkpoint tensor. If `when` is given, the row exists only if that key of the config
     is true, or with `not ` before it, if it is false. The tensors of an optional row may be missing.
 
@@ -49,6 +50,7 @@ class Row:
     when: str = ""
     layers: LayerSet = all_layers
     experts: str = ""
+    letters: str = ""
     optional: bool = False
 
     @property
@@ -62,7 +64,7 @@ class Row:
     def sources(self, sizes: Sizes) -> list[str]:
         """The names in the checkpoint, of a row whose layer is filled in."""
         if not self.experts:
-            return [self.checkpoint]
+            return [self.checkpoint.replace("{letter}", letter) for letter in self.letters or ("",)]
         return [self.checkpoint.replace("{expert}", str(expert)) for expert in range(sizes[self.experts])]
 
     def of_layer(self, layer: int) -> "Row":

@@ -192,6 +192,17 @@ def recurrent(h: tuple[int, int]) -> list[tuple[str, dict[str, Any]]]:
         ("scan", {"xbc": scanned, "dt": b, "out": narrow, "groups": 4, "a": heads, "d": heads, "dt_bias": heads}),
         ("split", {"x": h, "outs": parts, "groups": 2}),
         ("gated_delta", {"qkv": out, "beta": parts[0], "alpha": parts[0], "out": made, **sizes}),
+        ("token_shift", {"x": out, "outs": [scanned], "weight": taps[:1]}),
+        (
+            "time_mix",
+            {
+                **dict.fromkeys(("r", "w", "k", "v", "a", "first", "mix"), scanned),
+                **dict.fromkeys(("k_k", "k_a", "r_k"), bias),
+                "out": out,
+                "bonus": h,
+                "heads": 4,
+            },
+        ),
     ]
 
 

@@ -71,11 +71,17 @@ X, FREE = (0, 64), (64, 64)
 F32 = np.zeros((64, 256), np.uint8)
 
 
+VECTOR, ROWS = np.ones(64, np.float32), np.zeros((1, 64), np.float32)
+
+
+def mixing(**changes: Any) -> dict[str, Any]:
+    inputs = dict.fromkeys(("r", "w", "k", "v", "a", "first", "mix"), X)
+    weights = dict.fromkeys(("k_k", "k_a", "r_k"), VECTOR)
+    return {**inputs, **weights, "out": FREE, "bonus": (128, 64), "heads": 4} | changes
+
+
 def embedding(data: Any = F32, **changes: Any) -> dict[str, Any]:
     return {"out": FREE, "type": 0, "data": data, "scale": 1.0} | changes
-
-
-VECTOR = np.ones(64, np.float32)
 
 
 def delta(**changes: Any) -> dict[str, Any]:
@@ -131,6 +137,19 @@ def delta(**changes: Any) -> dict[str, Any]:
         ("gated_delta", delta(beta=(0, 0)), "gated_delta: shapes do not agree"),
         ("gated_delta", delta(alpha=(64, 2)), "gated_delta: shapes do not agree"),
         ("gated_delta", delta(alpha=(64, 1)), "none before it has made"),
+        ("token_shift", {"x": X, "outs": [], "weight": ROWS}, "token_shift: shapes do not agree"),
+        ("token_shift", {"x": X, "outs": [X], "weight": ROWS}, "an output in the place of the input"),
+        ("token_shift", {"x": X, "outs": [(64, 32)], "weight": ROWS}, "token_shift: shapes do not agree"),
+        ("token_shift", {"x": X, "outs": [FREE] * 9, "weight": ROWS}, "token_shift: shapes do not agree"),
+        ("token_shift", {"x": FREE, "outs": [(128, 64)], "weight": ROWS}, "none before it has made"),
+        ("time_mix", mixing(heads=0), "no such heads"),
+        ("time_mix", mixing(heads=5), "no such heads"),
+        ("time_mix", mixing(mix=None), "with what mixes them"),
+        ("time_mix", mixing(bonus=FREE), "two outputs in one place"),
+        ("time_mix", mixing(out=X), "an output in the place of an input"),
+        ("time_mix", mixing(k=(0, 32)), "time_mix: shapes do not agree"),
+        ("time_mix", mixing(k_a=VECTOR[:3]), "time_mix: shapes do not agree"),
+        ("time_mix", mixing(first=(192, 64)), "none before it has made"),
         ("observe", {"x": FREE}, "none before it has made"),
     ],
 )

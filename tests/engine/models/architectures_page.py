@@ -32,6 +32,7 @@ TEXTS = {
 Each architecture is compared with its original on small random checkpoints in float32: transformers' logits of 300
 tokens, and llama.cpp's of the file that `convert` writes. The table shows the largest difference as a part of the
 logits' spread. Tests repeat it token by token and with several sequences at once, with a limit of 1e-4.
+transformers has no RWKV 7; there, the original is a computation by the formulas of its paper.
 
 | architecture | class of the checkpoint | export | transformers | llama.cpp |
 |---|---|---|---:|---:|
@@ -42,7 +43,7 @@ logits' spread. Tests repeat it token by token and with several sequences at onc
 
 每种架构都用 float32 的小型随机检查点与原实现对比：transformers 对 300 个词元的 logits，以及 llama.cpp 运行 `convert`
 所写文件得到的 logits。表中是最大差异占 logits 取值范围的比例。测试还会逐词元、以及多个序列同时运行来重复比较，
-上限为 1e-4。
+上限为 1e-4。transformers 没有 RWKV 7，其原实现是按论文公式写出的计算。
 
 | 架构 | 检查点的类 | 导出 | transformers | llama.cpp |
 |---|---|---|---:|---:|

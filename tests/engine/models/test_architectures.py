@@ -18,6 +18,7 @@ from lltool.gguf.source import Model as Source
 from lltool.gguf.source import Tensor
 from lltool.gguf.writer import write_gguf
 from tests.derived_checkpoints import DERIVED, make_with_original
+from tests.rwkv7_checkpoint import rwkv7_logits
 from tests.tiny_checkpoints import DEEPSEEK_YARN, FAMILIES, LONGROPE, MIXTURES, YARN, rope
 
 EXECUTORS = ["reference", "cpu"]
@@ -226,6 +227,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_hidden_layers": 3, "expert_layer_period": 4, "expert_layer_offset": 2},
     ),
     "mamba2, one group": ("mamba2", {"n_groups": 1}),
+    "nemotron 3 (experts of another width, groups)": (
+        "nemotron-h-moe",
+        {"moe_latent_size": 32, "n_group": 3, "topk_group": 2, "norm_topk_prob": False},
+    ),
+    "rwkv7": ("rwkv7", {}),
+    "rwkv7, heads of 64": ("rwkv7", {"hidden_size": 128, "head_dim": 64, "norm_eps": 1e-5, "num_hidden_layers": 2}),
     "granite hybrid without experts, biases": (
         "granitehybrid",
         {"num_local_experts": 0, "attention_bias": True, "tie_word_embeddings": True},
@@ -234,7 +241,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_case(case: str, folder: Path, **changes: Any) -> tuple[Path, NDArray[np.float32]]:
-    """A case's model as F32 GGUF in an empty folder, and transformers' logits (T, V) of `prompt()`.
+    """A case's model as F32 GGUF in an empty folder, and the original's logits (T, V) of `prompt()`.
 
     `changes` are config values other than the case's.
     """
@@ -246,6 +253,8 @@ def make_case(case: str, folder: Path, **changes: Any) -> tuple[Path, NDArray[np
     family, overrides = CASES[case]
     original = make_with_original(family, folder, **(overrides | changes))
     path = convert(folder, folder / "model.gguf", outtype="f32")
+    if family == "rwkv7":
+        return path, rwkv7_logits(original, prompt())
     oracle = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32)
     with torch.no_grad():
         logits = oracle(torch.tensor(prompt()[None])).logits[0].numpy()

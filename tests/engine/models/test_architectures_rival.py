@@ -89,10 +89,14 @@ DIFFERENT: dict[str, tuple[str, dict[str, Any] | None]] = {
         {"linear_key_head_dim": 16, "linear_value_head_dim": 16},
     ),
     "qwen3.5, yarn, heads of six": ("llama.cpp ends the process: its sections of positions are fixed", None),
+    "rwkv7": (
+        "llama.cpp ends the process where heads are not of 64",
+        {"hidden_size": 192, "head_dim": 64, "norm_eps": 1e-5},
+    ),
     "gptneox, no biases of attention": ("llama.cpp wants biases", {"attention_bias": True}),
 }
 
-ENDS_THE_PROCESS = ("qwen3.5, yarn, heads of six",)
+ENDS_THE_PROCESS = ("qwen3.5, yarn, heads of six", "rwkv7")
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,14 @@ from tests.tiny_checkpoints import DEEPSEEK_YARN, FAMILIES, LINEAR, LONGROPE, YA
 from tests.tiny_tokenizers import CHAT, TEXT
 
 TOKENS = 100
-EXPORTED_AS = {"glm4-moe-lite": "DeepseekV3ForCausalLM"}  # another class that computes the same
+EXPORTED_AS = {
+    "granite4": "GraniteForCausalLM",
+    "glm4-moe-lite": "DeepseekV3ForCausalLM",
+}  # another class that computes the same
 INTEGERS = array(ValueType.INT32, np.array([1, 2], np.int32))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "granite4"])  # which has other names
 def test_round_trip_is_the_same_model(family: str, tmp_path: Path) -> None:
     import torch
     import transformers
@@ -57,7 +60,9 @@ def test_round_trip_is_the_same_model(family: str, tmp_path: Path) -> None:
     ids = torch.randint(0, 370, (1, TOKENS), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         spread = theirs(ids).logits.max() - theirs(ids).logits.min()
-        bound = 1e-5 if family in LINEAR else 1e-6  # states sum up what the rounding of norms and decays changed
+        bound = (
+            1e-5 if family in (*LINEAR, "kimi-linear") else 1e-6
+        )  # states sum up what the rounding of norms and decays changed
         torch.testing.assert_close(ours(ids).logits / spread, theirs(ids).logits / spread, rtol=0, atol=bound)
     loaded = AutoTokenizer.from_pretrained(folder)
     with open_gguf(gguf) as file:

@@ -102,9 +102,13 @@ def test_every_tensor(family: str, checkpoint: Callable[[str], Path], tmp_path: 
             np.testing.assert_array_equal(found[name].data().view(np.float32).reshape(values.shape), values, name)
 
 
+# Those of the recurrent families whose tensors are stacked or split.
+STACKED = ("granite4", "jamba", "granitehybrid", "lfm2moe", "nemotron-h-moe", "kimi-linear", "kimi-linear-published")
+
+
 @pytest.mark.parametrize(
     "family",
-    [*(family for family in TINY if family not in (*MIXTURES, *LINEAR, "jamba", "granitehybrid", "lfm2moe")), *DERIVED],
+    [family for family in (*TINY, *DERIVED) if family not in (*MIXTURES, *LINEAR, *STACKED)],
 )
 def test_names_are_those_of_gguf(family: str, tmp_path: Path) -> None:
     """Each checkpoint tensor has the GGUF name that PyPI's gguf maps it to; or it is split, as here written out."""
@@ -208,6 +212,30 @@ def test_old_and_new_spelling_give_the_same(family: str, checkpoint: Callable[[s
         ("falcon-h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": True}, "mamba_norm_before_gate: found True"),
         ("granitehybrid", {"layer_types": [[], "mamba", "attention", "mamba"]}, "mamba or attention for each of 4"),
         ("granitehybrid", {"position_embedding_type": "rope"}, "the model would compute something else"),
+        ("granite4", {"position_embedding_type": None}, "rope, where no layer has a scan"),
+        (
+            "granite4",
+            {"layer_types": ["full_attention", "window", "full_attention"]},
+            "mamba or attention for each of 3",
+        ),
+        ("granite4", {"num_local_experts": 4}, "num_local_experts: found 4, wanted 0"),
+        ("nemotron-h", {"layers_block_type": ["mlp", "moe", "full_attention", "mlp", "mlp"]}, "either mlp or moe"),
+        (
+            "nemotron-h",
+            {"layers_block_type": ["mlp", 3]},
+            "linear_attention, full_attention, mlp, moe, mamba, attention",
+        ),
+        (
+            "nemotron-h",
+            {"hybrid_override_pattern": "M-*-M", "layers_block_type": ["mlp"] * 5},
+            "a layer with attention",
+        ),
+        ("nemotron-h", {"n_groups": 4}, "a divisor of the 6 heads"),
+        ("nemotron-h", {"mlp_bias": True}, "mlp_bias: found True, wanted False"),
+        ("kimi-linear", {"linear_num_heads": 6}, "linear_num_heads: found 6, wanted 3, as latent attention"),
+        ("kimi-linear", {"layer_types": ["full_attention"] * 5}, "layers of both kinds"),
+        ("kimi-linear", {"linear_attn_config": {"full_attn_layers": [2]}, "layer_types": None}, "each of 5 layers in"),
+        ("kimi-linear", {"moe_renormalize": False}, "moe_renormalize: found False, wanted True"),
         ("llama", {"architectures": ["RwkvForCausalLM"]}, "architecture 'RwkvForCausalLM' is not supported"),
         ("llama", {"num_hidden_layers": 4}, "tensors are of 3 layers, but config.json says num_hidden_layers 4"),
         ("llama", {"num_hidden_layers": 2}, "tensors are of 3 layers, but config.json says num_hidden_layers 2"),
