@@ -57,7 +57,7 @@ class Constraint:
         """JSON that is valid under `schema`, an object or its JSON text. Raises InputError if it is not JSON."""
         if not isinstance(schema, str):
             try:
-                return cls("json_schema", json.dumps(schema, ensure_ascii=False))
+                schema = json.dumps(schema, ensure_ascii=False)
             except (TypeError, ValueError, RecursionError) as error:
                 raise InputError(f"JSON schema: {error}; wanted an object of JSON") from None
         try:
@@ -66,7 +66,8 @@ class Constraint:
             raise InputError(f"JSON schema: is not JSON: {error}") from None
         if not isinstance(found, dict | bool):
             raise InputError(f"JSON schema: found {type(found).__name__}, wanted an object")
-        return cls("json_schema", schema)
+        # llguidance wants an object.
+        return cls("json_schema", {True: "{}", False: '{"enum": []}'}[found] if isinstance(found, bool) else schema)
 
     @classmethod
     def json_object(cls) -> Self:
