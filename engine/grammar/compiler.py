@@ -10,23 +10,31 @@ from lltool.engine.grammar.constraint import Constraint
 from lltool.engine.grammar.gbnf import read_gbnf
 from lltool.engine.grammar.gbnf_lark import write_lark
 from lltool.engine.grammar.matcher import Matcher
+from lltool.engine.grammar.structural import write_structural_lark
 from lltool.engine.grammar.vocabulary import GrammarVocabulary
 from lltool.engine.text.tokenizer import Tokenizer
 from lltool.gguf.errors import InputError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+    from llguidance._lib import JsonCompileOptions
 
 T = TypeVar("T")
 
-MOST_BYTES = {"gbnf": 1 << 18, "lark": 1 << 16, "json_schema": 1 << 20, "regex": 1 << 16}
+MOST_BYTES = {"gbnf": 1 << 18, "lark": 1 << 16, "json_schema": 1 << 20, "regex": 1 << 16, "structural_tag": 1 << 16}
 """The longest text of each notation, in bytes of UTF-8: all of these sizes compile, or are refused, within a second."""
 
 _KEPT = 64  # compiled constraints that are kept for the next request
 _STACK = 512 << 20  # bytes, of which only what is used takes memory: llguidance follows chains of rules by recursion
-_NAMES = {"gbnf": "grammar", "lark": "Lark grammar", "json_schema": "JSON schema", "regex": "regular expression"}
+_NAMES = {
+    "gbnf": "grammar",
+    "lark": "Lark grammar",
+    "json_schema": "JSON schema",
+    "regex": "regular expression",
+    "structural_tag": "structural tag",
+}
 # Between the parts of JSON, a space or a new line with its indent: a model cannot fill its answer with white space.
-_WHITESPACE = r" |\r?\n[ \t]{0,40}"
+_JSON: "JsonCompileOptions" = {"whitespace_pattern": r" |\r?\n[ \t]{0,40}"}
 
 
 class GrammarCompiler:
@@ -111,9 +119,11 @@ def _native_grammar(constraint: Constraint, vocabulary: GrammarVocabulary) -> st
         rules = read_gbnf(text, vocabulary.find_token)
         return LLMatcher.grammar_from_lark(write_lark(rules, [*vocabulary.ends, *vocabulary.silent]))
     if constraint.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": _WHITESPACE})
+        return LLMatcher.grammar_from_json_schema(text, defaults=_JSON)
     if constraint.kind == "regex":
         return LLMatcher.grammar_from_regex(text)
+    if constraint.kind == "structural_tag":
+        return LLMatcher.grammar_from_lark(write_structural_lark(text, vocabulary, _JSON))
     return LLMatcher.grammar_from_lark(text)
 
 

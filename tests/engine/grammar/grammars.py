@@ -1,4 +1,4 @@
-"""Grammars in GBNF with what is hard in them: ambiguity, empty alternatives, escapes, repetition, Unicode, recursion."""
+"""Grammars in GBNF, by what is hard in them: ambiguity, escapes, repetition, Unicode, recursion."""
 
 GRAMMARS = {
     "literal": 'root ::= "Hello, world!"',
