@@ -49,9 +49,8 @@ class MessagesFields(GenerationFields, CountFields):
 
 async def messages(request: Request) -> Response:
     fields = await read_fields(request, MessagesFields)
-    constraint = format_constraint(
-        "output_config.format", fields.output_config.format if fields.output_config else None
-    )
+    output = fields.output_config or OutputConfig()
+    constraint = format_constraint("output_config.format", output.format)
     with await Exchange.begin(request, fields.model) as exchange:
         plain, variables = _template_arguments(fields, exchange.served)
         (answer,) = await begin_chat(exchange, plain, variables, fields, fields.max_tokens, constraint=constraint)

@@ -5,14 +5,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lltool.engine.grammar.constraint import Constraint, Trigger
-from lltool.engine.server.answer import CLOSE, OPEN, Answer, ReasoningSplitter
+from lltool.engine.grammar.constraint import Constraint
+from lltool.engine.grammar.reasoning import CLOSE, after_reasoning, begins_reasoning
+from lltool.engine.server.answer import Answer, ReasoningSplitter
 from lltool.engine.server.exchange import Exchange
 from lltool.engine.server.fields import Fields, GenerationFields
 from lltool.engine.server.messages import ChatMessage, plain_messages
 from lltool.engine.server.served import Scores, Served
 from lltool.engine.text.chat import Message
-from lltool.engine.text.tokenizer import Tokenizer
 
 NO_TOOLS = "this server cannot constrain answers to calls of tools"
 GUIDED = dict.fromkeys(
@@ -53,8 +53,8 @@ async def begin_chat(
     """
     served = exchange.served
     ids = await served.encode_chat(messages, variables)
-    if constraint is not None and not constraint.triggers and begins_reasoning(served, ids):
-        constraint = constraint.after(after_reasoning(served.tokenizer))
+    if constraint is not None:
+        constraint = after_reasoning(constraint, ids, served.tokenizer)
     jobs = served.make_jobs([ids], fields, most, scores, matcher=await served.matcher(constraint))
     exchange.submit(jobs)
     splits = (reasoning or served.settings.reasoning_format) != "none"
@@ -80,19 +80,4 @@ def splitter(served: Served, ids: list[int], splits: bool) -> ReasoningSplitter 
     """A splitter, if the model's template knows think tags; it begins open if the prompt ends with such a tag."""
     if not splits or CLOSE not in served.template.source:
         return None
-    return ReasoningSplitter(is_open=begins_reasoning(served, ids))
-
-
-def begins_reasoning(served: Served, ids: list[int]) -> bool:
-    """Whether the prompt ends with an open think tag."""
-    if CLOSE not in served.template.source:
-        return False
-    return served.tokenizer.decode(ids[-16:], special=True).rstrip().endswith(OPEN)
-
-
-def after_reasoning(tokenizer: Tokenizer) -> Trigger:
-    """What begins the answer proper: the tag that closes the reasoning, a control token or a text."""
-    ids = tokenizer.encode(CLOSE, add_special=False, parse_special=True)
-    if len(ids) == 1:
-        return Trigger("token", ids[0], is_included=False)
-    return Trigger("word", CLOSE, is_included=False)
+    return ReasoningSplitter(is_open=begins_reasoning(ids, served.tokenizer))
