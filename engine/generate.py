@@ -1,6 +1,7 @@
 """Text generation: one loop that samples for all requests of a scheduler, and a front of it for a single user."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.grammar.matcher import Matcher
 from lltool.engine.inputs import token_ids
 from lltool.engine.logits import Logits
 from lltool.engine.request import Limits, Request, StopStrings, Timings, Token
-from lltool.engine.sampling import Sampler, sample_rows
+from lltool.engine.sampling import Mask, Sampler, sample_rows
 from lltool.engine.scheduler import Scheduler, Taken
 from lltool.engine.state_file import StateFile, save_state
 from lltool.gguf.errors import InputError
@@ -45,7 +47,6 @@ def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[
         rows += [(each.task, index) for index in each.rows.tolist()]
         if not each.rows.size and each.task.evaluated == len(each.task.ids):
             each.task.note_evaluated()  # nothing is wanted of it but to be read
-    threads = model.setup.threads
     for start, block in logits.blocks():
         part = rows[start : start + len(block)]
         last = [place for place, (request, index) in enumerate(part) if index == len(request.ids) - 1]
@@ -59,17 +60,14 @@ def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[
         batch = [request for request, _ in part if not request.is_over]
         if not batch:
             continue
-        choices = sample_rows(
-            block,
-            [request.sampler for request in batch],
-            texts=[request.ids for request in batch],
-            masks=[request.mask for request in batch],
-            team=threads.batch,
-            poll=threads.poll,
-        )
-        for request, row, choice in zip(batch, block, choices, strict=True):
+        for request, row, choice in zip(batch, block, _choose(model, batch, block), strict=True):
+            if isinstance(choice, InputError):
+                request.end("error", str(choice))
+                continue
             try:
                 found.append((request, request.take_choice(choice, row)))
+                while (token := request.take_forced()) is not None:
+                    found.append((request, token))
             except KeyboardInterrupt:
                 raise
             except InputError as error:
@@ -79,6 +77,49 @@ def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[
                 failed = failed or error
     if failed:
         raise failed
+
+
+def _choose(model: "Model", batch: Sequence[Request], block: NDArray[np.float32]) -> list[int | InputError | None]:
+    """What `sample_rows` chooses for each request from its row of the block (n, V), or why its constraint has failed.
+
+    A token that is forced takes no random number, so that it makes no difference whether it had a row. The likeliest
+    token of all is the likeliest of those allowed if it is one of them, which is cheaper to ask than the whole mask.
+    """
+    choices: list[int | InputError | None] = [request.forced for request in batch]
+    left = [place for place, choice in enumerate(choices) if choice is None]
+    free = [place for place in left if batch[place].matcher is not None and batch[place].sampler.takes_likeliest]
+    for place, choice in zip(free, _sample_places(model, batch, block, dict.fromkeys(free)), strict=True):
+        try:
+            choices[place] = choice if choice is not None and batch[place].allows(choice) else None
+        except InputError as error:
+            choices[place] = error
+    masks: dict[int, Mask | None] = {}
+    for place in left:
+        if choices[place] is None:
+            try:
+                masks[place] = batch[place].allowed
+            except InputError as error:
+                choices[place] = error
+    for place, choice in zip(masks, _sample_places(model, batch, block, masks), strict=True):
+        choices[place] = choice
+    return choices
+
+
+def _sample_places(
+    model: "Model", batch: Sequence[Request], block: NDArray[np.float32], masks: Mapping[int, Mask | None]
+) -> list[int | None]:
+    """What `sample_rows` chooses at the places that have a mask."""
+    if not masks:
+        return []
+    places = list(masks)
+    return sample_rows(
+        block if len(places) == len(batch) else block[places],
+        [batch[place].sampler for place in places],
+        texts=[batch[place].ids for place in places],
+        masks=list(masks.values()),
+        team=model.setup.threads.batch,
+        poll=model.setup.threads.poll,
+    )
 
 
 def _give_prompt_rows(part: Sequence[tuple[Request, int]], block: NDArray[np.float32]) -> None:
@@ -166,6 +207,7 @@ class Generation(Iterator[Token]):
     sampler: Sampler
     max_tokens: int | None = None
     stop: Sequence[str] = ()
+    matcher: Matcher | None = None
     clock: Callable[[], float] = perf_counter
     timings: Timings = field(default_factory=Timings)
     owns_dialogue: bool = False
@@ -175,15 +217,16 @@ class Generation(Iterator[Token]):
         self._limits = Limits(self.max_tokens, self.stop, self.keep)
         self._ids = token_ids(self.prompt, self.dialogue.model.config.vocab)
         self._request: Request | None = None
+        self._found: deque[Token] = deque()  # of the last step
         self._is_closed = False
 
     @property
     def reason(self) -> str:
-        return self._request.reason if self._request else ""
+        return self._request.reason if self._request and not self._found else ""
 
     @property
     def detail(self) -> str:
-        return self._request.detail if self._request else ""
+        return self._request.detail if self._request and not self._found else ""
 
     @property
     def dropped(self) -> int:
@@ -214,10 +257,11 @@ class Generation(Iterator[Token]):
     def _next(self) -> Token:
         if self._request is None:
             self._request = self._begin()
-        request = self._request
-        while not request.is_over:
-            for _, token in self.dialogue.step():
-                return token
+        request, found = self._request, self._found
+        while not (found or request.is_over):
+            found.extend(token for _, token in self.dialogue.step())
+        if found:
+            return found.popleft()
         if request.reason == "error":
             raise InputError(request.detail)
         raise StopIteration
@@ -233,6 +277,7 @@ class Generation(Iterator[Token]):
             clock=self.clock,
             timings=self.timings,
             reserves_all=False,
+            matcher=self.matcher,
         )
         self.dialogue.begin(request)
         return request
@@ -245,14 +290,15 @@ def generate(
     sampler: Sampler,
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
+    matcher: Matcher | None = None,
 ) -> Generation:
-    """Continues `prompt`; an empty one stands for the model's begin token.
+    """Continues `prompt`; an empty one stands for the model's begin token. `matcher` constrains what is generated.
 
     The generation ends when the model ends the text, at a stop string, at `max_tokens`, or when the context is full,
     and then returns its pages to the cache. Asking for the first token raises InputError if the prompt fills the
     context.
     """
-    return Generation(Dialogue(model), prompt, sampler, max_tokens, stop, owns_dialogue=True)
+    return Generation(Dialogue(model), prompt, sampler, max_tokens, stop, matcher, owns_dialogue=True)
 
 
 def generate_all(
@@ -262,8 +308,9 @@ def generate_all(
     samplers: Sequence[Sampler],
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
+    matchers: Sequence[Matcher | None] | None = None,
 ) -> list[str]:
-    """The continuations of several prompts, prompt i with samplers[i], which are all different.
+    """The continuations of several prompts, prompt i with samplers[i] and matchers[i], which are all different.
 
     They advance together, as many as the cache has room for: without `max_tokens`, each needs room for a whole context.
     Raises InputError as `generate` does, and if the cache has no room for a prompt.
@@ -276,8 +323,9 @@ def generate_all(
             context=model.context,
             sampler=sampler,
             limits=limits,
+            matcher=matcher,
         )
-        for prompt, sampler in zip(prompts, samplers, strict=True)
+        for prompt, sampler, matcher in zip(prompts, samplers, matchers or [None] * len(prompts), strict=True)
     ]
     texts = dict.fromkeys(requests, "")
     try:

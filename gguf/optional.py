@@ -21,6 +21,8 @@ EXTRAS = {
     "lm_eval": "lm-eval",
     "uvicorn": "serve",
     "pyopencl": "opencl",
+    "llguidance": "grammar",
+    "pydantic": "grammar",
 }
 
 

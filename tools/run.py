@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lltool.gguf.errors import InputError
 from lltool.gguf.whole_file import check_output
 from lltool.tools.arguments import command_parser, print_json, read_standard_input
+from lltool.tools.constraint_arguments import requested_matcher
 from lltool.tools.generation_arguments import (
     MOST_USED,
     add_generation_arguments,
@@ -40,6 +41,7 @@ lltool run -hf ggml-org/gemma-3-270m-it-GGUF:Q8_0 -p "Why is the sky blue?"
 lltool run model.gguf                                 # a chat, as lltool chat
 lltool run model.gguf --raw -p "A poem about the sea:\\n" --temp 0
 lltool run model.gguf -f prompt.txt --json | jq .text
+lltool run model.gguf "Name a colour." --regex "[a-z]+"
 """
 DERIVED_TIMES = ("prompt_rate", "decode_seconds", "decode_rate", "evaluate_rate")
 
@@ -65,7 +67,13 @@ def main(argv: list[str]) -> int:
         dialogue = Dialogue(model)
         _restore(dialogue, arguments)
         generation = Generation(
-            dialogue, ids, sampler, max_tokens(arguments), arguments.reverse_prompt, keep=kept_tokens(arguments)
+            dialogue,
+            ids,
+            sampler,
+            max_tokens(arguments),
+            arguments.reverse_prompt,
+            keep=kept_tokens(arguments),
+            matcher=requested_matcher(arguments, model, ids),
         )
         if arguments.json:
             tokens = list(_saving(generation, arguments))

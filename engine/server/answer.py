@@ -4,11 +4,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lltool.engine.grammar.reasoning import CLOSE, OPEN
 from lltool.engine.request import StopStrings
 from lltool.engine.server.errors import ApiError
 from lltool.engine.server.job import NO_TOKEN, Job, Piece, Score, read_pieces
-
-OPEN, CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lltool.engine.server.answer import CLOSE, OPEN, Answer, ReasoningSplitter
+from lltool.engine.grammar.constraint import Constraint
+from lltool.engine.grammar.reasoning import CLOSE, after_reasoning, begins_reasoning
+from lltool.engine.server.answer import Answer, ReasoningSplitter
 from lltool.engine.server.exchange import Exchange
 from lltool.engine.server.fields import Fields, GenerationFields
 from lltool.engine.server.messages import ChatMessage, plain_messages
@@ -13,12 +15,13 @@ from lltool.engine.server.served import Scores, Served
 from lltool.engine.text.chat import Message
 
 NO_TOOLS = "this server cannot constrain answers to calls of tools"
-NO_GRAMMAR = "this server cannot constrain answers to a grammar"
+GUIDED = dict.fromkeys(
+    ("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "write it in structured_outputs"
+)
 UNSUPPORTED = {
+    **GUIDED,
     "tools": NO_TOOLS,
     "functions": NO_TOOLS,
-    "grammar": NO_GRAMMAR,
-    "json_schema": NO_GRAMMAR,
     "chat_template": "a request cannot bring a template",
     "lora": "this server has no adapters",
     "audio": "this server writes text only",
@@ -42,11 +45,17 @@ async def begin_chat(
     *,
     scores: Scores | None = None,
     reasoning: str | None = None,
+    constraint: Constraint | None = None,
 ) -> list[Answer]:
-    """Starts the answers to a conversation. `reasoning` "none" leaves think tags in them (default: the server's)."""
+    """Starts the answers to a conversation. `reasoning` "none" leaves think tags in them (default: the server's).
+
+    If the prompt begins with reasoning, the constraint is for what comes after it.
+    """
     served = exchange.served
     ids = await served.encode_chat(messages, variables)
-    jobs = served.make_jobs([ids], fields, most, scores)
+    if constraint is not None:
+        constraint = after_reasoning(constraint, ids, served.tokenizer)
+    jobs = served.make_jobs([ids], fields, most, scores, matcher=await served.matcher(constraint))
     exchange.submit(jobs)
     splits = (reasoning or served.settings.reasoning_format) != "none"
     return [Answer(job, index, splitter(served, ids, splits)) for index, job in enumerate(jobs)]
@@ -71,5 +80,4 @@ def splitter(served: Served, ids: list[int], splits: bool) -> ReasoningSplitter 
     """A splitter, if the model's template knows think tags; it begins open if the prompt ends with such a tag."""
     if not splits or CLOSE not in served.template.source:
         return None
-    end = served.tokenizer.decode(ids[-16:], special=True).rstrip()
-    return ReasoningSplitter(is_open=end.endswith(OPEN))
+    return ReasoningSplitter(is_open=begins_reasoning(ids, served.tokenizer))

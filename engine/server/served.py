@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.grammar.constraint import Constraint
+from lltool.engine.grammar.matcher import Matcher
 from lltool.engine.model import Model, load_model
 from lltool.engine.rank import encode_pair, encode_text
 from lltool.engine.request import Limits
@@ -254,6 +256,15 @@ class Served:
             {"n_prompt_tokens": count, "n_ctx": context},
         )
 
+    async def matcher(self, constraint: Constraint | None) -> Matcher | None:
+        """What follows a constraint. Raises ApiError if it cannot be honoured."""
+        if constraint is None:
+            return None
+        try:
+            return await asyncio.to_thread(self.model.grammars.matcher, constraint)
+        except InputError as error:
+            raise bad_request(str(error), code="unsupported_constraint") from None
+
     def make_jobs(
         self,
         prompts: Sequence[Sequence[int]],
@@ -262,10 +273,11 @@ class Served:
         scores: Scores | None = None,
         *,
         ends: frozenset[int] = frozenset(),
+        matcher: Matcher | None = None,
     ) -> list[Job]:
         """A job for each answer, those of the first prompt first. `most` are tokens at most, None as many as fit.
 
-        Tokens of `ends` end an answer too.
+        Tokens of `ends` end an answer too; each answer follows a `matcher` like this one.
 
         Raises ApiError for a prompt that does not fit the context, too many answers, and bad settings.
         """
@@ -301,6 +313,7 @@ class Served:
                         inbox=inbox,
                         reads_prompt=scores is not None and scores.prompt,
                         ends=ends,
+                        matcher=matcher and matcher.fork(),
                         top=scores.top if scores else None,
                         slot=-1 if fields.id_slot is None else fields.id_slot,
                         deadline=time.perf_counter() + seconds,
