@@ -1,5 +1,6 @@
 """Text generation: one loop that samples for all requests of a scheduler, and a front of it for a single user."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -8,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.grammar.matcher import Matcher
 from lltool.engine.inputs import token_ids
 from lltool.engine.logits import Logits
 from lltool.engine.request import Limits, Request, StopStrings, Timings, Token
-from lltool.engine.sampling import Sampler, sample_rows
+from lltool.engine.sampling import Mask, Sampler, sample_rows
 from lltool.engine.scheduler import Scheduler, Taken
 from lltool.gguf.errors import InputError
 
@@ -43,7 +45,6 @@ def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[
         rows += [(each.task, index) for index in each.rows.tolist()]
         if not each.rows.size and each.task.evaluated == len(each.task.ids):
             each.task.note_evaluated()  # nothing is wanted of it but to be read
-    threads = model.setup.threads
     for start, block in logits.blocks():
         part = rows[start : start + len(block)]
         last = [place for place, (request, index) in enumerate(part) if index == len(request.ids) - 1]
@@ -57,17 +58,14 @@ def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[
         batch = [request for request, _ in part if not request.is_over]
         if not batch:
             continue
-        choices = sample_rows(
-            block,
-            [request.sampler for request in batch],
-            texts=[request.ids for request in batch],
-            masks=[request.mask for request in batch],
-            team=threads.batch,
-            poll=threads.poll,
-        )
-        for request, row, choice in zip(batch, block, choices, strict=True):
+        for request, row, choice in zip(batch, block, _choose(model, batch, block), strict=True):
+            if isinstance(choice, InputError):
+                request.end("error", str(choice))
+                continue
             try:
                 found.append((request, request.take_choice(choice, row)))
+                while (token := request.take_forced()) is not None:
+                    found.append((request, token))
             except KeyboardInterrupt:
                 raise
             except InputError as error:
@@ -77,6 +75,35 @@ def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[
                 failed = failed or error
     if failed:
         raise failed
+
+
+def _choose(model: "Model", batch: Sequence[Request], block: NDArray[np.float32]) -> list[int | InputError | None]:
+    """What `sample_rows` chooses for each request from its row of the block (n, V), or why its constraint has failed.
+
+    A token that is forced takes no random number, so that it makes no difference whether it had a row.
+    """
+    choices: list[int | InputError | None] = [request.forced for request in batch]
+    masks: list[Mask | None] = []
+    places = []
+    for place, request in enumerate(batch):
+        if choices[place] is None:
+            try:
+                masks.append(request.allowed)
+                places.append(place)
+            except InputError as error:
+                choices[place] = error
+    if places:
+        chosen = sample_rows(
+            block if len(places) == len(batch) else block[places],
+            [batch[place].sampler for place in places],
+            texts=[batch[place].ids for place in places],
+            masks=masks,
+            team=model.setup.threads.batch,
+            poll=model.setup.threads.poll,
+        )
+        for place, choice in zip(places, chosen, strict=True):
+            choices[place] = choice
+    return choices
 
 
 def _give_prompt_rows(part: Sequence[tuple[Request, int]], block: NDArray[np.float32]) -> None:
@@ -140,6 +167,7 @@ class Generation(Iterator[Token]):
     sampler: Sampler
     max_tokens: int | None = None
     stop: Sequence[str] = ()
+    matcher: Matcher | None = None
     clock: Callable[[], float] = perf_counter
     timings: Timings = field(default_factory=Timings)
     owns_dialogue: bool = False
@@ -148,15 +176,16 @@ class Generation(Iterator[Token]):
         self._limits = Limits(self.max_tokens, self.stop)
         self._ids = token_ids(self.prompt, self.dialogue.model.config.vocab)
         self._request: Request | None = None
+        self._found: deque[Token] = deque()  # of the last step
         self._is_closed = False
 
     @property
     def reason(self) -> str:
-        return self._request.reason if self._request else ""
+        return self._request.reason if self._request and not self._found else ""
 
     @property
     def detail(self) -> str:
-        return self._request.detail if self._request else ""
+        return self._request.detail if self._request and not self._found else ""
 
     def __next__(self) -> Token:
         if self._is_closed:
@@ -179,10 +208,11 @@ class Generation(Iterator[Token]):
     def _next(self) -> Token:
         if self._request is None:
             self._request = self._begin()
-        request = self._request
-        while not request.is_over:
-            for _, token in self.dialogue.step():
-                return token
+        request, found = self._request, self._found
+        while not (found or request.is_over):
+            found.extend(token for _, token in self.dialogue.step())
+        if found:
+            return found.popleft()
         if request.reason == "error":
             raise InputError(request.detail)
         raise StopIteration
@@ -198,6 +228,7 @@ class Generation(Iterator[Token]):
             clock=self.clock,
             timings=self.timings,
             reserves_all=False,
+            matcher=self.matcher,
         )
         self.dialogue.begin(request)
         return request
@@ -210,14 +241,15 @@ def generate(
     sampler: Sampler,
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
+    matcher: Matcher | None = None,
 ) -> Generation:
-    """Continues `prompt`; an empty one stands for the model's begin token.
+    """Continues `prompt`; an empty one stands for the model's begin token. `matcher` constrains what is generated.
 
     The generation ends when the model ends the text, at a stop string, at `max_tokens`, or when the context is full,
     and then returns its pages to the cache. Asking for the first token raises InputError if the prompt fills the
     context.
     """
-    return Generation(Dialogue(model), prompt, sampler, max_tokens, stop, owns_dialogue=True)
+    return Generation(Dialogue(model), prompt, sampler, max_tokens, stop, matcher, owns_dialogue=True)
 
 
 def generate_all(
@@ -227,13 +259,15 @@ def generate_all(
     samplers: Sequence[Sampler],
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
+    matchers: Sequence[Matcher] | None = None,
 ) -> list[str]:
-    """The continuations of several prompts, prompt i with samplers[i], which are all different.
+    """The continuations of several prompts, prompt i with samplers[i] and matchers[i], which are all different.
 
     They advance together, as many as the cache has room for: without `max_tokens`, each needs room for a whole context.
     Raises InputError as `generate` does, and if the cache has no room for a prompt.
     """
     limits, scheduler = Limits(max_tokens, stop), Scheduler(model)
+    every: Sequence[Matcher | None] = matchers or [None] * len(prompts)
     requests = [
         Request(
             token_ids(prompt, model.config.vocab),
@@ -241,8 +275,9 @@ def generate_all(
             context=model.context,
             sampler=sampler,
             limits=limits,
+            matcher=matcher,
         )
-        for prompt, sampler in zip(prompts, samplers, strict=True)
+        for prompt, sampler, matcher in zip(prompts, samplers, every, strict=True)
     ]
     texts = dict.fromkeys(requests, "")
     try:

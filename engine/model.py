@@ -35,6 +35,7 @@ from lltool.gguf.source import Tensor
 from lltool.quant.codec import decode
 
 if TYPE_CHECKING:
+    from lltool.engine.grammar.compiler import GrammarCompiler
     from lltool.engine.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 4096
@@ -113,6 +114,16 @@ class Model:
 
             opened.tokenizer = read_tokenizer(self.file)
         return opened.tokenizer
+
+    @property
+    def grammars(self) -> "GrammarCompiler":
+        """What makes matchers of constraints on texts of this model."""
+        opened = self._open()
+        if opened.grammars is None:
+            from lltool.engine.grammar.compiler import GrammarCompiler
+
+            opened.grammars = GrammarCompiler(self.tokenizer, self.config.vocab)
+        return opened.grammars
 
     @property
     def free_pages(self) -> int:
@@ -267,6 +278,7 @@ class _Opened:
     program: Program
     executor: Executor
     tokenizer: "Tokenizer | None" = None
+    grammars: "GrammarCompiler | None" = None
 
 
 def load_model(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.grammar.matcher import Matcher
 from lltool.engine.inputs import whole_number
 from lltool.engine.sampling import Mask, Sampler, checked_choice, sample_rows
 from lltool.engine.scheduler import Task
@@ -87,9 +88,14 @@ class Request(Task):
     `max_tokens` or a full context, "cancelled", or "error". The scheduler keeps room in the cache for all of it, or,
     without `reserves_all`, only for the prompt: it may then find the cache full later. With `reads_prompt`, it shares
     no prefix, and `read_prompt` gets the logits within its prompt. Tokens of `ends` end it like the vocabulary's own.
+    With a `matcher`, which belongs to it alone, the text follows a constraint: it ends where the constraint is
+    complete, and tokens that must come next take no logits and no random number, unless `wants_rows`.
     An empty prompt stands for the vocabulary's begin token. Raises InputError if there is none, and for a prompt that
     fills the context.
     """
+
+    wants_rows = False
+    """Whether logits are wanted before every generated token, also before those that a constraint forces."""
 
     def __init__(
         self,
@@ -104,6 +110,7 @@ class Request(Task):
         reserves_all: bool = True,
         reads_prompt: bool = False,
         ends: frozenset[int] = frozenset(),
+        matcher: Matcher | None = None,
     ) -> None:
         ids = list(prompt) or [id for id in [tokenizer.bos] if id is not None]
         if not ids:
@@ -119,7 +126,9 @@ class Request(Task):
         super().__init__(ids, first=first, limit=limit, reserved=limit if reserves_all else len(ids))
         sampler.use(tokenizer)
         self.sampler = sampler
-        self.mask: Mask | None = None  # of the tokens allowed next
+        self.mask: Mask | None = None  # of the tokens allowed next, for a text without a matcher
+        self.matcher = matcher
+        self._forced = [] if matcher is None else matcher.forced()  # tokens that come next without a choice
         self.timings = timings or Timings()
         self.reason = self.detail = ""
         self._prompt_tokens, self._context, self._limits = len(ids), context, limits
@@ -147,18 +156,37 @@ class Request(Task):
     def read_prompt(self, start: int, logits: NDArray[np.float32]) -> None:
         """Is given the logits (n, V) after the prompt's tokens from index `start` on, with `reads_prompt`."""
 
+    @property
+    def allowed(self) -> Mask | None:
+        """The tokens allowed next, None for all. Raises InputError if the constraint cannot be followed any further."""
+        return self.mask if self.matcher is None else self.matcher.allowed()
+
+    @property
+    def forced(self) -> int | None:
+        """The next token, if there is no choice."""
+        return self._forced[0] if self._forced else None
+
     def accept(self, logits: NDArray[np.float32]) -> Token:
         """Samples the next token from logits (V,). Raises InputError if the largest allowed one is not finite."""
         self.resume()
         self.note_evaluated()
-        (choice,) = sample_rows(logits[None], [self.sampler], texts=[self.ids], masks=[self.mask])
+        if self.forced is not None:
+            return self.take_choice(self.forced, logits)
+        (choice,) = sample_rows(logits[None], [self.sampler], texts=[self.ids], masks=[self.allowed])
         return self.take_choice(choice, logits)
 
     def take_choice(self, choice: int | None, logits: NDArray[np.float32]) -> Token:
         """Takes what `sample_rows` has chosen from logits (V,). Raises InputError if it could not choose."""
         if choice is None:  # the sampler has a `sample` of its own
-            choice = self.sampler.sample(logits) if self.mask is None else self.sampler.sample(logits, self.mask)
-        return self.take(checked_choice(choice, logits, self.mask))
+            mask = self.allowed
+            choice = self.sampler.sample(logits) if mask is None else self.sampler.sample(logits, mask)
+        return self.take(choice if choice >= 0 else checked_choice(choice, logits, self.allowed))
+
+    def take_forced(self) -> Token | None:
+        """Takes the next token if there is no choice, and no logits are wanted before it."""
+        if self.is_over or not self._forced or self.wants_rows:
+            return None
+        return self.take(self._forced[0])
 
     def take(self, id: int) -> Token:
         """Appends a token that was sampled, unless it is the last; returns it with the text that it completes."""
@@ -168,12 +196,15 @@ class Request(Task):
         else:
             times.first_token_seconds = times.prompt_seconds + self._lap()
         times.tokens += 1
+        is_complete = self._follow(id)
         if id in self._ends:
             self.end("stop", f"the model ended the text with {tokenizer.tokens[id]}")
             return Token(id, held.flush(self._decoder.flush()))
         text = held.push(self._decoder.push(id))
         if held.found is not None:
             self.end("stop", f"the stop string {held.found!r}")
+        elif is_complete:
+            self.end("stop", "what the grammar describes is complete")
         elif times.tokens == self._limits.max_tokens:
             self.end("length", f"{times.tokens} tokens were asked for")
         elif len(self.ids) >= self._context:
@@ -183,6 +214,18 @@ class Request(Task):
         self.append(id)
         times.text_seconds += self._lap()
         return Token(id, text)
+
+    def _follow(self, id: int) -> bool:
+        """Tells the constraint the next token; returns whether the text can only end after it."""
+        if self.matcher is None or id in self._ends:
+            return False
+        self.matcher.accept(id)
+        if self._forced:
+            del self._forced[0]
+        if self.matcher.is_complete:
+            return True
+        self._forced = self._forced or self.matcher.forced()
+        return False
 
     def flush(self) -> str:
         """What is held back of the text, for a request that is ended from outside."""

@@ -20,6 +20,7 @@ EXTRAS = {
     "bert_score": "bert-score",
     "lm_eval": "lm-eval",
     "uvicorn": "serve",
+    "llguidance": "grammar",
 }
 
 

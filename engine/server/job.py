@@ -53,6 +53,7 @@ class Job(Request):
         self.submitted = self.started = self.ended = perf_counter()
         self.prompt_scores: list[Score] = []
         self._top = top
+        self.wants_rows = top is not None
         self._score: Score | None = None
 
     @property
