@@ -6,7 +6,7 @@ A call is written as a pattern: text with the slots `$name`, `$arguments`, `$id`
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 _SLOT = re.compile(r"\$(name|arguments|id|index|key|type|is_string)")
@@ -51,9 +51,9 @@ class Dialect:
     quotes: tuple[str, ...] = ('"',)
     has_escapes: bool = True  # whether a backslash in a text has a meaning
     has_bare_keys: bool = True  # whether the names within objects have no quotes either
-    words: Mapping[str, str] = ()  # type: ignore[assignment]  # how true, false and null are written
-    open: str = ""  # around all arguments, where the pattern does not have it
+    words: Mapping[str, str] = field(default_factory=dict)  # how true, false and null are written
     separator: str = ","
+    is_sorted: bool = False  # whether the template writes the names in alphabetical order
 
 
 ArgumentStyle: TypeAlias = JsonArguments | TaggedArguments | Dialect
@@ -72,13 +72,15 @@ class AnswerFormat:
     reasoning: Tags | None = None
     is_interleaved: bool = False  # whether reasoning can begin anywhere
     calls: tuple[str, ...] = ()
-    arguments: ArgumentStyle = JsonArguments()  # noqa: RUF009 (it is immutable)
-    section: Tags = Tags()  # noqa: RUF009
+    arguments: ArgumentStyle = JsonArguments()
+    section: Tags = Tags()
     separator: str = ""
     ignored: tuple[str, ...] = ()
     is_first: bool = False
     is_single: bool = False  # whether an answer has one call at most
     id: str = ""  # the pattern of a call's id, where the model's template expects one
+    resume: str = ""  # what stands between reasoning and a call
+    trigger: str = ""  # the text within the patterns that only calls have, if their beginning is not such a text
 
     def openings(self) -> Iterator[str]:
         """The texts with which calls begin, up to the first slot."""

@@ -1,6 +1,6 @@
 """Formats that rendering a chat template cannot show, by texts that are in the template."""
 
-from lltool.engine.calls.answer_format import AnswerFormat, Dialect, Tags, TaggedArguments
+from lltool.engine.calls.answer_format import AnswerFormat, Dialect, TaggedArguments, Tags
 
 THINK = Tags("<think>", "</think>")
 HERMES_CALL = '<tool_call>\n{"name": "$name", "arguments": $arguments}\n</tool_call>'
@@ -36,6 +36,8 @@ FAMILIES: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
                 "<|end|>",
                 "<|return|>",
             ),
+            resume="<|start|>assistant",
+            trigger=" to=functions.",
             is_single=True,
         ),
     ),
@@ -46,7 +48,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
             reasoning=Tags("<|channel>thought\n", "<channel|>"),
             is_interleaved=True,
             calls=("<|tool_call>call:$name{$arguments}<tool_call|>",),
-            arguments=Dialect(quotes=('<|"|>',), has_escapes=False),
+            arguments=Dialect(quotes=('<|"|>',), has_escapes=False, is_sorted=True),
         ),
     ),
     (
@@ -54,7 +56,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
         AnswerFormat(
             name="functiongemma",
             calls=("<start_function_call>call:$name{$arguments}<end_function_call>",),
-            arguments=Dialect(quotes=("<escape>",), has_escapes=False),
+            arguments=Dialect(quotes=("<escape>",), has_escapes=False, is_sorted=True),
         ),
     ),
     (
@@ -65,7 +67,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
             section=Tags("<|tool_call_start|>[", "]<|tool_call_end|>"),
             calls=("$name($arguments)",),
             separator=", ",
-            arguments=Dialect("=", ("'", '"'), has_bare_keys=False, words=_PYTHON),
+            arguments=Dialect("=", ("'", '"'), has_bare_keys=False, words=_PYTHON, separator=", "),
         ),
     ),
     (
@@ -92,13 +94,17 @@ FAMILIES: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
         ("<|open|>", "<|sep|>", "<|close|>"),
         AnswerFormat(
             name="kimi-k3",
+            trigger="tools<|sep|>",
             reasoning=Tags("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
             section=Tags("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),
             calls=('<|open|>call tool="$name" index="$index"<|sep|>$arguments<|close|>call<|sep|>',),
-            arguments=TaggedArguments(
-                '<|open|>argument key="$key" type="$type"<|sep|>', "<|close|>argument<|sep|>"
+            arguments=TaggedArguments('<|open|>argument key="$key" type="$type"<|sep|>', "<|close|>argument<|sep|>"),
+            ignored=(
+                "<|open|>response<|sep|>",
+                "<|close|>response<|sep|>",
+                "<|close|>message<|sep|>",
+                "<|end_of_msg|>",
             ),
-            ignored=("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>", "<|end_of_msg|>"),
         ),
     ),
     (
@@ -117,9 +123,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
             name="deepseek-v3",
             reasoning=THINK,
             section=Tags("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
-            calls=(
-                "<｜tool▁call▁begin｜>function<｜tool▁sep｜>$name\n```json\n$arguments\n```<｜tool▁call▁end｜>",
-            ),
+            calls=("<｜tool▁call▁begin｜>function<｜tool▁sep｜>$name\n```json\n$arguments\n```<｜tool▁call▁end｜>",),
             separator="\n",
         ),
     ),
@@ -129,10 +133,15 @@ FAMILIES: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
             name="muse-glimmer",
             reasoning=Tags(" to=self<|message|>", "<|eom|>"),
             is_interleaved=True,
-            section=Tags("<atem:function_calls>", "\n</atem:function_calls>"),
-            calls=('\n<atem:invoke name="$name">$arguments\n</atem:invoke>',),
+            calls=(
+                ' to=$name<|message|><atem:function_calls>\n<atem:invoke name="$name">$arguments\n</atem:invoke>\n'
+                "</atem:function_calls>",
+            ),
+            separator="<|eom|><|start|>assistant",
+            trigger=" to=",
             arguments=TaggedArguments('\n<atem:parameter name="$key">', "</atem:parameter>"),
             ignored=("<|start|>assistant", " to=user<|message|>", "<|message|>", "<|eom|>"),
+            resume="<|start|>assistant",
         ),
     ),
     (
@@ -159,7 +168,10 @@ FAMILIES: tuple[tuple[tuple[str, ...], AnswerFormat], ...] = (
         ("<|start_header_id|>", '"parameters": '),
         AnswerFormat(
             name="llama3",
-            calls=('{"name": "$name", "parameters": $arguments}', '<|python_tag|>{"name": "$name", "parameters": $arguments}'),
+            calls=(
+                '{"name": "$name", "parameters": $arguments}',
+                '<|python_tag|>{"name": "$name", "parameters": $arguments}',
+            ),
             is_first=True,
             is_single=True,
         ),

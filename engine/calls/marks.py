@@ -6,34 +6,30 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lltool.engine.calls.answer_format import AnswerFormat, Dialect, TaggedArguments
-from lltool.quant.convert.sentencepiece_model import TokenType
 
 if TYPE_CHECKING:
     from lltool.engine.text.tokenizer import Tokenizer
 
-_FIRST = 0xD800  # lone surrogates are in no text that a tokenizer decodes
+_FIRST, _MOST = 0xD800, 2048  # lone surrogates are in no text that a tokenizer decodes
 
 
 @dataclass(frozen=True)
 class Marks:
-    """The signs by the texts of the tokens, and by the tokens' ids. `shown` is what a sign outside of calls gives."""
+    """The signs by the texts of the tokens, and by the tokens' ids."""
 
     by_text: Mapping[str, str] = field(default_factory=dict)
     by_id: Mapping[int, str] = field(default_factory=dict)
-    shown: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def make(cls, format: AnswerFormat, tokenizer: "Tokenizer") -> "Marks":
         """Signs for the tokens of a vocabulary whose text is in a pattern of the format."""
-        by_text, by_id, shown = {}, {}, {}
+        by_text: dict[str, str] = {}
+        by_id: dict[int, str] = {}
         written = "\n".join(_texts(format))
-        for text, id in tokenizer.added_texts():
-            is_control = int(tokenizer.types[id]) == TokenType.CONTROL
-            if text not in written or not (is_control or (len(text) > 2 and not re.search(r"\s", text))):
-                continue
-            sign = chr(_FIRST + len(by_text))
-            by_text[text], by_id[id], shown[sign] = sign, sign, "" if is_control else text
-        return cls(by_text, by_id, shown)
+        for text, id in tokenizer.control_tokens():
+            if text in written and len(by_text) < _MOST:
+                by_text[text] = by_id[id] = chr(_FIRST + len(by_text))
+        return cls(by_text, by_id)
 
     def put(self, text: str) -> str:
         """A text of a pattern with signs in place of the tokens, the longest first."""
@@ -43,9 +39,7 @@ class Marks:
 
     def show(self, text: str) -> str:
         """A text without signs."""
-        if not re.search("[\ud800-\udfff]", text):
-            return text
-        return "".join(self.shown.get(letter, "") if "\ud800" <= letter <= "\udfff" else letter for letter in text)
+        return re.sub("[\ud800-\udfff]", "", text) if self.by_id else text
 
 
 NO_MARKS = Marks()
@@ -59,4 +53,4 @@ def _texts(format: AnswerFormat) -> Iterable[str]:
         case TaggedArguments() as style:
             yield from (style.open, style.close)
         case Dialect() as style:
-            yield from (*style.quotes, style.open)
+            yield from style.quotes

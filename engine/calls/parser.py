@@ -6,7 +6,7 @@ and a text that looks like it are then different. What turns out not to be a cal
 
 import re
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lltool.engine.calls.answer_format import (
     AnswerFormat,
@@ -347,13 +347,10 @@ class AnswerParser:
         return call
 
     def _marked(self, style: TaggedArguments) -> TaggedArguments:
-        put = self._marks.put
-        return TaggedArguments(put(style.open), put(style.close), style.separator)
+        return replace(style, open=self._marks.put(style.open), close=self._marks.put(style.close))
 
     def _marked_dialect(self, style: Dialect) -> Dialect:
-        put = self._marks.put
-        quotes = tuple(put(quote) for quote in style.quotes)
-        return Dialect(put(style.colon), quotes, style.has_escapes, style.has_bare_keys, style.words, put(style.open))
+        return replace(style, quotes=tuple(map(self._marks.put, style.quotes)))
 
 
 def _first_text(call: str) -> str:

@@ -5,14 +5,13 @@ is the format.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from lltool.engine.calls.answer_format import AnswerFormat, JsonArguments, Tags, TaggedArguments
+from lltool.engine.calls.answer_format import AnswerFormat, JsonArguments, TaggedArguments, Tags
 from lltool.engine.calls.families import GENERIC, find_family, find_reasoning
 from lltool.gguf.errors import InputError
 
@@ -53,6 +52,8 @@ class TemplateTraits:
     has_calls: bool = False  # whether it writes the calls of earlier messages
     has_results: bool = False  # whether it takes messages of the role "tool"
     arguments_as_text: bool = False  # whether calls have their arguments as JSON text
+    has_system: bool = False  # whether it takes a system message
+    has_short_ids: bool = False  # whether ids of calls must have nine letters or digits
     content_is_none: bool = False  # whether a message with calls and no content has None in its place
 
 
@@ -67,12 +68,26 @@ def probe_template(source: str, render: Render, ends: Sequence[str] = ()) -> Tem
         if probe.is_good and (family or (found := probe.derive(reasoning))):
             chosen = probe
             break
+    has_system = _CONTENT in (_try(render, [{"role": "system", "content": _CONTENT}, _ASK]) or "")
     if found is None:  # the template may know tools, but how the model calls them is not known
-        return TemplateTraits(replace(GENERIC, reasoning=reasoning))
+        return TemplateTraits(replace(GENERIC, reasoning=reasoning), has_system=has_system)
     result = {"role": "tool", "name": _NAMES[0], "tool_call_id": _IDS[0], "content": _CONTENT}
     as_text, content = (chosen.as_text, chosen.content) if chosen else (False, "")
     has_results = chosen is not None and _CONTENT in (_try(render, [_ASK, chosen.message, result], tools=_TOOLS) or "")
-    return TemplateTraits(found, has_tools, chosen is not None, has_results, as_text, content is None)
+    has_short_ids = False
+    if chosen:
+        calls = [{**call, "id": f"call_{call['id']}"} for call in chosen.calls]
+        has_short_ids = _try(render, [_ASK, {**chosen.message, "tool_calls": calls}], tools=_TOOLS) is None
+    return TemplateTraits(
+        found,
+        has_tools=has_tools,
+        has_calls=chosen is not None,
+        has_results=has_results,
+        arguments_as_text=as_text,
+        content_is_none=content is None,
+        has_system=has_system,
+        has_short_ids=has_short_ids,
+    )
 
 
 class _Probe:
@@ -81,7 +96,7 @@ class _Probe:
     def __init__(self, render: Render, ends: Sequence[str], as_text: bool, content: str | None, count: int) -> None:
         self.as_text, self.content, self.count, self.ends = as_text, content, count, ends
         arguments: Any = dict(zip(_KEYS, _VALUES, strict=True))
-        calls = [
+        self.calls: list[dict[str, Any]] = [
             {
                 "id": id,
                 "type": "function",
@@ -89,7 +104,8 @@ class _Probe:
             }
             for id, name in zip(_IDS, _NAMES, strict=True)
         ][:count]
-        self.message = message = {"role": "assistant", "content": content, "tool_calls": calls}
+        message: dict[str, Any] = {"role": "assistant", "content": content, "tool_calls": self.calls}
+        self.message = message
         prompt = _try(render, [_ASK], tools=_TOOLS, add_generation_prompt=True) or ""
         before = _try(render, [_ASK], tools=_TOOLS, add_generation_prompt=False) or prompt
         self.whole = _try(render, [_ASK, message], tools=_TOOLS, add_generation_prompt=False) or ""
@@ -97,7 +113,9 @@ class _Probe:
         self.answer = _answer(self.whole, before, prompt)
         self.answer_with_content = _answer(with_content or "", before, prompt)
         plain = {"role": "assistant", "content": _CONTENT}
-        self.end = (_try(render, [_ASK, plain], tools=_TOOLS, add_generation_prompt=False) or "").rpartition(_CONTENT)[2]
+        self.end = (_try(render, [_ASK, plain], tools=_TOOLS, add_generation_prompt=False) or "").rpartition(_CONTENT)[
+            2
+        ]
         reasoned = {**message, "content": _CONTENT, "reasoning_content": _REASONING}
         text = _answer(_try(render, [_ASK, reasoned], tools=_TOOLS, add_generation_prompt=False) or "", before, "")
         self.reasoned = text
@@ -208,11 +226,13 @@ def _try(render: Render, messages: Sequence[Mapping[str, Any]], **variables: Any
 
 def _answer(whole: str, before: str, prompt: str) -> str:
     """What the template writes of the assistant's message, without the text that asks for it."""
-    start = len(os.path.commonprefix([whole, before]))
-    asked = len(os.path.commonprefix([whole, prompt]))
-    if asked < len(prompt) and (tag := re.search(r"[<\[][^<>\[\]]*\Z", whole[:asked])):
-        asked = tag.start()  # `<think>` and `<tool_call>` begin alike
-    return whole[max(start, asked) :]
+    starts = []
+    for text in (before, prompt):
+        start = _common(whole, text)
+        if start < len(text) and (tag := re.search(r"[<\[][^<>\[\]]*\Z", whole[:start])):
+            start = tag.start()  # `<think>` and `<tool_call>` begin alike
+        starts.append(start)
+    return whole[max(starts) :]
 
 
 def _arguments(text: str, start: int) -> tuple[Any, str, int] | None:
@@ -269,13 +289,19 @@ def _with_slots(text: str) -> str:
 def _split(mid: str, before: str, after: str) -> tuple[str, str, str]:
     """Cuts the text between two items into what closes one, what stands between, and what opens the next.
 
-    The closing also begins `after`, and the opening also ends `before`. Where both overlap, the cut is behind a bracket.
+    The closing also begins `after`, the opening also ends `before`. Where both overlap, the cut is behind a bracket.
     """
-    closing = len(os.path.commonprefix([mid, after]))
-    opening = len(os.path.commonprefix([mid[::-1], before[::-1]]))
+    closing = _common(mid, after)
+    opening = _common(mid[::-1], before[::-1])
     low, high = len(mid) - opening, closing
     if low > high:
         return mid[:high], mid[high:low], mid[low:]
     good = [place for place in range(low, high + 1) if re.search(r"[>\]})]\Z", mid[:place]) or place == 0]
     place = good[0] if good else high
     return mid[:place], "", mid[place:]
+
+
+def _common(first: str, second: str) -> int:
+    """The length of the longest common prefix."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -9,8 +9,8 @@ import re
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from lltool.engine.calls.answer_format import Dialect, Slot, TaggedArguments, parts
-from lltool.engine.calls.literal import NO, PARTIAL, Literal
+from lltool.engine.calls.answer_format import Dialect, TaggedArguments, parts
+from lltool.engine.calls.literal import NO, PARTIAL, Item, Literal
 from lltool.engine.calls.tool import json_type, schema_types
 
 Reading = Generator[None, None, bool]
@@ -22,6 +22,7 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _LONGEST_KEY = 256
 _LONGEST_LITERAL = 100_000  # characters of a list in Python's notation
 _DEEPEST = 64
+_CDATA = Literal.make("<![CDATA[")
 
 
 class Source:
@@ -169,6 +170,8 @@ def _read_value(source: Source, close: Literal, types: frozenset[str]) -> Readin
     if is_text:
         source.emit('"')
     held = ""
+    if (yield from source.match(_CDATA)):
+        close = Literal((Item("]]>", "text"), *close.without_start().items))
     while True:
         place, end = close.find(source.text, source.at, is_whole=source.is_over)
         piece, source.at = source.text[source.at : place], place
@@ -239,10 +242,6 @@ def _visible(text: str) -> str:
 
 def read_dialect(source: Source, style: Dialect, is_end: str) -> Reading:
     """Arguments in a dialect, up to the character `is_end`, which is not read."""
-    if style.open:
-        yield from source.skip_space()
-        if not (yield from source.match(Literal.make(style.open))):
-            return False
     source.emit("{")
     try:
         yield from _read_items(source, style, is_end, is_object=True, depth=0)
@@ -276,12 +275,12 @@ def _read_key(source: Source, style: Dialect, depth: int) -> Generator[None, Non
         key = yield from source.span(_WORD)
         if not key or len(key) > _LONGEST_KEY:
             raise ValueError("no name")
-        source.emit(_quoted(key))
     else:
+        key = ""
         yield from _read_text(source, style, quote)
-    source.emit(": ")
     yield from source.skip_space()
     yield from _expect(source, ":" if depth else style.colon)
+    source.emit(f"{_quoted(key) if quote is None else ''}: ")
 
 
 def _read_any(source: Source, style: Dialect, depth: int) -> Generator[None, None, None]:
@@ -298,7 +297,7 @@ def _read_any(source: Source, style: Dialect, depth: int) -> Generator[None, Non
         source.emit(end)
     else:
         word = yield from source.span(_WORD)
-        words = {written: meant for meant, written in dict(style.words).items()}
+        words = {written: meant for meant, written in style.words.items()}
         if word in ("true", "false", "null"):
             source.emit(word)
         elif word in words:
@@ -329,8 +328,11 @@ def _read_text(source: Source, style: Dialect, quote: str) -> Generator[None, No
             if not escaped:
                 raise ValueError("the text does not end")
             source.at += 1
-            # A letter that JSON does not escape stands for itself, as `\'` in Python.
-            source.emit(f"\\{escaped}" if escaped in '"\\/bfnrtu' else _quoted(escaped)[1:-1])
+            # As in Python: what is no escape keeps its backslash.
+            known = (
+                f"\\{escaped}" if escaped in '"\\bfnrtu' else "'" if escaped == "'" else _quoted("\\" + escaped)[1:-1]
+            )
+            source.emit(known)
         elif (yield from source.match(close)):
             source.emit('"')
             return
@@ -342,6 +344,3 @@ def _read_text(source: Source, style: Dialect, quote: str) -> Generator[None, No
 def _expect(source: Source, text: str) -> Generator[None, None, None]:
     if not (yield from source.match(Literal.make(text))):
         raise ValueError(f"no {text!r}")
-
-
-__all__ = ["Slot", "Source", "convert", "read_dialect", "read_json", "read_tagged"]

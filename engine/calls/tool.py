@@ -65,14 +65,20 @@ def schema_types(schema: Any, root: Mapping[str, Any] | None = None, depth: int 
         return frozenset()
     root = schema if root is None else root
     if isinstance(reference := schema.get("$ref"), str):
-        return schema_types(_resolve(reference, root), root, depth + 1)
+        return schema_types(_find(reference, root), root, depth + 1)
     declared = schema.get("type")
     if isinstance(declared, str):
         found = {declared}
     elif isinstance(declared, list):
         found = {each for each in declared if isinstance(each, str)}
     else:
-        values = schema.get("enum") if isinstance(schema.get("enum"), list) else [schema["const"]] if "const" in schema else []
+        values = (
+            schema.get("enum")
+            if isinstance(schema.get("enum"), list)
+            else [schema["const"]]
+            if "const" in schema
+            else []
+        )
         found = {json_type(value) for value in values or []}
         for name in ("anyOf", "oneOf"):
             choices = schema.get(name)
@@ -100,7 +106,18 @@ def json_type(value: Any) -> str:
     return "object"
 
 
-def _resolve(reference: str, root: Mapping[str, Any]) -> Any:
+def resolve(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A schema without the `$ref` that it may be."""
+    for _ in range(8):
+        if not isinstance(schema, Mapping):
+            return {}
+        if not isinstance(reference := schema.get("$ref"), str):
+            return schema
+        schema = _find(reference, root)
+    return {}
+
+
+def _find(reference: str, root: Mapping[str, Any]) -> Any:
     found: Any = root
     if not reference.startswith("#"):
         return None

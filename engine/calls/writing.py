@@ -26,9 +26,8 @@ def _arguments(format: AnswerFormat, arguments: Mapping[str, Any]) -> str:
         case TaggedArguments() as style:
             return style.separator.join(_tagged(style, key, value) for key, value in arguments.items())
         case Dialect() as style:
-            return style.open + f"{style.separator} ".join(
-                f"{key}{style.colon}{write_value(style, value)}" for key, value in arguments.items()
-            )
+            items = sorted(arguments.items()) if style.is_sorted else arguments.items()
+            return style.separator.join(f"{key}{style.colon}{write_value(style, value)}" for key, value in items)
     return json.dumps(arguments, ensure_ascii=False)
 
 
@@ -45,21 +44,20 @@ def _tagged(style: TaggedArguments, key: str, value: Any) -> str:
 
 
 def write_value(style: Dialect, value: Any) -> str:
-    words = dict(style.words)
     match value:
         case None | bool():
             word = json.dumps(value)
-            return words.get(word, word)
+            return style.words.get(word, word)
         case str():
             quote = style.quotes[0]
             if style.has_escapes:
                 value = json.dumps(value, ensure_ascii=False)[1:-1].replace('\\"', '"').replace(quote, f"\\{quote}")
             return f"{quote}{value}{quote}"
         case list():
-            return f"[{f'{style.separator} '.join(write_value(style, item) for item in value)}]"
+            return f"[{style.separator.join(write_value(style, item) for item in value)}]"
         case dict():
             keys = ((key if style.has_bare_keys else write_value(style, key), item) for key, item in value.items())
-            return "{" + f"{style.separator} ".join(f"{key}:{write_value(style, item)}" for key, item in keys) + "}"
+            return "{" + style.separator.join(f"{key}:{write_value(style, item)}" for key, item in keys) + "}"
     return json.dumps(value)
 
 

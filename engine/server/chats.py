@@ -5,18 +5,17 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lltool.engine.server.answer import CLOSE, OPEN, Answer, ReasoningSplitter
+from lltool.engine.calls.chat_format import NO_TOOLS, ToolUse
+from lltool.engine.server.answer import Answer
 from lltool.engine.server.exchange import Exchange
 from lltool.engine.server.fields import Fields, GenerationFields
 from lltool.engine.server.messages import ChatMessage, plain_messages
 from lltool.engine.server.served import Scores, Served
 from lltool.engine.text.chat import Message
 
-NO_TOOLS = "this server cannot constrain answers to calls of tools"
 NO_GRAMMAR = "this server cannot constrain answers to a grammar"
 UNSUPPORTED = {
-    "tools": NO_TOOLS,
-    "functions": NO_TOOLS,
+    "functions": "functions are deprecated; use tools",
     "grammar": NO_GRAMMAR,
     "json_schema": NO_GRAMMAR,
     "chat_template": "a request cannot bring a template",
@@ -40,16 +39,18 @@ async def begin_chat(
     fields: GenerationFields,
     most: int | None,
     *,
+    use: ToolUse = NO_TOOLS,
     scores: Scores | None = None,
     reasoning: str | None = None,
 ) -> list[Answer]:
     """Starts the answers to a conversation. `reasoning` "none" leaves think tags in them (default: the server's)."""
     served = exchange.served
-    ids = await served.encode_chat(messages, variables)
-    jobs = served.make_jobs([ids], fields, most, scores)
+    ids = await served.encode_chat(messages, variables, use)
+    format, splits = served.chat_format, (reasoning or served.settings.reasoning_format) != "none"
+    matchers = await served.call_matchers(ids, use, fields.n or 1) if use.is_on else None
+    jobs = served.make_jobs([ids], fields, most, scores, matchers=matchers, signs=format.marks.by_id)
     exchange.submit(jobs)
-    splits = (reasoning or served.settings.reasoning_format) != "none"
-    return [Answer(job, index, splitter(served, ids, splits)) for index, job in enumerate(jobs)]
+    return [Answer(job, index, format.parser(ids, use, splits=splits)) for index, job in enumerate(jobs)]
 
 
 def template_arguments(fields: TemplateFields, served: Served) -> tuple[list[Message], dict[str, Any]]:
@@ -65,11 +66,3 @@ def template_arguments(fields: TemplateFields, served: Served) -> tuple[list[Mes
 
 def most_tokens(count: int | None) -> int | None:
     return None if count == -1 else count
-
-
-def splitter(served: Served, ids: list[int], splits: bool) -> ReasoningSplitter | None:
-    """A splitter, if the model's template knows think tags; it begins open if the prompt ends with such a tag."""
-    if not splits or CLOSE not in served.template.source:
-        return None
-    end = served.tokenizer.decode(ids[-16:], special=True).rstrip()
-    return ReasoningSplitter(is_open=end.endswith(OPEN))

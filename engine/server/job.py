@@ -57,10 +57,6 @@ class Job(Request):
         self._score: Score | None = None
 
     @property
-    def prompt_tokens(self) -> int:
-        return self._prompt_tokens
-
-    @property
     def queue_seconds(self) -> float:
         """How long it waited for room."""
         return self.started - self.submitted

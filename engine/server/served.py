@@ -7,8 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+from lltool.engine.calls.chat_format import NO_TOOLS, ChatFormat, ToolUse
+from lltool.engine.grammar.matcher import Matcher
 from lltool.engine.model import Model, load_model
 from lltool.engine.request import Limits
 from lltool.engine.sampling_settings import shipped_settings
@@ -80,6 +83,11 @@ class Served:
         return read_chat_template(self.model.file, self.tokenizer)
 
     @cached_property
+    def chat_format(self) -> ChatFormat:
+        """What is known of the template: how the model reasons and calls tools."""
+        return ChatFormat.read(self.template)
+
+    @cached_property
     def embedder(self) -> Embedder:
         return Embedder(self)
 
@@ -87,20 +95,43 @@ class Served:
         """The tokens of a text to continue, with the begin token that the model wants."""
         return await self._in_turn(len(text), lambda: self._encode_text(text))
 
-    async def encode_chat(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[int]:
+    async def encode_chat(
+        self, messages: Sequence[Message], variables: Mapping[str, Any], use: ToolUse = NO_TOOLS
+    ) -> list[int]:
         """The tokens of a conversation; if its last message is the assistant's, this is what is continued."""
         size = sum(len(message["content"]) for message in messages)
-        return await self._in_turn(size, lambda: self._encode_chat(messages, variables), variables)
+        return await self._in_turn(size, lambda: self._encode_chat(messages, variables, use), variables)
 
     async def render_chat(
-        self, messages: Sequence[Message], variables: Mapping[str, Any], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any],
+        use: ToolUse = NO_TOOLS,
+        *,
+        add_generation_prompt: bool = True,
     ) -> str:
         """The conversation as the model sees it."""
-        return await self._in_turn(
-            0,
-            lambda: self.template.render(messages, add_generation_prompt=add_generation_prompt, **variables),
-            variables,
-        )
+
+        def render() -> str:
+            prepared, more = self.chat_format.prepare(messages, use)
+            return self.template.render(prepared, add_generation_prompt=add_generation_prompt, **{**more, **variables})
+
+        return await self._in_turn(0, render, variables)
+
+    async def call_matchers(self, ids: Sequence[int], use: ToolUse, count: int) -> list[Matcher] | None:
+        """What constrains the calls of `count` answers to a prompt; None if nothing is to be constrained.
+
+        Raises ApiError if the schema of a tool cannot be enforced.
+        """
+
+        def make() -> list[Matcher] | None:
+            first = self.chat_format.matcher(self.model.grammars, ids, use)
+            return None if first is None else [first, *(first.fork() for _ in range(count - 1))]
+
+        try:
+            return await asyncio.to_thread(make)
+        except InputError as error:
+            raise bad_request(f"tools: {error}", "tools") from None
 
     async def read_template(self) -> str:
         """The source of the template. Raises ApiError if there is none."""
@@ -125,11 +156,12 @@ class Served:
                 raise self._too_long(f"at least {least}", least, "prompt")
         return self.tokenizer.with_begin(self.tokenizer.encode(text, add_special=False, parse_special=True))
 
-    def _encode_chat(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[int]:
+    def _encode_chat(self, messages: Sequence[Message], variables: Mapping[str, Any], use: ToolUse) -> list[int]:
         begun = ""
-        if len(messages) > 1 and messages[-1]["role"] == "assistant":
+        if len(messages) > 1 and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
             begun, messages = messages[-1]["content"], messages[:-1]
-        ids = self.template.encode(messages, **variables)
+        prepared, more = self.chat_format.prepare(messages, use)
+        ids = self.template.encode(prepared, **{**more, **variables})
         return ids + self.tokenizer.encode(begun, add_special=False) if begun else ids
 
     def check_prompt(self, ids: Sequence[int], *, param: str = "prompt") -> None:
@@ -163,10 +195,12 @@ class Served:
         scores: Scores | None = None,
         *,
         ends: frozenset[int] = frozenset(),
+        matchers: Sequence[Matcher] | None = None,
+        signs: Mapping[int, str] = MappingProxyType({}),
     ) -> list[Job]:
         """A job for each answer, those of the first prompt first. `most` are tokens at most, None as many as fit.
 
-        Tokens of `ends` end an answer too.
+        Tokens of `ends` end an answer too. `matchers` constrain the answers to the only prompt, one each.
 
         Raises ApiError for a prompt that does not fit the context, too many answers, and bad settings.
         """
@@ -188,7 +222,7 @@ class Served:
         inbox: Inbox = asyncio.Queue()
         for ids in prompts:
             samplers = make_samplers(fields, count, shipped=self.shipped, tokenizer=self.tokenizer)
-            for sampler in samplers:
+            for number, sampler in enumerate(samplers):
                 try:
                     job = Job(
                         ids,
@@ -199,6 +233,8 @@ class Served:
                         inbox=inbox,
                         reads_prompt=scores is not None and scores.prompt,
                         ends=ends,
+                        matcher=matchers[number] if matchers else None,
+                        signs=signs,
                         top=scores.top if scores else None,
                         deadline=time.perf_counter() + seconds,
                     )
