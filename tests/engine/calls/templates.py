@@ -31,7 +31,8 @@ _ITEMS = "{%- for key, value in call.arguments.items() %}"
 _VALUE = "{{ value if value is string else value | tojson }}"
 
 HERMES = _template(
-    "{{ '\n<tool_call>\n{\"name\": \"' + call.name + '\", \"arguments\": ' + call.arguments | tojson + '}\n</tool_call>' }}",
+    '{{ \'\n<tool_call>\n{"name": "\' + call.name + \'", "arguments": \' }}{{ call.arguments | tojson }}'
+    "{{ '}\n</tool_call>' }}",
     reasoning=_THINK,
 )
 TAGGED = _template(
@@ -51,7 +52,8 @@ GLM = _template(
 )
 MISTRAL = _template(
     "{% if each.id | length != 9 %}{{ raise_exception('ids have nine letters') }}{% endif %}"
-    '{{ \'{"name": "\' + call.name + \'", "arguments": \' + call.arguments | tojson + \', "id": "\' + each.id + \'"}\' }}',
+    '{{ \'{"name": "\' + call.name + \'", "arguments": \' + call.arguments | tojson }}'
+    "{{ ', \"id\": \"' + each.id + '\"}' }}",
     before="[TOOL_CALLS][",
     between=", ",
     after="]",
@@ -75,7 +77,8 @@ PLAIN = (
 HARMONY = (
     "{% for message in messages %}<|start|>{{ message.role }}<|message|>{{ message.content or '' }}"
     "{% if message.tool_calls %}{% set call = message.tool_calls[0].function %}"
-    "<|start|>assistant to=functions.{{ call.name }}<|channel|>commentary json<|message|>{{ call.arguments | tojson }}<|call|>"
+    "<|start|>assistant to=functions.{{ call.name }}<|channel|>commentary json<|message|>"
+    "{{ call.arguments | tojson }}<|call|>"
     "{% else %}<|end|>{% endif %}{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )

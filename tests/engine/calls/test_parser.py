@@ -101,7 +101,7 @@ def test_an_answer_comes_back_in_pieces_of_every_size(format: AnswerFormat) -> N
 @pytest.mark.parametrize("format", FORMATS, ids=IDS)
 def test_a_text_that_is_cut_off_gives_the_beginning_of_the_same(format: AnswerFormat) -> None:
     text = answer(format, CALLS[: 1 if format.is_single else None])
-    reasoning, content, calls = parse(format, [text])
+    reasoning, _content, calls = parse(format, [text])
     for end in range(len(text)):
         some = parse(format, [text[:end]])
         assert begins(reasoning, some[0].rstrip())
