@@ -1,18 +1,16 @@
 """Tools as requests have them: those of OpenAI, its responses, Anthropic and Ollama differ in shape only."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from lltool.engine.calls.chat_format import NO_TOOLS, ToolUse
-from lltool.engine.calls.tool import Tool
+from lltool.engine.calls.read_tools import read_tools
 from lltool.engine.server.errors import bad_request
 from lltool.engine.server.fields import Fields
+from lltool.gguf.errors import InputError
 
-_NAME = re.compile(r"[A-Za-z0-9_.:/\-]{1,128}")
-_MOST = 512
 _MODES: Mapping[str, Literal["none", "auto", "required"]] = {
     "none": "none",
     "auto": "auto",
@@ -37,12 +35,11 @@ def read_tool_use(fields: ToolFields) -> ToolUse:
         if fields.tool_choice in (None, "none", "auto"):
             return NO_TOOLS
         raise bad_request("tool_choice: there are no tools", "tool_choice")
-    if len(fields.tools) > _MOST:
-        raise bad_request(f"tools: {len(fields.tools)}, wanted at most {_MOST}", "tools")
-    tools = tuple(_tool(value, f"tools.{place}") for place, value in enumerate(fields.tools))
+    try:
+        tools = read_tools(fields.tools)
+    except InputError as error:
+        raise bad_request(str(error), "tools") from None
     names = [tool.name for tool in tools]
-    if double := next((name for name in names if names.count(name) > 1), None):
-        raise bad_request(f"tools: two have the name {double!r}", "tools")
     is_parallel = fields.parallel_tool_calls is not False
     choice = fields.tool_choice
     if isinstance(choice, Mapping) and choice.get("disable_parallel_tool_use") is True:
@@ -86,24 +83,3 @@ def _name_of(value: Any) -> str | None:
     function = value.get("function", value)
     name = function.get("name") if isinstance(function, Mapping) else None
     return name if isinstance(name, str) else None
-
-
-def _tool(value: Mapping[str, Any], where: str) -> Tool:
-    kind = value.get("type") or "function"
-    if kind not in ("function", "custom"):
-        raise bad_request(f"{where}: a tool of type {str(kind)[:40]!r}, but this server has none of its own", "tools")
-    function = value.get("function", value)
-    if not isinstance(function, Mapping):
-        raise bad_request(f"{where}.function: wanted an object", "tools")
-    name = function.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise bad_request(f"{where}: name {str(name)[:40]!r}, wanted letters, digits, _ . : / or -", "tools")
-    description = function.get("description") or ""
-    if not isinstance(description, str):
-        raise bad_request(f"{where}.description: wanted a text", "tools")
-    parameters = function.get("parameters", function.get("input_schema"))
-    if parameters is None:
-        parameters = {"type": "object", "properties": {}}
-    if not isinstance(parameters, Mapping) or not isinstance(parameters.get("properties", {}), Mapping):
-        raise bad_request(f"{where}.parameters: wanted the JSON schema of an object", "tools")
-    return Tool(name, description, {"type": "object", **parameters}, function.get("strict") is True)
