@@ -10,6 +10,8 @@ from lltool.engine.sampling import Sampler
 from lltool.gguf.errors import InputError
 
 if TYPE_CHECKING:
+    from lltool.engine.grammar.constraint import Constraint
+    from lltool.engine.grammar.matcher import Matcher
     from lltool.engine.model import Model
     from lltool.engine.text.chat import ChatTemplate, Message
 
@@ -21,7 +23,7 @@ class Conversation:
     prefix that both have in common, and computes only the rest. The settings can be changed between two answers:
     `sampler`; `system`, the text of the system message ("" for none); `max_tokens` of an answer (None for no limit);
     and the texts of `stop`, at which an answer ends. With `parse_special`, text in messages that looks like a control
-    token is one.
+    token is one. Each answer follows `constraint`, if there is one. Raises InputError if it cannot be honoured.
 
     `messages` has everything that was said, as {"role": ..., "content": ...}. When the context is too full for another
     answer, the model no longer sees the oldest messages: `forgotten` is their number.
@@ -37,6 +39,7 @@ class Conversation:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         parse_special: bool = False,
+        constraint: "Constraint | None" = None,
     ) -> None:
         self.model = model
         self.template = template
@@ -45,6 +48,9 @@ class Conversation:
         self.max_tokens = max_tokens
         self.stop = stop
         self.parse_special = parse_special
+        self.constraint = constraint
+        if constraint is not None:
+            model.grammars.matcher(constraint)  # raises what no answer could honour
         self.messages: list[Message] = []
         self.forgotten = 0
         self._dialogue = Dialogue(model)
@@ -97,9 +103,19 @@ class Conversation:
         ids, forgotten = self._encode_to_fit(messages)
         newly_forgotten = forgotten - self.forgotten
         self.forgotten = forgotten
-        generation = Generation(self._dialogue, ids, self.sampler, self.max_tokens, self.stop)
+        generation = Generation(
+            self._dialogue, ids, self.sampler, self.max_tokens, self.stop, matcher=self._matcher(ids)
+        )
         self._answer = Answer(self, messages, generation, newly_forgotten)
         return self._answer
+
+    def _matcher(self, ids: list[int]) -> "Matcher | None":
+        """What the answer to a prompt follows."""
+        if self.constraint is None:
+            return None
+        from lltool.engine.grammar.reasoning import after_reasoning
+
+        return self.model.grammars.matcher(after_reasoning(self.constraint, ids, self.model.tokenizer))
 
     def _encode(self, messages: "Sequence[Message]") -> list[int]:
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []

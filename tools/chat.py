@@ -14,6 +14,7 @@ from lltool.gguf.text_file import read_prompt
 from lltool.tools.arguments import command_parser
 from lltool.tools.chat_input import PROMPT, Choices, Reader, make_reader, unquoted
 from lltool.tools.chat_settings import SETTINGS, change_setting, find_setting, settings_to_show, show_setting
+from lltool.tools.constraint_arguments import read_constraint
 from lltool.tools.generation_arguments import (
     MOST_USED,
     add_generation_arguments,
@@ -97,6 +98,7 @@ def converse(arguments: argparse.Namespace, first: str | None) -> int:
             max_tokens=max_tokens(arguments),
             stop=arguments.reverse_prompt,
             parse_special=arguments.special,
+            constraint=read_constraint(arguments),
         )
         if shipped := shipped_note(arguments, model.file.metadata):
             note(shipped)

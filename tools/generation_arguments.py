@@ -14,6 +14,7 @@ from lltool.tools.arguments import (
     positive,
     take_name,
 )
+from lltool.tools.constraint_arguments import add_constraint_arguments, read_constraint
 from lltool.tools.engine_arguments import add_engine_arguments, engine_options
 from lltool.tools.sampling_arguments import add_sampling_arguments
 
@@ -40,6 +41,7 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens at most (default -1: no limit)",
     )
     add_sampling_arguments(parser)
+    add_constraint_arguments(parser)
     add("-r", "--reverse-prompt", action="append", default=[], metavar="TEXT", help="stop at this text")
     add_escape_arguments(parser, "-p and -r")
     add("-sys", "--system", "--system-prompt", dest="system", metavar="TEXT", help="the system message of a chat")
@@ -67,6 +69,7 @@ def parse_generation_arguments(parser: argparse.ArgumentParser, argv: list[str])
         arguments.prompt = " ".join(arguments.words)
     if arguments.prompt is not None and arguments.file is not None:
         raise InputError("-p and -f both give a prompt; leave one of them out")
+    read_constraint(arguments)  # before the model is loaded
     if arguments.predict < -1:
         raise InputError(f"-n {arguments.predict}, wanted a number of tokens, or -1 for no limit")
     escapes = arguments.escape

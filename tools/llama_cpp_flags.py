@@ -30,6 +30,10 @@ SWITCHES = ("on", "off", "auto", "enabled", "disabled", "true", "false", "1", "0
 
 HAD = (
     "-h --help --usage",
+    "--grammar",
+    "--grammar-file",
+    "-j --json-schema",
+    "-jf --json-schema-file",
     "-m --model",
     "-hf -hfr --hf-repo",
     "-hff --hf-file",
@@ -208,7 +212,6 @@ SAMPLING: tuple[Ignored, ...] = (
 )
 """Flags of sampling, which the commands that sample have, and which the others accept with a note."""
 
-_GRAMMAR = "lltool does not constrain what is sampled"
 _ROPE = "set it in the file instead: lltool quantize --override-kv KEY=TYPE:VALUE MODEL OUT COPY"
 _YARN = f"lltool takes the scaling of positions from the file; {_ROPE}"
 _DRAFT = "lltool has no speculative decoding"
@@ -218,7 +221,6 @@ _PREFIX = "what stands around a message is the chat template's: --chat-template-
 _REASONING = "the chat template decides how a model reasons: --chat-template-file"
 
 REFUSED = (
-    Refused("--grammar --grammar-file -j --json-schema -jf --json-schema-file", _GRAMMAR),
     Refused("--rope-scale --rope-freq-base --rope-freq-scale", _ROPE),
     Refused("--yarn-orig-ctx --yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast", _YARN),
     Refused("-gan --grp-attn-n -gaw --grp-attn-w", "lltool extends no context; take a model with a longer one"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
 from lltool.tools.arguments import command_parser, print_json, read_standard_input
+from lltool.tools.constraint_arguments import requested_matcher
 from lltool.tools.generation_arguments import (
     MOST_USED,
     add_generation_arguments,
@@ -35,6 +36,7 @@ lltool run -hf ggml-org/gemma-3-270m-it-GGUF:Q8_0 -p "Why is the sky blue?"
 lltool run model.gguf                                 # a chat, as lltool chat
 lltool run model.gguf --raw -p "A poem about the sea:\\n" --temp 0
 lltool run model.gguf -f prompt.txt --json | jq .text
+lltool run model.gguf "Name a colour." --regex "[a-z]+"
 """
 DERIVED_TIMES = ("prompt_rate", "decode_seconds", "decode_rate", "evaluate_rate")
 
@@ -58,7 +60,12 @@ def main(argv: list[str]) -> int:
         load = {"model": model_seconds, "tokenizer": perf_counter() - start - model_seconds}
         ids = _encode(prompt, template, tokenizer, arguments)
         generation = generate(
-            model, ids, sampler=sampler, max_tokens=max_tokens(arguments), stop=arguments.reverse_prompt
+            model,
+            ids,
+            sampler=sampler,
+            max_tokens=max_tokens(arguments),
+            stop=arguments.reverse_prompt,
+            matcher=requested_matcher(arguments, model, ids),
         )
         if arguments.json:
             tokens = list(generation)

@@ -157,14 +157,17 @@ class ChatFormat:
             splits=splits,
         )
 
-    def matcher(self, compiler: GrammarCompiler, prompt: Sequence[int], use: ToolUse) -> Matcher | None:
-        """What constrains an answer's calls; None without tools.
+    def matcher(
+        self, compiler: GrammarCompiler, prompt: Sequence[int], use: ToolUse, constraint: Constraint | None = None
+    ) -> Matcher | None:
+        """What constrains an answer: its calls, and what is no call to `constraint`. None for neither.
 
-        Raises InputError for a tool whose schema cannot be enforced, and without the package llguidance.
+        If the prompt ends within reasoning, both are for what comes after it. Raises InputError for a tool whose schema
+        cannot be enforced, and without the package llguidance.
         """
+        is_open, reasoning = self._is_reasoning(prompt), self.format.reasoning
         if not use.is_on:
-            return None
-        is_open = self._is_reasoning(prompt)
+            return None if constraint is None else compiler.matcher(self._after_reasoning(constraint, is_open))
         grammar = CallGrammar(
             self.format,
             use.callable,
@@ -172,20 +175,24 @@ class ChatFormat:
             ends=self.tokenizer.end_of_generation,
             is_parallel=use.is_parallel,
         )
-        reasoning = self.format.reasoning
-        if use.choice == "required":
-            constraint = Constraint.lark(grammar.required(may_reason=not is_open, after_reasoning=is_open))
-            if is_open:
-                assert reasoning
-                constraint = constraint.after(self._trigger(reasoning.close.strip(), is_included=False))
-            return compiler.matcher(constraint)
-        constraint = Constraint.lark(grammar.triggered()).after(*self._triggers(use.callable))
+        if use.choice == "required" or constraint is not None:
+            answer = None if use.choice == "required" or constraint is None else _schema_of(constraint)
+            text = grammar.required(may_reason=not is_open, after_reasoning=is_open, answer=answer)
+            return compiler.matcher(self._after_reasoning(Constraint.lark(text), is_open))
+        lazy = Constraint.lark(grammar.triggered()).after(*self._triggers(use.callable))
         return CallMatcher.of(
-            compiler.matcher(constraint),
+            compiler.matcher(lazy),
             reasoning=None if self.format.is_interleaved and not is_open else reasoning,
             is_open=is_open,
             is_anchored=bool(self.format.trigger),
         )
+
+    def _after_reasoning(self, constraint: Constraint, is_open: bool) -> Constraint:
+        """The constraint on what comes after reasoning, within which the text begins if `is_open`."""
+        if not is_open or constraint.triggers:
+            return constraint
+        assert self.format.reasoning
+        return constraint.after(self._trigger(self.format.reasoning.close.strip(), is_included=False))
 
     def _triggers(self, tools: Sequence[Tool]) -> list[Trigger]:
         format = self.format
@@ -224,6 +231,12 @@ class ChatFormat:
             return False
         end = self.tokenizer.decode(prompt[-_LAST:], special=True).rstrip()
         return end.endswith(reasoning.open.strip())
+
+
+def _schema_of(constraint: Constraint) -> str:
+    if constraint.kind != "json_schema" or constraint.triggers:
+        raise InputError("beside tools, an answer can be constrained to a JSON schema only")
+    return constraint.text
 
 
 def _object(call: Mapping[str, Any]) -> dict[str, Any]:

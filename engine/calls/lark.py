@@ -36,9 +36,15 @@ class CallGrammar:
         self._ids, self._ends = control_ids, frozenset(ends)
         self._rules: dict[str, str] = {}
 
-    def required(self, *, may_reason: bool, after_reasoning: bool = False) -> str:
-        """A grammar of an answer that is one call or more; with `may_reason`, it may reason before."""
+    def required(self, *, may_reason: bool, after_reasoning: bool = False, answer: str | None = None) -> str:
+        """A grammar of an answer that is one call or more, or JSON by the schema `answer`.
+
+        With `may_reason`, it may reason before; with `after_reasoning`, white space may come before.
+        """
         start = self._calls(self.format.calls[:1], trim=True)
+        if answer is not None:
+            self._rules["answer"] = f"%json {answer}"
+            start = f"({start} | answer)"
         reasoning = self.format.reasoning
         if may_reason and reasoning and reasoning.open:
             tail = self._until(reasoning.close)

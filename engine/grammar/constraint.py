@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
+from lltool.engine.grammar.structural import read_structural_tag
 from lltool.gguf.errors import InputError
 
-Kind = Literal["gbnf", "json_schema", "regex", "lark"]
+Kind = Literal["gbnf", "json_schema", "regex", "lark", "structural_tag"]
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ class Constraint:
     @classmethod
     def grammar(cls, text: str) -> Self:
         """GBNF, or Lark if it begins with `%llguidance`, as llama.cpp has it."""
-        return cls("lark" if text.lstrip().startswith("%llguidance") else "gbnf", text)
+        return cls("lark" if _text("grammar", text).lstrip().startswith("%llguidance") else "gbnf", text)
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Self:
         """JSON that is valid under `schema`, an object or its JSON text. Raises InputError if it is not JSON."""
         if not isinstance(schema, str):
             try:
-                return cls("json_schema", json.dumps(schema, ensure_ascii=False))
+                schema = json.dumps(schema, ensure_ascii=False)
             except (TypeError, ValueError, RecursionError) as error:
                 raise InputError(f"JSON schema: {error}; wanted an object of JSON") from None
         try:
@@ -66,7 +67,8 @@ class Constraint:
             raise InputError(f"JSON schema: is not JSON: {error}") from None
         if not isinstance(found, dict | bool):
             raise InputError(f"JSON schema: found {type(found).__name__}, wanted an object")
-        return cls("json_schema", schema)
+        # llguidance wants an object.
+        return cls("json_schema", {True: "{}", False: '{"enum": []}'}[found] if isinstance(found, bool) else schema)
 
     @classmethod
     def json_object(cls) -> Self:
@@ -76,11 +78,22 @@ class Constraint:
     @classmethod
     def regex(cls, pattern: str) -> Self:
         """A text that `pattern` matches as a whole. The syntax is that of Rust's regex: no look-around."""
-        return cls("regex", pattern)
+        return cls("regex", _text("regex", pattern))
 
     @classmethod
     def lark(cls, text: str) -> Self:
-        return cls("lark", text)
+        return cls("lark", _text("Lark grammar", text))
+
+    @classmethod
+    def structural_tag(cls, tag: Mapping[str, Any] | str) -> Self:
+        """Free text with parts that follow a JSON schema, in vLLM's form. Raises InputError for another form."""
+        try:
+            found = json.loads(tag) if isinstance(tag, str) else tag
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"structural tag: is not JSON: {error}") from None
+        if not isinstance(found, Mapping):
+            raise InputError(f"structural tag: found {type(found).__name__}, wanted an object")
+        return cls("structural_tag", read_structural_tag(found))
 
     @classmethod
     def choices(cls, choices: Sequence[str]) -> Self:
@@ -92,6 +105,12 @@ class Constraint:
     def after(self, *triggers: Trigger) -> Self:
         """The same constraint, which begins at the first of the triggers; what comes before is free."""
         return replace(self, triggers=(*self.triggers, *triggers))
+
+
+def _text(name: str, text: object) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"{name}: {text!r}, wanted a text")
+    return text
 
 
 def _literal(text: str) -> str:

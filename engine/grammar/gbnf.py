@@ -13,6 +13,7 @@ from lltool.gguf.errors import InputError
 
 ROOT = "root"
 _MOST_NESTED = 100  # groups in groups
+_MOST_ITEMS = 20_000  # characters, tokens and names of rules; llguidance has numbers for 65535 symbols
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
 _DIGITS = frozenset("0123456789")
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n"} | {char: char for char in '\\"[]-'}
@@ -82,7 +83,7 @@ class _Reader:
 
     def __init__(self, text: str, find_token: Callable[[str], int]) -> None:
         self._text, self._find_token = text, find_token
-        self._at = self._groups = self._depth = 0
+        self._at = self._groups = self._depth = self._items = 0
         self._rules: Rules = {}
 
     def rules(self) -> Rules:
@@ -134,6 +135,9 @@ class _Reader:
             else:
                 return tuple(items)
             items += last
+            self._items += len(last)
+            if self._items > _MOST_ITEMS:
+                self._fail(f"at most {_MOST_ITEMS} characters, tokens and names of rules")
             self._skip_space(lines=is_group)
 
     def _group(self, rule: str) -> Reference:

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from lltool.engine.calls.tool import Call
 from lltool.engine.server.answer import Answer, Delta, read_answers
-from lltool.engine.server.chats import NO_GRAMMAR, begin_chat
+from lltool.engine.server.chats import begin_chat
+from lltool.engine.server.constraints import format_constraint
 from lltool.engine.server.errors import bad_request
 from lltool.engine.server.exchange import Exchange, event, read_fields
 from lltool.engine.server.fields import Fields, GenerationFields
@@ -52,10 +53,14 @@ class MessagesFields(GenerationFields, CountFields):
 
 async def messages(request: Request) -> Response:
     fields = await read_fields(request, MessagesFields)
+    output = fields.output_config or OutputConfig()
+    constraint = format_constraint("output_config.format", output.format)
     with await Exchange.begin(request, fields.model) as exchange:
         plain, variables = _template_arguments(fields, exchange.served)
         use = read_tool_use(fields)
-        (answer,) = await begin_chat(exchange, plain, variables, fields, fields.max_tokens, use=use)
+        (answer,) = await begin_chat(
+            exchange, plain, variables, fields, fields.max_tokens, use=use, constraint=constraint
+        )
         if fields.stream:
             return exchange.stream(_events(exchange.served, answer))
         return await exchange.answer(_collect(exchange.served, answer))
@@ -70,8 +75,6 @@ async def count_tokens(request: Request) -> Response:
 
 
 def _template_arguments(fields: CountFields, served: Served) -> tuple[list[Message], dict[str, Any]]:
-    if fields.output_config is not None and fields.output_config.format is not None:
-        raise bad_request(f"output_config.format: {NO_GRAMMAR}", "output_config", "unsupported")
     plain = plain_messages(_as_openai(fields.messages), served.settings.limits)
     if system := plain_text(fields.system, "system"):
         plain.insert(0, {"role": "system", "content": system})

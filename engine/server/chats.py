@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lltool.engine.calls.chat_format import NO_TOOLS, ToolUse
+from lltool.engine.grammar.constraint import Constraint
 from lltool.engine.server.answer import Answer
 from lltool.engine.server.exchange import Exchange
 from lltool.engine.server.fields import Fields, GenerationFields
@@ -13,11 +14,12 @@ from lltool.engine.server.messages import ChatMessage, plain_messages
 from lltool.engine.server.served import Scores, Served
 from lltool.engine.text.chat import Message
 
-NO_GRAMMAR = "this server cannot constrain answers to a grammar"
+GUIDED = dict.fromkeys(
+    ("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "write it in structured_outputs"
+)
 UNSUPPORTED = {
+    **GUIDED,
     "functions": "functions are deprecated; use tools",
-    "grammar": NO_GRAMMAR,
-    "json_schema": NO_GRAMMAR,
     "chat_template": "a request cannot bring a template",
     "lora": "this server has no adapters",
     "audio": "this server writes text only",
@@ -42,13 +44,17 @@ async def begin_chat(
     use: ToolUse = NO_TOOLS,
     scores: Scores | None = None,
     reasoning: str | None = None,
+    constraint: Constraint | None = None,
 ) -> list[Answer]:
-    """Starts the answers to a conversation. `reasoning` "none" leaves think tags in them (default: the server's)."""
+    """Starts the answers to a conversation. `reasoning` "none" leaves think tags in them (default: the server's).
+
+    If the prompt begins with reasoning, the constraint is for what comes after it.
+    """
     served = exchange.served
     ids = await served.encode_chat(messages, variables, use)
     format, splits = served.chat_format, (reasoning or served.settings.reasoning_format) != "none"
-    matchers = await served.call_matchers(ids, use, fields.n or 1) if use.is_on else None
-    jobs = served.make_jobs([ids], fields, most, scores, matchers=matchers, signs=format.marks.by_id)
+    matcher = await served.matcher(lambda: format.matcher(served.model.grammars, ids, use, constraint))
+    jobs = served.make_jobs([ids], fields, most, scores, matcher=matcher, signs=format.marks.by_id)
     exchange.submit(jobs)
     return [Answer(job, index, format.parser(ids, use, splits=splits)) for index, job in enumerate(jobs)]
 

@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from lltool.engine.sampling_settings import SETTINGS
 from lltool.engine.server.answer import Answer, read_answers, timings
-from lltool.engine.server.chats import NO_GRAMMAR, Tokens, most_tokens
+from lltool.engine.server.chats import Tokens, most_tokens
+from lltool.engine.server.constraints import ResponseFormatFields
 from lltool.engine.server.errors import ApiError
 from lltool.engine.server.exchange import Exchange, event, read_fields
 from lltool.engine.server.fields import Fields, GenerationFields, TokenIds
@@ -18,8 +19,6 @@ from lltool.engine.server.openai_completions import encode_prompts
 from lltool.engine.server.served import Scores, Served
 
 _UNSUPPORTED = {
-    "grammar": NO_GRAMMAR,
-    "json_schema": NO_GRAMMAR,
     "lora": "this server has no adapters",
     "image_data": "this server reads text only",
 }
@@ -34,7 +33,7 @@ _INFILL = {
 }
 
 
-class NativeFields(GenerationFields):
+class NativeFields(GenerationFields, ResponseFormatFields):
     UNSUPPORTED: ClassVar[Mapping[str, str]] = _UNSUPPORTED
 
     n_predict: Tokens | None = Field(None, validation_alias=AliasChoices("n_predict", "max_tokens"))
@@ -111,7 +110,8 @@ async def _answer(
     exchange: Exchange, prompts: Sequence[Sequence[int]], fields: NativeFields, ends: frozenset[int] = frozenset()
 ) -> Response:
     scores = Scores(fields.n_probs) if fields.n_probs else None
-    jobs = exchange.served.make_jobs(prompts, fields, most_tokens(fields.n_predict), scores, ends=ends)
+    matcher = await exchange.served.matcher(fields.constraint())
+    jobs = exchange.served.make_jobs(prompts, fields, most_tokens(fields.n_predict), scores, ends=ends, matcher=matcher)
     exchange.submit(jobs)
     answers = [_Native(exchange.served, Answer(job, index), fields) for index, job in enumerate(jobs)]
     if fields.stream:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, Field
 from starlette.requests import Request
@@ -11,8 +11,10 @@ from starlette.responses import Response
 
 from lltool.engine.calls.chat_format import NO_TOOLS, ToolUse
 from lltool.engine.calls.tool import Call
+from lltool.engine.grammar.constraint import Constraint
 from lltool.engine.server.answer import Answer, Delta, read_answers
-from lltool.engine.server.chats import NO_GRAMMAR, Tokens, begin_chat, most_tokens
+from lltool.engine.server.chats import Tokens, begin_chat, most_tokens
+from lltool.engine.server.constraints import Schema, checked
 from lltool.engine.server.exchange import Exchange, read_fields
 from lltool.engine.server.fields import Fields, GenerationFields
 from lltool.engine.server.json_body import JsonResponse, dump_json, parse_json
@@ -23,7 +25,7 @@ from lltool.engine.text.chat import TEMPLATE_KEY
 from lltool.gguf.describe import describe_file
 from lltool.gguf.reader import open_gguf
 
-_UNSUPPORTED = {"format": NO_GRAMMAR, "images": "this server reads text only"}
+_UNSUPPORTED = {"images": "this server reads text only"}
 LINES = "application/x-ndjson"
 
 
@@ -37,6 +39,14 @@ class _Base(Fields):
     stream: bool = True
     options: OllamaOptions = Field(default_factory=lambda: OllamaOptions.model_validate({}))
     think: bool | str | None = None
+    format: Annotated[Schema | str, Field(description='"json", or a JSON schema')] | None = None
+
+    def constraint(self) -> Constraint | None:
+        if self.format in (None, ""):
+            return None
+        if self.format == "json":
+            return Constraint.json_object()
+        return checked("format", Constraint.json_schema, self.format)
 
 
 class OllamaChatFields(_Base, ToolFields):
@@ -76,7 +86,8 @@ async def generate(request: Request) -> Response:
     with await Exchange.begin(request, fields.model) as exchange:
         served = exchange.served
         ids = await served.encode_text(fields.prompt)
-        (job,) = served.make_jobs([ids], fields.options, most_tokens(fields.options.num_predict))
+        matcher = await served.matcher(fields.constraint())
+        (job,) = served.make_jobs([ids], fields.options, most_tokens(fields.options.num_predict), matcher=matcher)
         exchange.submit([job])
         return await _send(exchange, fields, Answer(job), is_chat=False)
 
@@ -93,7 +104,8 @@ async def _converse(
         plain = plain_messages(messages, served.settings.limits)
         variables = {} if fields.think is None else {"enable_thinking": bool(fields.think)}
         most = most_tokens(fields.options.num_predict)
-        (answer,) = await begin_chat(exchange, plain, variables, fields.options, most, use=use)
+        constraint = fields.constraint()
+        (answer,) = await begin_chat(exchange, plain, variables, fields.options, most, use=use, constraint=constraint)
         return await _send(exchange, fields, answer, is_chat=is_chat)
 
 

@@ -12,7 +12,6 @@ from starlette.responses import Response
 from lltool.engine.calls.tool import CallDelta
 from lltool.engine.server.answer import Answer, Delta, read_answers, timings, usage
 from lltool.engine.server.chats import (
-    NO_GRAMMAR,
     UNSUPPORTED,
     TemplateFields,
     Tokens,
@@ -20,6 +19,7 @@ from lltool.engine.server.chats import (
     most_tokens,
     template_arguments,
 )
+from lltool.engine.server.constraints import ResponseFormatFields
 from lltool.engine.server.errors import bad_request
 from lltool.engine.server.exchange import Exchange, event, read_fields
 from lltool.engine.server.fields import Fields, GenerationFields
@@ -33,11 +33,7 @@ class StreamOptions(Fields):
     include_usage: bool | None = None
 
 
-class ResponseFormat(Fields):
-    type: str
-
-
-class ChatFields(GenerationFields, TemplateFields, ToolFields):
+class ChatFields(GenerationFields, ResponseFormatFields, TemplateFields, ToolFields):
     UNSUPPORTED: ClassVar[Mapping[str, str]] = UNSUPPORTED
 
     max_tokens: Tokens | None = Field(
@@ -46,15 +42,13 @@ class ChatFields(GenerationFields, TemplateFields, ToolFields):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    response_format: ResponseFormat | None = None
     reasoning_format: Literal["auto", "none", "deepseek"] | None = None
     reasoning_effort: str | None = None
 
 
 async def chat_completions(request: Request) -> Response:
     fields = await read_fields(request, ChatFields)
-    if fields.response_format is not None and fields.response_format.type != "text":
-        raise bad_request(f"response_format: {NO_GRAMMAR}", "response_format", "unsupported")
+    constraint = fields.constraint()
     if fields.top_logprobs is not None and not fields.logprobs:
         raise bad_request("top_logprobs: wants logprobs to be true", "top_logprobs")
     with await Exchange.begin(request, fields.model) as exchange:
@@ -64,7 +58,15 @@ async def chat_completions(request: Request) -> Response:
         use = read_tool_use(fields)
         most = most_tokens(fields.max_tokens)
         answers = await begin_chat(
-            exchange, messages, variables, fields, most, use=use, scores=scores, reasoning=fields.reasoning_format
+            exchange,
+            messages,
+            variables,
+            fields,
+            most,
+            use=use,
+            scores=scores,
+            reasoning=fields.reasoning_format,
+            constraint=constraint,
         )
         chat = _Chat(served, fields, answers)
         if fields.stream:

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lltool.engine.server.answer import Answer, read_answers, timings, usage
-from lltool.engine.server.chats import NO_GRAMMAR, Tokens, most_tokens
+from lltool.engine.server.chats import GUIDED, Tokens, most_tokens
+from lltool.engine.server.constraints import ResponseFormatFields
 from lltool.engine.server.errors import bad_request
 from lltool.engine.server.exchange import Exchange, event, read_fields
 from lltool.engine.server.fields import GenerationFields, TokenIds
@@ -21,12 +22,11 @@ from lltool.engine.server.served import Scores, Served
 _DEFAULT_TOKENS = 16  # OpenAI's
 
 
-class CompletionFields(GenerationFields):
+class CompletionFields(GenerationFields, ResponseFormatFields):
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
         "suffix": "this endpoint continues texts; /infill fills them in",
-        "grammar": NO_GRAMMAR,
-        "json_schema": NO_GRAMMAR,
         "lora": "this server has no adapters",
+        **GUIDED,
     }
 
     prompt: str | TokenIds | list[str] | list[TokenIds] = Field(description="texts or token ids to continue")
@@ -43,12 +43,13 @@ async def completions(request: Request) -> Response:
     fields = await read_fields(request, CompletionFields)
     if fields.best_of is not None and fields.best_of != (fields.n or 1):
         raise bad_request("best_of: this server returns all answers; wanted the same as n", "best_of", "unsupported")
+    constraint = fields.constraint()
     with await Exchange.begin(request, fields.model) as exchange:
         served = exchange.served
         prompts = await encode_prompts(served, fields.prompt)
         scores = None if fields.logprobs is None else Scores(fields.logprobs, prompt=bool(fields.echo))
         most = _DEFAULT_TOKENS if fields.max_tokens is None else most_tokens(fields.max_tokens)
-        jobs = served.make_jobs(prompts, fields, most, scores)
+        jobs = served.make_jobs(prompts, fields, most, scores, matcher=await served.matcher(constraint))
         exchange.submit(jobs)
         texts = _Completions(served, jobs, fields)
         if fields.stream:

@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from lltool.engine.calls.tool import Call
 from lltool.engine.server.answer import Answer, read_answers
-from lltool.engine.server.chats import NO_GRAMMAR, begin_chat
+from lltool.engine.server.chats import begin_chat
+from lltool.engine.server.constraints import format_constraint
 from lltool.engine.server.errors import bad_request
 from lltool.engine.server.exchange import Exchange, event, read_fields
 from lltool.engine.server.fields import Fields, GenerationFields
@@ -32,12 +33,8 @@ class InputItem(Fields):
     output: str | list[dict[str, Any]] | None = None
 
 
-class TextFormat(Fields):
-    type: str
-
-
 class TextSettings(Fields):
-    format: TextFormat | None = None
+    format: dict[str, Any] | None = None
 
 
 class Reasoning(Fields):
@@ -62,14 +59,19 @@ class ResponsesFields(GenerationFields, ToolFields):
 
 async def responses(request: Request) -> Response:
     fields = await read_fields(request, ResponsesFields)
-    if fields.text and fields.text.format and fields.text.format.type != "text":
-        raise bad_request(f"text.format: {NO_GRAMMAR}", "text", "unsupported")
+    constraint = format_constraint("text.format", fields.text.format if fields.text else None)
     with await Exchange.begin(request, fields.model) as exchange:
         plain = plain_messages(_messages(fields), exchange.served.settings.limits)
         effort = fields.reasoning.effort if fields.reasoning else None
         variables = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
         (answer,) = await begin_chat(
-            exchange, plain, variables, fields, fields.max_output_tokens, use=read_tool_use(fields)
+            exchange,
+            plain,
+            variables,
+            fields,
+            fields.max_output_tokens,
+            use=read_tool_use(fields),
+            constraint=constraint,
         )
         reply = _Reply(exchange.served, fields, answer)
         if fields.stream:

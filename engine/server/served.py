@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from lltool.engine.calls.chat_format import NO_TOOLS, ChatFormat, ToolUse
+from lltool.engine.grammar.constraint import Constraint
 from lltool.engine.grammar.matcher import Matcher
 from lltool.engine.model import Model, load_model
 from lltool.engine.request import Limits
@@ -118,21 +119,6 @@ class Served:
 
         return await self._in_turn(0, render, variables)
 
-    async def call_matchers(self, ids: Sequence[int], use: ToolUse, count: int) -> list[Matcher] | None:
-        """What constrains the calls of `count` answers to a prompt; None if nothing is to be constrained.
-
-        Raises ApiError if the schema of a tool cannot be enforced.
-        """
-
-        def make() -> list[Matcher] | None:
-            first = self.chat_format.matcher(self.model.grammars, ids, use)
-            return None if first is None else [first, *(first.fork() for _ in range(count - 1))]
-
-        try:
-            return await asyncio.to_thread(make)
-        except InputError as error:
-            raise bad_request(f"tools: {error}", "tools") from None
-
     async def read_template(self) -> str:
         """The source of the template. Raises ApiError if there is none."""
         return await self._in_turn(0, lambda: self.template.source)
@@ -187,6 +173,17 @@ class Served:
             {"n_prompt_tokens": count, "n_ctx": context},
         )
 
+    async def matcher(self, make: Constraint | Callable[[], Matcher | None] | None) -> Matcher | None:
+        """What follows a constraint, or what `make` makes. Raises ApiError if it cannot be honoured."""
+        if make is None:
+            return None
+        try:
+            if isinstance(make, Constraint):
+                return await asyncio.to_thread(self.model.grammars.matcher, make)
+            return await asyncio.to_thread(make)
+        except InputError as error:
+            raise bad_request(str(error), code="unsupported_constraint") from None
+
     def make_jobs(
         self,
         prompts: Sequence[Sequence[int]],
@@ -195,12 +192,12 @@ class Served:
         scores: Scores | None = None,
         *,
         ends: frozenset[int] = frozenset(),
-        matchers: Sequence[Matcher] | None = None,
+        matcher: Matcher | None = None,
         signs: Mapping[int, str] = MappingProxyType({}),
     ) -> list[Job]:
         """A job for each answer, those of the first prompt first. `most` are tokens at most, None as many as fit.
 
-        Tokens of `ends` end an answer too. `matchers` constrain the answers to the only prompt, one each.
+        Tokens of `ends` end an answer too; each answer follows a `matcher` like this one.
 
         Raises ApiError for a prompt that does not fit the context, too many answers, and bad settings.
         """
@@ -222,7 +219,7 @@ class Served:
         inbox: Inbox = asyncio.Queue()
         for ids in prompts:
             samplers = make_samplers(fields, count, shipped=self.shipped, tokenizer=self.tokenizer)
-            for number, sampler in enumerate(samplers):
+            for sampler in samplers:
                 try:
                     job = Job(
                         ids,
@@ -233,7 +230,7 @@ class Served:
                         inbox=inbox,
                         reads_prompt=scores is not None and scores.prompt,
                         ends=ends,
-                        matcher=matchers[number] if matchers else None,
+                        matcher=matcher and matcher.fork(),
                         signs=signs,
                         top=scores.top if scores else None,
                         deadline=time.perf_counter() + seconds,

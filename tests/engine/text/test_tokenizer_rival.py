@@ -38,7 +38,7 @@ class Rival:
 
     def __init__(self, llama: ctypes.CDLL, model: int) -> None:
         llama.llama_model_get_vocab.restype = ctypes.c_void_p
-        self._llama, self._vocabulary = llama, ctypes.c_void_p(llama.llama_model_get_vocab(ctypes.c_void_p(model)))
+        self._llama, self.vocabulary = llama, ctypes.c_void_p(llama.llama_model_get_vocab(ctypes.c_void_p(model)))
 
     @classmethod
     def load(cls, llama: ctypes.CDLL, path: Path, vocabulary: Mapping[str, Value]) -> "Rival | None":
@@ -67,12 +67,12 @@ class Rival:
 
     def is_end(self, id: int) -> bool:
         self._llama.llama_vocab_is_eog.restype = ctypes.c_bool
-        return bool(self._llama.llama_vocab_is_eog(self._vocabulary, ctypes.c_int32(id)))
+        return bool(self._llama.llama_vocab_is_eog(self.vocabulary, ctypes.c_int32(id)))
 
     def fill_in_middle(self) -> dict[str, int]:
         found = {}
         for name in ("pre", "suf", "mid", "pad", "rep", "sep"):
-            id = getattr(self._llama, f"llama_vocab_fim_{name}")(self._vocabulary)
+            id = getattr(self._llama, f"llama_vocab_fim_{name}")(self.vocabulary)
             if id >= 0:
                 found[name] = id
         return found
@@ -81,7 +81,7 @@ class Rival:
         data = text.encode()
         ids = (ctypes.c_int32 * (len(data) + 8))()
         size = ctypes.c_int32(len(data))
-        count = self._llama.llama_tokenize(self._vocabulary, data, size, ids, len(ids), add_special, True)
+        count = self._llama.llama_tokenize(self.vocabulary, data, size, ids, len(ids), add_special, True)
         assert count >= 0
         return list(ids[:count])
 
