@@ -51,6 +51,19 @@ class ToolUse:
 NO_TOOLS = ToolUse()
 
 
+def choose_tools(tools: tuple[Tool, ...], choice: str, *, is_parallel: bool = True) -> ToolUse:
+    """Tools with a choice: "none", "auto", "required", or the name of the one to call, once.
+
+    Raises InputError for another choice.
+    """
+    match choice:
+        case "none" | "auto" | "required":
+            return ToolUse(tools, choice, is_parallel)
+    if choice not in (names := [tool.name for tool in tools]):
+        raise InputError(f"tool choice {choice!r}, wanted none, auto, required or a tool's name ({', '.join(names)})")
+    return ToolUse(tools, "required", False, frozenset([choice]))
+
+
 @dataclass(frozen=True)
 class ChatFormat:
     """What was found out about a template, for its tokenizer."""

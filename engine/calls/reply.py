@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lltool.engine.calls.chat_format import ChatFormat, ToolUse
 from lltool.engine.calls.parser import Parsed
 from lltool.engine.calls.tool import Call
-from lltool.engine.generate import Generation, generate
+from lltool.engine.generate import Generation, Token, generate
+from lltool.engine.grammar.constraint import Constraint
 from lltool.engine.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Reply(Iterator[Parsed]):
     prompt: Sequence[int]
     content: str = ""
     reasoning: str = ""
+    tokens: list[Token] = field(default_factory=list)
     _is_over: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class Reply(Iterator[Parsed]):
         if self._is_over:
             raise StopIteration
         token = next(self.generation, None)
+        if token is not None:
+            self.tokens.append(token)
         self._is_over = token is None
         parsed = self._parser.flush() if token is None else self._parser.push(token.text)
         self.content += parsed.content
@@ -72,15 +76,16 @@ def reply(
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
     parse_special: bool = False,
+    constraint: Constraint | None = None,
 ) -> Reply:
-    """Begins an answer that may call tools.
+    """Begins an answer that may call tools. What is no call follows the constraint, which is then a JSON schema.
 
     Raises InputError as the template does, for a tool whose schema cannot be enforced, and without llguidance.
     """
     format = ChatFormat.read(template)
     prepared, variables = format.prepare(messages, use)
     ids = template.encode(prepared, parse_special=parse_special, **variables)
-    matcher = format.matcher(model.grammars, ids, use)
+    matcher = format.matcher(model.grammars, ids, use, constraint)
     signs = format.marks.by_id
     generation = generate(model, ids, sampler=sampler, max_tokens=max_tokens, stop=stop, matcher=matcher, signs=signs)
     return Reply(generation, format, use, ids)
