@@ -13,10 +13,11 @@ from lltool.gguf.errors import InputError
 # What the template's own JSON looks like; without it, a model could fill its answer with white space.
 _JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _ANYTHING = "/(?s:.*)/"
-_INTEGER, _NUMBER = r"/-?(0|[1-9][0-9]*)/", r"/-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?/"
 _DEEPEST = 12
-# What a text between tags cannot be held to.
+# What a text that is not written as JSON cannot be held to, nor a list.
 _OF_TEXTS = ("pattern", "format", "minLength", "maxLength")
+_OF_LISTS = ("uniqueItems", "prefixItems", "contains")
+_OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 
 
 class CallGrammar:
@@ -48,9 +49,8 @@ class CallGrammar:
         reasoning = self.format.reasoning
         if may_reason and reasoning and reasoning.open:
             tail = self._until(reasoning.close)
-            self._rules["reasoning"] = f"{self._literal(reasoning.open)} {tail} /[ \\n]{{0,3}}/"
-            if self.format.resume:
-                self._rules["reasoning"] += f" {self._literal(self.format.resume)}"
+            after = self._literal(self.format.resume) if self.format.resume else "/[ \\n]{0,3}/"
+            self._rules["reasoning"] = f"{self._literal(reasoning.open)} {tail} {after}"
             start = f"reasoning? {start}"
         elif after_reasoning:
             start = f"/[ \\n]{{0,3}}/ {start}"
@@ -73,7 +73,7 @@ class CallGrammar:
 
     def _calls(self, calls: Sequence[str], *, trim: bool, starts_at: str = "") -> str:
         section = self.format.section
-        opening = section.open.lstrip()
+        opening = section.open.lstrip("\n")
         if opening and starts_at:
             opening = starts_at + opening.partition(starts_at)[2]
         options = []
@@ -85,8 +85,8 @@ class CallGrammar:
         return "(" + " | ".join(options) + ")" if len(options) > 1 else options[0]
 
     def _one_of(self, call: str, variant: int, *, trim: bool = False) -> str:
-        """A rule for a call of any tool; with `trim`, without white space before it."""
-        pattern = call.lstrip() if trim else call
+        """A rule for a call of any tool; with `trim`, without line ends before it."""
+        pattern = call.lstrip("\n") if trim else call
         is_same = pattern == call
         names = []
         for number, tool in enumerate(self.tools):
@@ -180,11 +180,7 @@ class CallGrammar:
             return "(" + " | ".join(map(_quoted, texts)) + f") {close}"
         if types and "string" not in types:
             return f"{self._nested(schema, tool)} {close}"
-        if tool.is_strict and (unheld := [each for each in _OF_TEXTS if each in schema]):
-            raise InputError(
-                f"tool {tool.name}: {unheld[0]!r} of a text cannot be enforced in this model's format of calls; "
-                "leave it out or do not ask for strict"
-            )
+        _check_strict(tool, schema, _OF_TEXTS, "a text")
         return self._until(style.close)
 
     def _nested(self, schema: Mapping[str, Any], tool: Tool) -> str:
@@ -221,7 +217,9 @@ class CallGrammar:
         choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
         if isinstance(choices, list) and choices:
             return self._rule(name, " | ".join(self._literal(write_value(style, each)) for each in choices))
-        types = sorted(schema_types(schema, tool.parameters)) or list(_WRITERS)
+        types = sorted(schema_types(schema, tool.parameters))
+        if not types:
+            return self._anything(style)
         options = []
         for kind in types:
             writer = _WRITERS.get(kind)
@@ -230,15 +228,38 @@ class CallGrammar:
             options.append(writer(self, style, tool, schema, f"{name}_{kind}", depth))
         return self._rule(name, " | ".join(options))
 
+    def _anything(self, style: Dialect) -> str:
+        """A rule for any value of a dialect."""
+        if "anything" not in self._rules:
+            empty: Mapping[str, Any] = {}
+            text = self._string(style, Tool("any"), empty, "anything", 0)
+            comma, words = _quoted(style.separator), _words(True, False, None)(self, style)
+            key = r"/[A-Za-z_][A-Za-z0-9_]*/" if style.has_bare_keys else text
+            item = f'{key} ":" anything'
+            lists = f'"[" (anything ({comma} anything)*)? "]" | "{{" ({item} ({comma} {item})*)? "}}"'
+            self._rules["anything"] = f"{text} | {_json({'type': 'number'}, Tool('any'))} | {words} | {lists}"
+        return "anything"
+
     def _string(self, style: Dialect, tool: Tool, schema: Mapping[str, Any], name: str, depth: int) -> str:
+        _check_strict(tool, schema, _OF_TEXTS, "a text")
         quote = style.quotes[0]
         if not style.has_escapes:
             return f"{self._literal(quote)} {self._until(quote)}"
         return f"/{quote}([^{quote}\\\\\\n]|\\\\[{quote}\\\\nrt])*{quote}/"
 
     def _array(self, style: Dialect, tool: Tool, schema: Mapping[str, Any], name: str, depth: int) -> str:
-        item = self._value(style, tool, schema.get("items", {"type": "string"}), f"{name}_item", depth + 1)
-        return f'"[" ({item} ({_quoted(style.separator)} {item})*)? "]"'
+        _check_strict(tool, schema, _OF_LISTS, "a list")
+        item = self._value(style, tool, schema.get("items", {}), f"{name}_item", depth + 1)
+        least, most = schema.get("minItems", 0), schema.get("maxItems", "")
+        if most == 0:
+            return '"[]"'
+        more = f"({_quoted(style.separator)} {item}){{{max(least - 1, 0)},{most and most - 1}}}"
+        some = f"{item} {more}"
+        return f'"[" {some if least else f"({some})?"} "]"'
+
+    def _number(self, style: Dialect, tool: Tool, schema: Mapping[str, Any], name: str, depth: int) -> str:
+        kind = "integer" if name.endswith("_integer") else "number"
+        return _json({**{each: schema[each] for each in _OF_NUMBERS if each in schema}, "type": kind}, tool)
 
     def _object(self, style: Dialect, tool: Tool, schema: Mapping[str, Any], name: str, depth: int) -> str:
         return f'"{{" {self._rule(f"{name}_items", self._items(style, tool, schema, name, depth))} "}}"'
@@ -253,13 +274,21 @@ def _words(*values: Any) -> Callable[..., str]:
 
 _WRITERS: dict[str, Callable[..., str]] = {
     "string": CallGrammar._string,
-    "integer": lambda *_: _INTEGER,
-    "number": lambda *_: _NUMBER,
+    "integer": CallGrammar._number,
+    "number": CallGrammar._number,
     "boolean": _words(True, False),
     "null": _words(None),
     "array": CallGrammar._array,
     "object": CallGrammar._object,
 }
+
+
+def _check_strict(tool: Tool, schema: Mapping[str, Any], keywords: Sequence[str], what: str) -> None:
+    if tool.is_strict and (unheld := [each for each in keywords if each in schema]):
+        raise InputError(
+            f"tool {tool.name}: {unheld[0]!r} of {what} cannot be enforced in this model's format of calls; "
+            "leave it out or do not ask for strict"
+        )
 
 
 def _json(schema: Mapping[str, Any], tool: Tool) -> str:

@@ -181,11 +181,19 @@ def _read_value(source: Source, close: Literal, types: frozenset[str]) -> Readin
             held += piece
         if end >= 0:
             source.at = end
-            source.emit('"' if is_text else json.dumps(convert(held, types), ensure_ascii=False))
+            source.emit('"' if is_text else _written(held, types))
             return True
         if source.is_over:
             return False
         yield
+
+
+def _written(text: str, types: frozenset[str]) -> str:
+    """The JSON of a text between tags."""
+    try:
+        return json.dumps(convert(text, types), ensure_ascii=False, allow_nan=False)
+    except ValueError:  # JSON with a number that is too large to be one of Python's
+        return text.strip()
 
 
 def _read_until(source: Source, literal: Literal, most: int) -> Generator[None, None, str | None]:

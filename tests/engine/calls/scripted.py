@@ -10,7 +10,7 @@ import pytest
 
 from lltool.engine import generate
 from lltool.engine.request import Request
-from lltool.gguf.metadata import ValueType, array, string, u32
+from lltool.gguf.metadata import Value, ValueType, array, string, u32
 from lltool.quant.convert.sentencepiece_model import TokenType
 from tests.engine import tiny_gguf
 
@@ -36,12 +36,11 @@ def letters() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
 
 
-def write_bytes_model(path: Path, template: str, *, context: int = 8192) -> Path:
-    """A random model with a token for each byte and for each of `CONTROLS`, and a user-defined `<tool_call>`."""
+def bytes_vocabulary() -> dict[str, Value]:
+    """A token for each byte, whose id is the byte, a user-defined `<tool_call>`, and `CONTROLS`."""
     tokens = [*letters(), "<tool_call>", *CONTROLS]
     kinds = [TokenType.NORMAL] * 256 + [TokenType.USER_DEFINED] + [TokenType.CONTROL] * len(CONTROLS)
-    keys = {
-        **tiny_gguf.metadata(context_length=u32(context)),
+    return {
         "tokenizer.ggml.model": string("gpt2"),
         "tokenizer.ggml.pre": string("gpt-2"),
         "tokenizer.ggml.tokens": array(ValueType.STRING, tokens),
@@ -49,11 +48,19 @@ def write_bytes_model(path: Path, template: str, *, context: int = 8192) -> Path
         "tokenizer.ggml.merges": array(ValueType.STRING, []),
         "tokenizer.ggml.bos_token_id": u32(tokens.index("<s>")),
         "tokenizer.ggml.eos_token_id": u32(tokens.index("<|im_end|>")),
+    }
+
+
+def write_bytes_model(path: Path, template: str, *, context: int = 8192) -> Path:
+    """A random model with the vocabulary of bytes."""
+    keys = {
+        **tiny_gguf.metadata(context_length=u32(context)),
+        **bytes_vocabulary(),
         "tokenizer.chat_template": string(template),
     }
     weights = tiny_gguf.tensors()
     random = np.random.default_rng(0)
-    shape = (len(tokens), tiny_gguf.WIDTH)
+    shape = (257 + len(CONTROLS), tiny_gguf.WIDTH)
     weights["token_embd.weight"] = (random.normal(size=shape) / tiny_gguf.WIDTH**0.5).astype(np.float32)
     return tiny_gguf.write_model(path, keys, weights)
 
