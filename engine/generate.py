@@ -265,7 +265,7 @@ def generate_all(
     samplers: Sequence[Sampler],
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
-    matchers: Sequence[Matcher] | None = None,
+    matchers: Sequence[Matcher | None] | None = None,
 ) -> list[str]:
     """The continuations of several prompts, prompt i with samplers[i] and matchers[i], which are all different.
 
@@ -273,7 +273,6 @@ def generate_all(
     Raises InputError as `generate` does, and if the cache has no room for a prompt.
     """
     limits, scheduler = Limits(max_tokens, stop), Scheduler(model)
-    every: Sequence[Matcher | None] = matchers or [None] * len(prompts)
     requests = [
         Request(
             token_ids(prompt, model.config.vocab),
@@ -283,7 +282,7 @@ def generate_all(
             limits=limits,
             matcher=matcher,
         )
-        for prompt, sampler, matcher in zip(prompts, samplers, every, strict=True)
+        for prompt, sampler, matcher in zip(prompts, samplers, matchers or [None] * len(prompts), strict=True)
     ]
     texts = dict.fromkeys(requests, "")
     try:

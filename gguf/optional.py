@@ -21,6 +21,7 @@ EXTRAS = {
     "lm_eval": "lm-eval",
     "uvicorn": "serve",
     "llguidance": "grammar",
+    "pydantic": "grammar",
 }
 
 

@@ -49,17 +49,22 @@ class GrammarCompiler:
         self._kept: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
         self._lock = Lock()
 
+    @property
+    def vocabulary(self) -> GrammarVocabulary:
+        """The vocabulary. Raises InputError without the package llguidance, and if no token has a text."""
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = GrammarVocabulary(self._tokenizer, self._size)
+            return self._vocabulary
+
     def matcher(self, constraint: Constraint) -> Matcher:
         """A matcher for one text.
 
         Raises InputError, which names the constraint's part at fault, if it is malformed or too large, has something
         that cannot be honoured, or if the vocabulary lacks what it needs; and without the package llguidance.
         """
-        key = constraint.kind, constraint.text
+        key, vocabulary = (constraint.kind, constraint.text), self.vocabulary
         with self._lock:
-            if self._vocabulary is None:
-                self._vocabulary = GrammarVocabulary(self._tokenizer, self._size)
-            vocabulary = self._vocabulary
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return Matcher(self._kept[key].deep_copy(), vocabulary, constraint.triggers)
@@ -88,10 +93,11 @@ class GrammarCompiler:
             return native
 
         native = self._run_deep(build)
-        if native.get_error() == "NoExtensionBias" or (native.is_stopped() and not native.is_accepting()):
+        problem = _message(native.get_error())
+        if problem == "NoExtensionBias" or (not problem and native.is_stopped() and not native.is_accepting()):
             raise InputError(f"{name}: no text satisfies it")
-        if native.is_error():
-            raise InputError(f"{name}: {_message(native.get_error())}")
+        if problem:
+            raise InputError(f"{name}: {problem}")
         return native
 
     def _run_deep(self, do: Callable[[], T]) -> T:

@@ -105,7 +105,6 @@ READ: list[tuple[str, dict[str, Any], list[str]]] = [  # line, what is read, whi
 REFUSED = [
     (f"llama-completion -m {GEMMA} --chat-template gemma", "--chat-template"),
     ('llama-completion -r "User:" --in-prefix " "', "--in-prefix"),
-    ("llama-cli -m model.gguf -n 256 --grammar-file json.gbnf -p Hi", "--grammar-file"),
     ("llama-cli -m m.gguf --mmproj p.gguf --image i.png", "--mmproj"),
     ("llama-cli -m m.gguf -md draft.gguf -p Hi", "-md"),
     ("llama-cli -m m.gguf -p Hi --lora a.gguf", "--lora"),

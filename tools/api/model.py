@@ -1,9 +1,9 @@
 """The front door to running a model: `lltool.load`, and what it returns."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lltool.engine.batch import CacheType, Precision
 from lltool.engine.cpu.threads import Threads
 from lltool.engine.embed import embed
-from lltool.engine.generate import Generation, Timings, generate, generate_all
+from lltool.engine.generate import generate, generate_all
 from lltool.engine.inputs import whole_number
 from lltool.engine.model import Model as EngineModel
 from lltool.engine.model import load_model
@@ -19,7 +19,7 @@ from lltool.engine.models.pooling import Pooling
 from lltool.engine.rank import encode_text as encode_whole
 from lltool.engine.rank import rank
 from lltool.engine.sampling import Sampler
-from lltool.engine.sampling_settings import SETTINGS, SamplingOptions, shipped_settings
+from lltool.engine.sampling_settings import SETTINGS, shipped_settings
 from lltool.engine.text.chat import ChatTemplate, read_chat_template
 from lltool.engine.text.tokenizer import Tokenizer
 from lltool.eval.divergence.comparison import compare_text, open_base
@@ -30,61 +30,10 @@ from lltool.eval.scoring.perplexity import MethodName, PerplexityResult, Scored,
 from lltool.gguf import text_file
 from lltool.gguf.describe import describe_file
 from lltool.gguf.mapped import LoadMode
+from lltool.tools.api.generated import Form, Sampling, Stream
 from lltool.tools.api.inputs import Ids, Messages, Name, Prompt, Text, find, name_of, read_prompts, read_text
 
-
-class Sampling(SamplingOptions, total=False):
-    """How a text is sampled and when it ends; `Model` says what these mean."""
-
-    max_tokens: int | None
-    stop: str | Sequence[str]
-
-
-class Stream(Iterator[str]):
-    """The pieces of a text as they are generated. `text` is all of them so far.
-
-    At the end, `reason` is "stop" (the model ended the text, or a stop string came) or "length" (`max_tokens`, or the
-    context is full), and `detail` says it in words. A stream that is dropped, closed or left by `with` ends there.
-
-    >>> with model.stream("Once upon a", max_tokens=8, temperature=0) as stream:
-    ...     pieces = list(stream)
-    >>> "".join(pieces) == stream.text, stream.reason, stream.timings.tokens
-    (True, 'length', 8)
-    """
-
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self.text = ""
-
-    @property
-    def reason(self) -> str:
-        return self._generation.reason
-
-    @property
-    def detail(self) -> str:
-        return self._generation.detail
-
-    @property
-    def timings(self) -> Timings:
-        """What took how long, in seconds."""
-        return self._generation.timings
-
-    def __next__(self) -> str:
-        while True:
-            piece = next(self._generation).text
-            if piece:
-                self.text += piece
-                return piece
-
-    def close(self) -> None:
-        """Ends the generation and returns its room in the cache."""
-        self._generation.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+Value = TypeVar("Value")
 
 
 class Model:
@@ -94,7 +43,8 @@ class Model:
     (0: always the likeliest token), `top_k` (0: all), `top_p`, `min_p`, a `seed` (the same one gives the same text;
     without one, each text is different), and those that `lltool run --help` lists, such as `repeat_penalty`. A setting
     that is not given is the one of `model.sampling`, which are those that the model's file ships. A text ends at
-    `max_tokens`, at a text of `stop`, where the model ends it, or when the context is full.
+    `max_tokens`, at a text of `stop`, where the model ends it, or when the context is full. It can be constrained by a
+    `grammar` in GBNF, a `regex` that matches all of it, or `choices`, of which it is one.
 
     Threads can share a model: their calls take turns. Streams take turns piece by piece, and each has its text in the
     cache, so load the model with as many `sequences` as there are streams at a time. In a `with` statement, or with
@@ -141,34 +91,40 @@ class Model:
         return self.tokenizer.decode(int(id) for id in ids)
 
     @overload
-    def generate(self, prompt: Prompt, **sampling: Unpack[Sampling]) -> str: ...  # type: ignore[overload-overlap]
+    def generate(self, prompt: Prompt, *, schema: None = None, **sampling: Unpack[Sampling]) -> str: ...  # type: ignore[overload-overlap]
     @overload
-    def generate(self, prompt: Sequence[Prompt], **sampling: Unpack[Sampling]) -> list[str]: ...
-    def generate(
-        self,
-        prompt: Prompt | Sequence[Prompt],
-        **sampling: Unpack[Sampling],
-    ) -> str | list[str]:
+    def generate(self, prompt: Sequence[Prompt], *, schema: None = None, **sampling: Unpack[Sampling]) -> list[str]: ...
+    @overload
+    def generate(self, prompt: Prompt, *, schema: type[Value], **sampling: Unpack[Sampling]) -> Value: ...
+    @overload
+    def generate(self, prompt: Any, *, schema: Any, **sampling: Unpack[Sampling]) -> Any: ...
+    def generate(self, prompt: Prompt | Sequence[Prompt], *, schema: Any = None, **sampling: Unpack[Sampling]) -> Any:
         """Continues a prompt, which is not put in the chat template, and returns the new text.
 
         A list of prompts gives a list of texts; they are computed together, and with a `seed`, text i has `seed` + i.
-        Raises InputError for a prompt that fills the context.
+        With `schema`, a pydantic model, another type, or a JSON schema, the text is JSON that is valid under it, and
+        its value is returned: an instance of the type, or what the JSON stands for. Raises InputError for a prompt
+        that fills the context, for a constraint that cannot be honoured, and if `max_tokens` cuts the JSON off.
 
         >>> model.generate("The capital of France is", max_tokens=6, temperature=0)
         ' Paris.\\n\\nThe answer'
         >>> model.generate(["1, 2, 3,", "a, b, c,"], max_tokens=3, temperature=0)
         [' 4,', ' d, e']
+        >>> model.generate("Is Paris in France? ", choices=["yes", "no"], temperature=0)
+        'yes'
         """
         ids, is_one = read_prompts(prompt, self.tokenize)
-        limits, settings = self._settings(sampling)
+        limits, settings, form = self._settings(sampling, schema)
         seed = settings.pop("seed", None)
         seeds = [None if seed is None else whole_number("seed", seed) + index for index in range(len(ids))]
         samplers = [Sampler(**settings, seed=seed) for seed in seeds]
+        matchers = [form.matcher(self.engine, each) for each in ids]
         with self.engine.turn():
             if not is_one:
-                return generate_all(self.engine, ids, samplers=samplers, **limits)
-            tokens = generate(self.engine, ids[0], sampler=samplers[0], **limits)
-            return "".join(token.text for token in tokens)
+                texts = generate_all(self.engine, ids, samplers=samplers, matchers=matchers, **limits)
+                return [form.read(text) for text in texts]
+            tokens = generate(self.engine, ids[0], sampler=samplers[0], matcher=matchers[0], **limits)
+            return form.read("".join(token.text for token in tokens))
 
     def stream(
         self,
@@ -185,8 +141,9 @@ class Model:
         ids, is_one = read_prompts(prompt, self.tokenize)
         if not is_one:
             raise TypeError(f"{len(ids)} prompts, wanted one to stream; `generate` takes several")
-        limits, settings = self._settings(sampling)
-        return Stream(generate(self.engine, ids[0], sampler=Sampler(**settings), **limits))
+        limits, settings, form = self._settings(sampling)
+        matcher = form.matcher(self.engine, ids[0])
+        return Stream(generate(self.engine, ids[0], sampler=Sampler(**settings), matcher=matcher, **limits))
 
     @overload
     def chat(
@@ -196,8 +153,13 @@ class Model:
         stream: Literal[False] = False,
         template: Name | None = ...,
         parse_special: bool = ...,
+        schema: None = None,
         **sampling: Unpack[Sampling],
     ) -> str: ...
+    @overload
+    def chat(self, messages: Messages, *, schema: type[Value], **sampling: Unpack[Sampling]) -> Value: ...
+    @overload
+    def chat(self, messages: Messages, *, schema: Any, **sampling: Unpack[Sampling]) -> Any: ...
     @overload
     def chat(self, messages: Messages, *, stream: Literal[True], **sampling: Unpack[Sampling]) -> Stream: ...
     def chat(
@@ -207,19 +169,23 @@ class Model:
         stream: bool = False,
         template: Name | None = None,
         parse_special: bool = False,
+        schema: Any = None,
         **sampling: Unpack[Sampling],
-    ) -> str | Stream:
+    ) -> Any:
         """The model's answer to the messages, in its chat template or in the Jinja `template` of a file.
 
-        `sampling` is as in `generate`. Text in messages that looks like a control token is text, unless
-        `parse_special`. Raises InputError if the model has no template, and if the template refuses the messages.
+        `sampling` and `schema` are as in `generate`, and a stream has no `schema`. Text in messages that looks like a
+        control token is text, unless `parse_special`. Raises InputError if the model has no template, and if the
+        template refuses the messages.
 
         >>> model.chat([{"role": "user", "content": "What is the capital of Japan?"}], max_tokens=20, temperature=0)
         'The capital of Japan is Tokyo.'
         """
         chosen = self._template if template is None else self._read_template(template)
         ids = chosen.encode(messages, parse_special=parse_special)
-        return self.stream(ids, **sampling) if stream else self.generate(ids, **sampling)
+        if stream and schema is not None:
+            raise TypeError("schema: a stream gives text; leave one of the two out")
+        return self.stream(ids, **sampling) if stream else self.generate(ids, schema=schema, **sampling)
 
     def logprobs(self, text: Text) -> ScoredTokens:
         """The natural log-probability of each token of a text; the first is predicted from the begin token.
@@ -337,14 +303,15 @@ class Model:
         finally:
             self.close()
 
-    def _settings(self, sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The limits of a text and the settings of its sampler. Raises TypeError for a name that is neither."""
+    def _settings(self, sampling: Sampling, schema: Any = None) -> tuple[dict[str, Any], dict[str, Any], Form]:
+        """The limits of a text, the settings of its sampler, and its form. Raises TypeError for an unknown name."""
         given: dict[str, Any] = dict(sampling)
+        form = Form.take(given, schema)
         stop = given.pop("stop", ())
         limits = {"max_tokens": given.pop("max_tokens", None), "stop": [stop] if isinstance(stop, str) else stop}
         if unknown := [name for name in given if name not in SETTINGS]:
             raise TypeError(f"no setting {unknown[0]!r} of sampling; wanted max_tokens, stop, {', '.join(SETTINGS)}")
-        return limits, self.sampling | given
+        return limits, self.sampling | given, form
 
     @cached_property
     def _template(self) -> ChatTemplate:

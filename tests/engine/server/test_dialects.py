@@ -174,7 +174,7 @@ def test_ollama_generate(client: TestClient, answer: str) -> None:
     raw = client.post("/api/generate", json={**body, "raw": True}).json()
     plain = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 10, "temperature": 0}).json()
     assert raw["response"] == plain["choices"][0]["text"]
-    error = client.post("/api/generate", json={**body, "format": "json"})
+    error = client.post("/api/generate", json={**body, "format": "xml"})
     assert (error.status_code, list(error.json())) == (400, ["error"])
 
 

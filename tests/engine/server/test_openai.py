@@ -189,7 +189,7 @@ def test_a_prompt_over_the_context_is_refused_with_both_numbers(client: TestClie
         ("chat", {"messages": "abc"}, "messages"),
         ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ("chat", {"tools": [{"type": "function"}]}, "tools"),
-        ("chat", {"response_format": {"type": "json_object"}}, "response_format"),
+        ("chat", {"response_format": {"type": "json"}}, "response_format"),
         ("chat", {"chat_template": "x"}, "chat_template"),
         ("chat", {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ("chat", {"top_logprobs": 2}, "top_logprobs"),

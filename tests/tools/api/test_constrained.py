@@ -1,0 +1,91 @@
+"""Constrained texts of the library: values of schemas, grammars, regular expressions and choices."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pydantic
+import pytest
+
+import lltool
+from lltool.gguf.metadata import string, u32
+from tests.engine import tiny_gguf
+
+
+class Pair(pydantic.BaseModel):
+    name: str = pydantic.Field(pattern="^[a-c]{2}$")
+    n: int = pydantic.Field(ge=10, le=99)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "maximum": 9, "minimum": 1}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module", params=["end", "no end"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lltool.Model]:
+    """A random model, whose vocabulary has a token that ends a text, or none."""
+    keys = {
+        **tiny_gguf.metadata(),
+        **tiny_gguf.vocabulary(),
+        "tokenizer.chat_template": string("{% for m in messages %}{{ m.content }}{% endfor %}>"),
+    }
+    if request.param == "no end":
+        keys["tokenizer.ggml.eos_token_id"] = u32(0xFFFFFFFF)
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    tiny_gguf.write_model(path, keys, tiny_gguf.tensors())
+    with lltool.load(path, threads=1, sequences=4) as model:
+        yield model
+
+
+def test_a_pydantic_model_gives_its_instance(model: lltool.Model) -> None:
+    found = model.generate("abc", schema=Pair, temperature=1.5, max_tokens=60)
+    assert isinstance(found, Pair)
+    (one, two) = model.generate(["abc", "abd"], schema=Pair, temperature=1.5, max_tokens=60)
+    assert isinstance(one, Pair)
+    assert isinstance(two, Pair)
+    answer = model.chat([{"role": "user", "content": "abc"}], schema=Pair, temperature=1.5, max_tokens=60)
+    assert isinstance(answer, Pair)
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind"), [(SCHEMA, dict), (list[int], list), ({"type": "boolean"}, bool), (bool, bool)]
+)
+def test_a_type_or_a_json_schema_gives_its_value(model: lltool.Model, schema: Any, kind: type) -> None:
+    found = model.generate("abc", schema=schema, seed=1, max_tokens=100)
+    assert isinstance(found, kind)
+
+
+def test_grammars_regular_expressions_and_choices(model: lltool.Model) -> None:
+    assert re.fullmatch("x{2,4}[0-9]", model.generate("abc", grammar='root ::= "x"{2,4} [0-9]', temperature=1.5))
+    assert all(re.fullmatch("[0-9]{3}", text) for text in model.generate(["abc", "abd"], regex="[0-9]{3}"))
+    assert model.generate("abc", choices=["yes", "no"]) in ("yes", "no")
+    assert model.chat([{"role": "user", "content": "abc"}], choices=["yes", "no"]) in ("yes", "no")
+    with model.stream("abc", regex="[0-9]{5}") as stream:
+        assert re.fullmatch("[0-9]{5}", "".join(stream))
+        assert stream.reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"schema": Pair, "max_tokens": 3}, "the text is no value of the schema: .* it was cut off if max_tokens came"),
+        ({"schema": Pair, "regex": "a"}, "regex and schema: a text can have one constraint"),
+        ({"grammar": "x", "regex": "a"}, "grammar and regex: a text can have one constraint"),
+        ({"schema": {"not": {}}}, 'JSON schema: Unimplemented keys: \\["not"\\]'),
+        ({"schema": object()}, "schema: .*Unable to generate"),
+        ({"regex": 3}, "regex: 3, wanted a text"),
+        ({"choices": "yes"}, "choices: 'yes', wanted a list of texts"),
+    ],
+)
+def test_what_cannot_be_honoured_is_named(model: lltool.Model, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(lltool.InputError, match=message):
+        model.generate("abc", **arguments)
+
+
+def test_a_stream_has_no_schema(model: lltool.Model) -> None:
+    with pytest.raises(TypeError, match="a stream gives text"):
+        model.chat([{"role": "user", "content": "abc"}], stream=True, schema=Pair)
