@@ -46,12 +46,8 @@ def read_tool_use(arguments: argparse.Namespace) -> "ToolUse | None":
 
 def call_line(call: "Call") -> str:
     """A call as a line of JSON."""
-    from lltool.engine.calls.reply import arguments_of
-
-    return json.dumps({"name": call.name, "arguments": arguments_of(call)}, ensure_ascii=False)
+    return json.dumps({"name": call.name, "arguments": call.parsed}, ensure_ascii=False)
 
 
 def call_report(call: "Call") -> dict[str, Any]:
-    from lltool.engine.calls.reply import arguments_of
-
-    return {"id": call.id, "name": call.name, "arguments": arguments_of(call)}
+    return {"id": call.id, "name": call.name, "arguments": call.parsed}

@@ -1,6 +1,5 @@
 """Answers with calls of tools, for one user: from messages to what was said and called."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,15 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Reply(Iterator[Parsed]):
-    """An answer as it is generated: an iterator over what each token adds. What there is so far is in its fields."""
+    """An answer as it is generated: an iterator over what each token adds. What there is so far is in its fields.
 
-    generation: Generation
-    format: ChatFormat
-    use: ToolUse
-    prompt: Sequence[int]
+    `content` is what the user reads, `reasoning` what the model wrote before, `calls` the tools that it calls.
+    """
+
+    generation: Generation = field(repr=False)
+    format: ChatFormat = field(repr=False)
+    use: ToolUse = field(repr=False)
+    prompt: Sequence[int] = field(repr=False)
     content: str = ""
     reasoning: str = ""
-    tokens: list[Token] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list, repr=False)
     _is_over: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,11 +91,3 @@ def reply(
     signs = format.marks.by_id
     generation = generate(model, ids, sampler=sampler, max_tokens=max_tokens, stop=stop, matcher=matcher, signs=signs)
     return Reply(generation, format, use, ids)
-
-
-def arguments_of(call: Call) -> Any:
-    """The arguments as a value; those of a call that was cut off, as text."""
-    try:
-        return json.loads(call.arguments)
-    except (ValueError, RecursionError):
-        return call.arguments

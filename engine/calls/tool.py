@@ -1,5 +1,6 @@
 """Tools that a model may call, and its calls of them."""
 
+import json
 import secrets
 import string
 from collections.abc import Mapping
@@ -39,6 +40,14 @@ class Call:
     id: str
     name: str
     arguments: str = ""
+
+    @property
+    def parsed(self) -> Any:
+        """The arguments as a dict; of a call that was cut off, the text that there is."""
+        try:
+            return json.loads(self.arguments)
+        except (ValueError, RecursionError):
+            return self.arguments
 
     def as_json(self) -> dict[str, Any]:
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}

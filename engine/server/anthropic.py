@@ -15,7 +15,7 @@ from lltool.engine.server.constraints import format_constraint
 from lltool.engine.server.errors import bad_request
 from lltool.engine.server.exchange import Exchange, event, read_fields
 from lltool.engine.server.fields import Fields, GenerationFields
-from lltool.engine.server.json_body import JsonResponse, parse_json
+from lltool.engine.server.json_body import JsonResponse
 from lltool.engine.server.messages import CallFields, ChatMessage, plain_messages, plain_text
 from lltool.engine.server.served import Served
 from lltool.engine.server.tool_fields import ToolFields, read_tool_use
@@ -194,7 +194,4 @@ def _blocks(delta: Delta, kind: str) -> Iterator[tuple[str, dict[str, Any], dict
 
 def _input(call: Call) -> Any:
     """The arguments of a call; of those that are cut off, none."""
-    try:
-        return parse_json(call.arguments.encode("utf-8", "replace"))
-    except ValueError:
-        return {}
+    return call.parsed if isinstance(call.parsed, dict) else {}

@@ -17,7 +17,7 @@ from lltool.engine.server.chats import Tokens, begin_chat, most_tokens
 from lltool.engine.server.constraints import Schema, checked
 from lltool.engine.server.exchange import Exchange, read_fields
 from lltool.engine.server.fields import Fields, GenerationFields
-from lltool.engine.server.json_body import JsonResponse, dump_json, parse_json
+from lltool.engine.server.json_body import JsonResponse, dump_json
 from lltool.engine.server.messages import ChatMessage, plain_messages
 from lltool.engine.server.registry import Registry, Source
 from lltool.engine.server.tool_fields import ToolFields, read_tool_use
@@ -151,11 +151,7 @@ def _text(delta: Delta, is_chat: bool) -> dict[str, Any]:
 
 def _call(call: Call, number: int) -> dict[str, Any]:
     """Ollama's form of a call: its arguments are an object. Those that are cut off are a text."""
-    try:
-        arguments = parse_json(call.arguments.encode("utf-8", "replace"))
-    except ValueError:
-        arguments = call.arguments
-    return {"id": call.id, "function": {"index": number, "name": call.name, "arguments": arguments}}
+    return {"id": call.id, "function": {"index": number, "name": call.name, "arguments": call.parsed}}
 
 
 def _end(answer: Answer) -> dict[str, Any]:
