@@ -200,9 +200,8 @@ async def show(request: Request) -> Response:
     template = plain.pop(TEMPLATE_KEY, "")
     about = _about(registry.find(fields.model))
     info = {key: value for key, value in plain.items() if not (isinstance(value, float) and value != value)}
-    return JsonResponse(
-        {"details": about["details"], "template": template, "model_info": info, "capabilities": ["completion"]}
-    )
+    can = ["completion", *(["tools"] if "tools" in str(template) else [])]
+    return JsonResponse({"details": about["details"], "template": template, "model_info": info, "capabilities": can})
 
 
 def _about(source: Source) -> dict[str, Any]:

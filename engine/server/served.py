@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from lltool.engine.calls.answer_format import AnswerFormat
 from lltool.engine.calls.chat_format import NO_TOOLS, ChatFormat, ToolUse
 from lltool.engine.grammar.constraint import Constraint
 from lltool.engine.grammar.matcher import Matcher
@@ -118,6 +119,10 @@ class Served:
             return self.template.render(prepared, add_generation_prompt=add_generation_prompt, **{**more, **variables})
 
         return await self._in_turn(0, render, variables)
+
+    async def read_format(self) -> AnswerFormat:
+        """How the model answers. Raises ApiError if there is no template."""
+        return await self._in_turn(0, lambda: self.chat_format.format)
 
     async def read_template(self) -> str:
         """The source of the template. Raises ApiError if there is none."""

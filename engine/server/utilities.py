@@ -151,6 +151,7 @@ async def props(request: Request) -> Response:
             "model_alias": served.name,
             "model_path": served.path.name,
             "modalities": {"vision": False, "video": False, "audio": False},
+            "tool_format": (await served.read_format()).name if has_template else "",
             "chat_template": await served.read_template() if has_template else "",
             "bos_token": "" if tokenizer.bos is None else tokenizer.tokens[tokenizer.bos],
             "eos_token": "" if tokenizer.eos is None else tokenizer.tokens[tokenizer.eos],
