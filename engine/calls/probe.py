@@ -156,8 +156,6 @@ class _Probe:
         if not section.open:
             section = Tags()
             opening, separator = opening.lstrip(), separator or opening[: len(opening) - len(opening.lstrip())]
-            if section_close.strip():
-                close += section_close.rstrip()
         if not (opening.strip() or section.open.strip()):
             return None  # nothing marks a call
         call = f"{opening}$name{middle}{close.rstrip()}"

@@ -82,7 +82,7 @@ def test_what_a_template_writes_comes_back(path: Path) -> None:
             results = {json.dumps(_parse(traits, text, size, is_reasoning)) for size in range(1, len(text) + 1)}
             assert len(results) == 1
             reasoning, content, calls = json.loads(results.pop())
-            assert reasoning == (REASONING if (tags and tags.open in text) or is_reasoning else "")
+            assert reasoning == (REASONING if (tags and tags.open.strip() in text) or is_reasoning else "")
             assert content.strip() in ("", CONTENT)
             found = [(name, json.loads(arguments)) for name, arguments in calls]
             assert found == [(name, arguments) for name, arguments, _ in CALLS[:count]]
@@ -127,8 +127,9 @@ def _rendered(render: Rendered, traits: TemplateTraits, count: int) -> list[str]
     tools = [tool.as_json() for tool in TOOLS]
     whole = render([ASK, message], tools=tools, add_generation_prompt=False)
     start = whole.rfind(ASK["content"])
-    opening = traits.format.section.open or next(traits.format.openings())
-    first = whole.find(opening.strip().split("\n")[0], start)
+    value = whole.find(CALLS[0][1]["city"], start)
+    openings = [each.lstrip("\n").split("\n")[0] for each in traits.format.openings()]
+    first = max(whole.rfind(each, start, value) for each in openings)
     last = max(whole.rfind(str(value)) for value in ("urgent", "days") if str(value) in whole[start:])
     ends = [whole.find(each, last) for each in (traits.format.section.close.strip(), _tail(traits)) if each]
     end = max([place for place in ends if place >= 0], default=len(whole))
