@@ -220,6 +220,7 @@ class Request(Task):
         if self.is_over:
             return Token(id, text if held.found is not None else text + held.flush(self._decoder.flush()))
         self.append(id)
+        self.first = len(self.ids) - 1  # of tokens that were forced, only the last is asked what follows
         times.text_seconds += self._lap()
         return Token(id, text)
 

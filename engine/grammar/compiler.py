@@ -26,6 +26,7 @@ MOST_BYTES = {"gbnf": 1 << 18, "lark": 1 << 16, "json_schema": 1 << 20, "regex":
 
 _KEPT = 64  # compiled constraints that are kept for the next request
 _STACK = 512 << 20  # bytes, of which only what is used takes memory: llguidance follows chains of rules by recursion
+_STARTING = Lock()  # the size of stacks is a setting of the process
 _NAMES = {
     "gbnf": "grammar",
     "lark": "Lark grammar",
@@ -104,7 +105,7 @@ class GrammarCompiler:
         """Calls `do` in a thread with a large stack. Raises InputError if there is no room for one."""
         results: list[T] = []
         thread = Thread(target=lambda: results.append(do()), name="lltool grammar")
-        with self._lock:  # the size is a setting of the process
+        with _STARTING:
             usual = stack_size(_STACK)
             try:
                 thread.start()

@@ -138,6 +138,7 @@ def _json_schema(schema: Any) -> Mapping[str, Any] | bool:
     if isinstance(schema, Mapping | bool):
         return schema
     try:
-        return _closed(TypeAdapter(schema).json_schema())
+        found: Mapping[str, Any] = _closed(TypeAdapter(schema).json_schema())
+        return found
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
         raise InputError(f"schema: {schema!r}: {error.message.splitlines()[0]}") from None

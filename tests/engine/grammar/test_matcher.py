@@ -170,20 +170,28 @@ def test_sampling_is_that_of_the_allowed_tokens(model: Model) -> None:
         assert text_of(model, Constraint.regex("[0-9]"), seed=seed, temperature=2.0)[1] == [expected]
 
 
-class Watched(Request):
-    """A request that wants logits before every token, and counts them."""
+class Counting(Request):
+    """A request that counts the rows of logits that it is given, and refuses those within its text."""
 
-    wants_rows = True
     rows = 0
 
     def take_choice(self, choice: int | None, logits: NDArray[np.float32]) -> Token:
         self.rows += 1
         return super().take_choice(choice, logits)
 
+    def read_prompt(self, start: int, logits: NDArray[np.float32]) -> None:
+        raise AssertionError("logits within the text, which nobody asked for")
+
+
+class Watched(Counting):
+    """A request that wants logits before every token."""
+
+    wants_rows = True
+
 
 def test_forced_tokens_take_no_steps_and_change_nothing(model: Model) -> None:
     found = []
-    for kind in (Request, Watched):
+    for kind in (Counting, Watched):
         request = kind(
             ids_of(model, "abc"),
             tokenizer=model.tokenizer,
@@ -199,8 +207,9 @@ def test_forced_tokens_take_no_steps_and_change_nothing(model: Model) -> None:
             steps += 1
         scheduler.free()
         found.append((ids, steps))
+        assert request.rows == steps
         if isinstance(request, Watched):
-            assert request.rows == len(ids) == steps
+            assert len(ids) == steps
     (ids, steps), (watched, more) = found
     assert ids == watched
     assert steps <= 12 < more  # most of {"name":" and ","n": was not waited for
