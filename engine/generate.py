@@ -81,30 +81,44 @@ def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[
 def _choose(model: "Model", batch: Sequence[Request], block: NDArray[np.float32]) -> list[int | InputError | None]:
     """What `sample_rows` chooses for each request from its row of the block (n, V), or why its constraint has failed.
 
-    A token that is forced takes no random number, so that it makes no difference whether it had a row.
+    A token that is forced takes no random number, so that it makes no difference whether it had a row. The likeliest
+    token of all is the likeliest of those allowed if it is one of them, which is cheaper to ask than the whole mask.
     """
     choices: list[int | InputError | None] = [request.forced for request in batch]
-    masks: list[Mask | None] = []
-    places = []
-    for place, request in enumerate(batch):
+    left = [place for place, choice in enumerate(choices) if choice is None]
+    free = [place for place in left if batch[place].matcher is not None and batch[place].sampler.takes_likeliest]
+    for place, choice in zip(free, _sample_places(model, batch, block, dict.fromkeys(free)), strict=True):
+        try:
+            choices[place] = choice if choice is not None and batch[place].allows(choice) else None
+        except InputError as error:
+            choices[place] = error
+    masks: dict[int, Mask | None] = {}
+    for place in left:
         if choices[place] is None:
             try:
-                masks.append(request.allowed)
-                places.append(place)
+                masks[place] = batch[place].allowed
             except InputError as error:
                 choices[place] = error
-    if places:
-        chosen = sample_rows(
-            block if len(places) == len(batch) else block[places],
-            [batch[place].sampler for place in places],
-            texts=[batch[place].ids for place in places],
-            masks=masks,
-            team=model.setup.threads.batch,
-            poll=model.setup.threads.poll,
-        )
-        for place, choice in zip(places, chosen, strict=True):
-            choices[place] = choice
+    for place, choice in zip(masks, _sample_places(model, batch, block, masks), strict=True):
+        choices[place] = choice
     return choices
+
+
+def _sample_places(
+    model: "Model", batch: Sequence[Request], block: NDArray[np.float32], masks: Mapping[int, Mask | None]
+) -> list[int | None]:
+    """What `sample_rows` chooses at the places that have a mask."""
+    if not masks:
+        return []
+    places = list(masks)
+    return sample_rows(
+        block if len(places) == len(batch) else block[places],
+        [batch[place].sampler for place in places],
+        texts=[batch[place].ids for place in places],
+        masks=list(masks.values()),
+        team=model.setup.threads.batch,
+        poll=model.setup.threads.poll,
+    )
 
 
 def _give_prompt_rows(part: Sequence[tuple[Request, int]], block: NDArray[np.float32]) -> None:

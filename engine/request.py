@@ -169,6 +169,10 @@ class Request(Task):
         """The tokens allowed next, None for all. Raises InputError if the constraint cannot be followed any further."""
         return self.mask if self.matcher is None else self.matcher.allowed()
 
+    def allows(self, id: int) -> bool:
+        """Whether the constraint allows what a sampler chose. Raises InputError as `allowed` does."""
+        return id >= 0 and (self.matcher is None or self.matcher.allows(id))
+
     @property
     def forced(self) -> int | None:
         """The next token, if there is no choice."""

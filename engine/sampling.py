@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -25,6 +26,7 @@ Mask = NDArray[np.uint32]
 Ids = NDArray[np.int32]
 
 _ALONE = Team(1)
+_CHANGES = frozenset(("penalties", "dry"))  # steps that change logits by the text
 _NATIVE = tuple(name for name, about in SETTINGS.items() if about.kind in ("number", "whole"))
 
 
@@ -86,6 +88,12 @@ class Sampler(SamplingSettings):
         if self._chain is None:
             raise InputError("ignore_eos and DRY's sequence breakers need a tokenizer; call `use` first")
         return self._chain
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether it takes the likeliest token, which is then its choice under every mask that allows it."""
+        later = list(dropwhile(_CHANGES.__contains__, self.samplers))  # here a change meets only what a step has left
+        return type(self).sample is Sampler.sample and self.chain.draws == 0 and _CHANGES.isdisjoint(later)
 
     def draw(self, count: int) -> tuple[float, float]:
         """The next numbers of the generator, `count` of them, 0 to 2; zeros take the places of the others."""

@@ -40,7 +40,7 @@ BY_GRAMMAR: dict[str, str | Callable[[str], bool]] = {
     "greedy digits": "[0-9]{4,}",
     "right recursion": lambda text: re.fullmatch(r"\(*x\)*", text) is not None and text.count("(") == text.count(")"),
     "palindromes": lambda text: re.fullmatch("[ab]*", text) is not None and text == text[::-1],
-    "escapes": r'"quoted" \\ \t\r\n[\]\[\-\\]+',
+    "escapes": r'"quoted" \\ \t\r\n[\]\[\-\\"]+',
     "negated": r'"[^"\\\x00-\x1f]*"',
     "Unicode literal": "(Grüße|你好|🙂🙃|привет)+",
     "lines": r"(- [^\n]+\n)+",

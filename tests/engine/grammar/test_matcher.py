@@ -215,6 +215,34 @@ def test_forced_tokens_take_no_steps_and_change_nothing(model: Model) -> None:
     assert steps <= 12 < more  # most of {"name":" and ","n": was not waited for
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"top_k": 3},
+        {"repeat_penalty": 1.5},
+        {"typical_p": 0.5},
+        {"samplers": ["top_k", "penalties", "temperature"], "repeat_penalty": 1.5},
+    ],
+)
+def test_the_likeliest_token_is_the_same_with_and_without_the_mask(
+    model: Model, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constraints = [Constraint.regex("[a-m]{3}[0-9]+x"), Constraint.json_object(), Constraint.grammar("root ::= [^z]+")]
+    masks = []
+    found = []
+    original = Matcher.allowed
+    monkeypatch.setattr(Matcher, "allowed", lambda self: masks.append(self) or original(self))
+    for is_shortcut in (True, False):
+        if not is_shortcut:
+            monkeypatch.setattr(Sampler, "takes_likeliest", False)
+        found.append([text_of(model, each, temperature=0, **settings) for each in constraints])
+        masks.append(None)
+    assert found[0] == found[1]
+    first = masks.index(None)
+    assert (first < len(masks) - first - 2) == (not {"typical_p", "samplers"} & settings.keys())
+
+
 def test_texts_with_different_constraints_share_batches(model: Model) -> None:
     constraints = [
         Constraint.json_schema(SCHEMA),
