@@ -60,7 +60,10 @@ class TemplateTraits:
 def probe_template(source: str, render: Render, ends: Sequence[str] = ()) -> TemplateTraits:
     """Finds out by rendering. `ends` are the texts of the tokens that end an answer."""
     family, reasoning = find_family(source), find_reasoning(source)
-    has_tools = _NAMES[0] in (_try(render, [_ASK], tools=_TOOLS) or "")
+    shown = _try(render, [_ASK], tools=_TOOLS)
+    if shown is None and _try(render, [_ASK]) is None:  # it is broken, or takes too long to be tried again and again
+        return TemplateTraits(replace(GENERIC, reasoning=reasoning))
+    has_tools = _NAMES[0] in (shown or "")
     found = None if family is None else replace(family, reasoning=family.reasoning or reasoning)
     chosen: _Probe | None = None
     for count, as_text, content in product((2, 1), (False, True), (None, "")):
@@ -113,12 +116,11 @@ class _Probe:
         self.answer = _answer(self.whole, before, prompt)
         self.answer_with_content = _answer(with_content or "", before, prompt)
         plain = {"role": "assistant", "content": _CONTENT}
-        self.end = (_try(render, [_ASK, plain], tools=_TOOLS, add_generation_prompt=False) or "").rpartition(_CONTENT)[
-            2
-        ]
+        without_calls = _try(render, [_ASK, plain], tools=_TOOLS, add_generation_prompt=False) or ""
+        self.end = without_calls.rpartition(_CONTENT)[2]
         reasoned = {**message, "content": _CONTENT, "reasoning_content": _REASONING}
-        text = _answer(_try(render, [_ASK, reasoned], tools=_TOOLS, add_generation_prompt=False) or "", before, "")
-        self.reasoned = text
+        with_reasoning = _try(render, [_ASK, reasoned], tools=_TOOLS, add_generation_prompt=False) or ""
+        self.reasoned = _answer(with_reasoning, before, "")
 
     @property
     def is_good(self) -> bool:
