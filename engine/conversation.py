@@ -2,14 +2,17 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from lltool.engine.generate import Dialogue, Generation, Token
 from lltool.engine.sampling import Sampler
 from lltool.gguf.errors import InputError
 
 if TYPE_CHECKING:
+    from lltool.engine.calls.chat_format import ChatFormat, ToolUse
+    from lltool.engine.calls.parser import AnswerParser
+    from lltool.engine.calls.tool import Call
     from lltool.engine.grammar.constraint import Constraint
     from lltool.engine.grammar.matcher import Matcher
     from lltool.engine.model import Model
@@ -24,7 +27,8 @@ class Conversation:
     `sampler`; `system`, the text of the system message ("" for none); `max_tokens` of an answer (None for no limit);
     and the texts of `stop`, at which an answer ends. With `parse_special`, text in messages that looks like a control
     token is one. `keep` is how an answer goes on when the context is full (see `Limits`); None: it ends. Each answer
-    follows `constraint`, if there is one. Raises InputError if it cannot be honoured.
+    follows `constraint`, if there is one, and may call the tools of `use`. Raises InputError if the constraint or a
+    tool's schema cannot be honoured.
 
     `messages` has everything that was said, as {"role": ..., "content": ...}. When the context is too full for another
     answer, the model no longer sees the oldest messages: `forgotten` is their number.
@@ -42,6 +46,7 @@ class Conversation:
         parse_special: bool = False,
         keep: int | None = None,
         constraint: "Constraint | None" = None,
+        use: "ToolUse | None" = None,
     ) -> None:
         self.model = model
         self.template = template
@@ -54,6 +59,10 @@ class Conversation:
         self.constraint = constraint
         if constraint is not None:
             model.grammars.matcher(constraint)  # raises what no answer could honour
+        self.use = use
+        self.format = None if use is None else _read_format(template)
+        if use is not None:
+            self._matcher([], use)  # raises what no answer could honour
         self.messages: list[Message] = []
         self.forgotten = 0
         self._dialogue = Dialogue(model)
@@ -72,6 +81,21 @@ class Conversation:
         """
         self._close_answer()
         return self._begin([*self.messages, {"role": "user", "content": text}])
+
+    def answer_calls(self, results: Sequence[str]) -> "Answer":
+        """Adds what the calls of the last answer gave, in their order, and returns the answer to it.
+
+        Raises InputError as `ask` does, and if the last answer has not as many calls.
+        """
+        self._close_answer()
+        calls = self.messages[-1].get("tool_calls") or [] if self.messages else []
+        if len(calls) != len(results):
+            raise InputError(f"{len(results)} results, but the last answer has {len(calls)} calls")
+        given = [
+            {"role": "tool", "tool_call_id": call["id"], "name": call["function"]["name"], "content": text}
+            for call, text in zip(calls, results, strict=True)
+        ]
+        return self._begin([*self.messages, *given])
 
     def regenerate(self) -> "Answer":
         """Answers the last message of the user again. The new answer replaces the old one when it ends."""
@@ -106,6 +130,8 @@ class Conversation:
         ids, forgotten = self._encode_to_fit(messages)
         newly_forgotten = forgotten - self.forgotten
         self.forgotten = forgotten
+        use = _use_after(messages, self.use)
+        signs = self.format.marks.by_id if self.format else {}
         generation = Generation(
             self._dialogue,
             ids,
@@ -113,13 +139,17 @@ class Conversation:
             self.max_tokens,
             self.stop,
             keep=self.keep,
-            matcher=self._matcher(ids),
+            matcher=self._matcher(ids, use),
+            signs=signs,
         )
-        self._answer = Answer(self, messages, generation, newly_forgotten)
+        parser = self.format.parser(ids, use) if self.format and use else None
+        self._answer = Answer(self, messages, generation, newly_forgotten, parser)
         return self._answer
 
-    def _matcher(self, ids: list[int]) -> "Matcher | None":
+    def _matcher(self, ids: list[int], use: "ToolUse | None") -> "Matcher | None":
         """What the answer to a prompt follows."""
+        if self.format and use:
+            return self.format.matcher(self.model.grammars, ids, use, self.constraint)
         if self.constraint is None:
             return None
         from lltool.engine.grammar.reasoning import after_reasoning
@@ -128,7 +158,11 @@ class Conversation:
 
     def _encode(self, messages: "Sequence[Message]") -> list[int]:
         system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        return self.template.encode([*system, *messages], parse_special=self.parse_special)
+        shown: list[Message] = [*system, *messages]
+        variables: dict[str, Any] = {}
+        if self.format and self.use:
+            shown, variables = self.format.prepare(shown, self.use)
+        return self.template.encode(shown, parse_special=self.parse_special, **variables)
 
     def _encode_to_fit(self, messages: "list[Message]") -> tuple[list[int], int]:
         """The tokens of the messages that the model is to see, and the number of older ones, which it is not to see.
@@ -155,6 +189,19 @@ class Conversation:
         return ids, start
 
 
+def _read_format(template: "ChatTemplate") -> "ChatFormat":
+    from lltool.engine.calls.chat_format import ChatFormat
+
+    return ChatFormat.read(template)
+
+
+def _use_after(messages: "Sequence[Message]", use: "ToolUse | None") -> "ToolUse | None":
+    """The tools of an answer: after the result of a call, no other call is demanded."""
+    if use is None or use.choice != "required" or messages[-1]["role"] != "tool":
+        return use
+    return replace(use, choice="auto", allowed=None)
+
+
 @dataclass
 class Answer(Iterator[Token]):
     """An answer as it is generated. It enters the conversation when it ends, or is closed before its end.
@@ -167,7 +214,9 @@ class Answer(Iterator[Token]):
     messages: "list[Message]"
     generation: Generation
     newly_forgotten: int
+    parser: "AnswerParser | None" = field(default=None, repr=False)
     text: str = ""
+    reasoning: str = ""
     _is_closed: bool = field(default=False, repr=False)
 
     @property
@@ -183,10 +232,29 @@ class Answer(Iterator[Token]):
         except BaseException:
             self.close()
             raise
-        self.text += token.text
+        if self.parser is not None:
+            token = Token(token.id, self._parse(self.parser, token.text))
+        else:
+            self.text += token.text
         if self.generation.reason:
             self.close()
         return token
+
+    @property
+    def calls(self) -> "list[Call]":
+        """The calls of tools, with a conversation that has tools."""
+        return self.parser.calls if self.parser else []
+
+    def _parse(self, parser: "AnswerParser", text: str) -> str:
+        """What a piece of text adds for the user: reasoning and content, without the text of calls."""
+        found = [parser.push(text), *([parser.flush()] if self.generation.reason else [])]
+        shown = ""
+        for each in found:
+            gap = "\n\n" if each.content and self.reasoning and not self.text else ""
+            shown += each.reasoning + gap + each.content
+            self.reasoning += each.reasoning
+            self.text += each.content
+        return shown
 
     def close(self) -> None:
         """Ends the answer, finished or not; what there is of it is kept."""
@@ -195,4 +263,7 @@ class Answer(Iterator[Token]):
         self._is_closed = True
         self.generation.close()
         if self.generation.timings.tokens:
-            self.conversation.messages = [*self.messages, {"role": "assistant", "content": self.text}]
+            message: dict[str, Any] = {"role": "assistant", "content": self.text}
+            if self.calls:
+                message["tool_calls"] = [call.as_json() for call in self.calls]
+            self.conversation.messages = [*self.messages, message]

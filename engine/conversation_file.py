@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from lltool.engine.text.chat import Message
 
 _KEYS = ("model", "messages", *SETTINGS, "max_tokens", "stop")
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant", "tool")
+_MORE = {"assistant": {"tool_calls"}, "tool": {"tool_call_id", "name"}}  # what messages can have besides
 
 
 def save_conversation(conversation: Conversation, path: Path) -> None:
@@ -73,11 +74,22 @@ def load_conversation(conversation: Conversation, path: Path) -> None:
 
 
 def _message(value: Any, name: str) -> "Message":
-    if not isinstance(value, dict) or set(value) != {"role", "content"}:
+    more = _MORE.get(str(value.get("role")), set()) if isinstance(value, dict) else set()
+    if not isinstance(value, dict) or set(value) - more != {"role", "content"}:
         found = ", ".join(map(repr, value)) if isinstance(value, dict) else f"a JSON {type(value).__name__}"
         raise InputError(f'{name}: found {found or "nothing"}, wanted an object with "role" and "content"')
     if value["role"] not in _ROLES:
         raise InputError(f"{name}: the role is {value['role']!r}, wanted {', '.join(_ROLES[:-1])} or {_ROLES[-1]}")
     if not isinstance(value["content"], str):
         raise InputError(f"{name}: the content is a JSON {type(value['content']).__name__}, wanted a text")
-    return {"role": value["role"], "content": value["content"]}
+    calls = value.get("tool_calls", [])
+    if not (isinstance(calls, list) and all(map(_is_call, calls))):
+        raise InputError(f"{name}: the tool_calls are not those of a saved conversation")
+    return dict(value)
+
+
+def _is_call(value: Any) -> bool:
+    function = value.get("function") if isinstance(value, dict) else None
+    if not isinstance(function, dict) or not isinstance(value.get("id"), str):
+        return False
+    return all(isinstance(function.get(key), str) for key in ("name", "arguments"))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -212,6 +213,7 @@ class Generation(Iterator[Token]):
     timings: Timings = field(default_factory=Timings)
     owns_dialogue: bool = False
     keep: int | None = None
+    signs: Mapping[int, str] = field(default_factory=dict)  # what control tokens give as text
 
     def __post_init__(self) -> None:
         self._limits = Limits(self.max_tokens, self.stop, self.keep)
@@ -278,6 +280,7 @@ class Generation(Iterator[Token]):
             timings=self.timings,
             reserves_all=False,
             matcher=self.matcher,
+            signs=self.signs,
         )
         self.dialogue.begin(request)
         return request
@@ -291,14 +294,17 @@ def generate(
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
     matcher: Matcher | None = None,
+    signs: Mapping[int, str] = MappingProxyType({}),
 ) -> Generation:
     """Continues `prompt`; an empty one stands for the model's begin token. `matcher` constrains what is generated.
+
+    `signs` are what control tokens give as text, by their ids.
 
     The generation ends when the model ends the text, at a stop string, at `max_tokens`, or when the context is full,
     and then returns its pages to the cache. Asking for the first token raises InputError if the prompt fills the
     context.
     """
-    return Generation(Dialogue(model), prompt, sampler, max_tokens, stop, matcher, owns_dialogue=True)
+    return Generation(Dialogue(model), prompt, sampler, max_tokens, stop, matcher, owns_dialogue=True, signs=signs)
 
 
 def generate_all(

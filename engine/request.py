@@ -1,8 +1,9 @@
 """A request to continue a text: it is given logits, and gives tokens; it never calls a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,6 +98,7 @@ class Request(Task):
     no prefix, and `read_prompt` gets the logits within its prompt. Tokens of `ends` end it like the vocabulary's own.
     With a `matcher`, which belongs to it alone, the text follows a constraint: it ends where the constraint is
     complete, and tokens that must come next take no logits and no random number, unless `wants_rows`.
+    `signs` are what control tokens give as text, by their ids; others give none.
     An empty prompt stands for the vocabulary's begin token. Raises InputError if there is none, and for a prompt that
     fills the context.
     """
@@ -118,6 +120,7 @@ class Request(Task):
         reads_prompt: bool = False,
         ends: frozenset[int] = frozenset(),
         matcher: Matcher | None = None,
+        signs: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         ids = list(prompt) or [id for id in [tokenizer.bos] if id is not None]
         if not ids:
@@ -139,10 +142,15 @@ class Request(Task):
         self.timings = timings or Timings()
         self.reason = self.detail = ""
         self._prompt_tokens, self._context, self._limits = len(ids), context, limits
-        self.tokenizer, self._decoder, self._held = tokenizer, StreamDecoder(tokenizer), StopStrings(limits.stop)
+        self.tokenizer, self._held = tokenizer, StopStrings(limits.stop)
+        self._decoder = StreamDecoder(tokenizer, signs=signs)
         self._ends = tokenizer.end_of_generation | ends
         self.dropped = 0  # tokens, to make room in the context
         self._clock, self._mark = clock, -1.0
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self._prompt_tokens
 
     def resume(self) -> None:
         """Notes that the work on it goes on: from here the model works, and before, the consumer of its tokens did."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lltool.gguf.errors import FileChanged, InputError
 from lltool.gguf.text_file import read_prompt
@@ -32,6 +32,7 @@ from lltool.tools.signals import continue_after
 from lltool.tools.talk import error, note
 from lltool.tools.terminal import DIM, say, without_controls
 from lltool.tools.timings import timing_lines
+from lltool.tools.tool_arguments import call_line, read_tool_use
 
 if TYPE_CHECKING:
     from lltool.engine.conversation import Answer, Conversation
@@ -87,6 +88,7 @@ def converse(arguments: argparse.Namespace, first: str | None) -> int:
 
     Returns the exit code, 2 if a message or command of piped input failed.
     """
+    use = read_tool_use(arguments)
     history = None if arguments.no_history else Path.home() / ".cache" / "lltool" / "chat_history"
     reader = make_reader(_choices(), history)
     with reader.session(), load_requested_model(arguments) as model:
@@ -102,6 +104,7 @@ def converse(arguments: argparse.Namespace, first: str | None) -> int:
             parse_special=arguments.special,
             keep=kept_tokens(arguments),
             constraint=read_constraint(arguments),
+            use=use,
         )
         if shipped := shipped_note(arguments, model.file.metadata):
             note(shipped)
@@ -128,6 +131,7 @@ class _Chat:
         self._is_over = False
         self._last: Answer | None = None
         self._texts: list[str] = []  # of files, for the next message
+        self._results: list[str] = []  # of the first of the calls that wait for theirs
         self._commands: dict[str, Callable[[str], None]] = {
             "help": self._help,
             "system": lambda text: self._set(f"system {text}"),
@@ -188,7 +192,9 @@ class _Chat:
         """Follows a command, or sends a message."""
         if not entry.startswith("/") or entry.startswith("//"):
             message = unquoted(re.sub(r"^(?: /|//)", "/", entry))
-            if message.strip():
+            if calls := self._waiting_calls():
+                self._take_result(message, len(calls))
+            elif message.strip():
                 self._send(message)
             return
         name, *rest = entry[1:].split(maxsplit=1) or [""]
@@ -211,8 +217,26 @@ class _Chat:
         self._texts.clear()
         self._answer(lambda: self.conversation.ask(message))
 
+    def _waiting_calls(self) -> "list[dict[str, Any]]":
+        """The calls of the last answer, which the user has not answered yet."""
+        messages = self.conversation.messages
+        return list(messages[-1].get("tool_calls") or []) if messages else []
+
+    def _take_result(self, text: str, count: int) -> None:
+        self._results.append(text)
+        if len(self._results) < count:
+            self._ask_result()
+            return
+        results = list(self._results)
+        self._answer(lambda: self.conversation.answer_calls(results))
+
+    def _ask_result(self) -> None:
+        name = self._waiting_calls()[len(self._results)]["function"]["name"]
+        note(f"write what {name} gave")
+
     def _answer(self, begin: "Callable[[], Answer]") -> None:
-        """Prints an answer as it is generated; Ctrl-C ends only the answer."""
+        """Prints an answer as it is generated, and its calls of tools; Ctrl-C ends only the answer."""
+        self._results.clear()
         answer: Answer | None = None
         try:
             with self.reader.answering():
@@ -230,6 +254,10 @@ class _Chat:
             note(f"the answer is cut off: {answer.generation.detail}")
         if self.has_stats:
             self._print_stats()
+        if answer.calls:
+            for call in answer.calls:
+                print(call_line(call), flush=True)
+            self._ask_result()
 
     def _print(self, answer: "Answer") -> None:
         is_escaped, is_shifted = sys.stdout.isatty(), False
@@ -241,7 +269,8 @@ class _Chat:
                     note(shift_note(answer.generation, self.conversation.model.context))
         finally:
             answer.close()
-            if answer.generation.timings.tokens and not answer.text.endswith("\n"):
+            shown = answer.text or answer.reasoning
+            if answer.generation.timings.tokens and not shown.endswith("\n") and (shown or not answer.calls):
                 print(flush=True)
 
     def _help(self, argument: str) -> None:
@@ -265,6 +294,7 @@ class _Chat:
 
     def _clear(self, argument: str) -> None:
         self._texts.clear()
+        self._results.clear()
         self.conversation.clear()
         note("the conversation is forgotten; the settings stay as they are")
 
@@ -280,6 +310,7 @@ class _Chat:
 
         path = _path(argument, "/load")
         load_conversation(self.conversation, path)
+        self._results.clear()
         messages = self.conversation.messages
         unanswered = "; /regen answers the last one" if messages and messages[-1]["role"] == "user" else ""
         note(f"{_messages(len(messages))} loaded from {path}{unanswered}")

@@ -17,6 +17,7 @@ from lltool.tools.arguments import (
 from lltool.tools.constraint_arguments import add_constraint_arguments, read_constraint
 from lltool.tools.engine_arguments import add_engine_arguments, engine_options
 from lltool.tools.sampling_arguments import add_sampling_arguments
+from lltool.tools.tool_arguments import add_tool_arguments
 
 if TYPE_CHECKING:
     from lltool.engine.generate import Generation
@@ -56,6 +57,7 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_sampling_arguments(parser)
     add_constraint_arguments(parser)
+    add_tool_arguments(parser)
     add("-r", "--reverse-prompt", action="append", default=[], metavar="TEXT", help="stop at this text")
     add_escape_arguments(parser, "-p and -r")
     add("-sys", "--system", "--system-prompt", dest="system", metavar="TEXT", help="the system message of a chat")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lltool.gguf.errors import InputError
 from lltool.gguf.whole_file import check_output
 from lltool.tools.arguments import command_parser, print_json, read_standard_input
-from lltool.tools.constraint_arguments import requested_matcher
+from lltool.tools.constraint_arguments import read_constraint, requested_matcher
 from lltool.tools.generation_arguments import (
     MOST_USED,
     add_generation_arguments,
@@ -27,10 +27,13 @@ from lltool.tools.parser import CommandParser
 from lltool.tools.sampling_arguments import make_sampler, shipped_note
 from lltool.tools.talk import note
 from lltool.tools.timings import timing_lines
+from lltool.tools.tool_arguments import call_line, call_report, read_tool_use
 
 if TYPE_CHECKING:
+    from lltool.engine.calls.chat_format import ToolUse
     from lltool.engine.generate import Dialogue, Generation, Token
     from lltool.engine.model import Model
+    from lltool.engine.sampling import Sampler
     from lltool.engine.text.chat import ChatTemplate, Message
     from lltool.engine.text.tokenizer import Tokenizer
 
@@ -41,6 +44,7 @@ lltool run -hf ggml-org/gemma-3-270m-it-GGUF:Q8_0 -p "Why is the sky blue?"
 lltool run model.gguf                                 # a chat, as lltool chat
 lltool run model.gguf --raw -p "A poem about the sea:\\n" --temp 0
 lltool run model.gguf -f prompt.txt --json | jq .text
+lltool run model.gguf "Is it raining in Paris?" --tools tools.json
 lltool run model.gguf "Name a colour." --regex "[a-z]+"
 """
 DERIVED_TIMES = ("prompt_rate", "decode_seconds", "decode_rate", "evaluate_rate")
@@ -48,6 +52,7 @@ DERIVED_TIMES = ("prompt_rate", "decode_seconds", "decode_rate", "evaluate_rate"
 
 def main(argv: list[str]) -> int:
     arguments = _parse(argv)
+    use = read_tool_use(arguments)
     prompt = _read_prompt(arguments)
     if arguments.interactive or prompt is None:
         from lltool.tools.chat import converse
@@ -63,6 +68,9 @@ def main(argv: list[str]) -> int:
             note(shipped)
         tokenizer, template = model.tokenizer, _choose_template(arguments, model)
         load = {"model": model_seconds, "tokenizer": perf_counter() - start - model_seconds}
+        if use is not None:
+            assert template is not None
+            return _answer_with_tools(arguments, prompt, model, template, sampler, use, load)
         ids = _encode(prompt, template, tokenizer, arguments)
         dialogue = Dialogue(model)
         _restore(dialogue, arguments)
@@ -109,7 +117,7 @@ def parser() -> CommandParser:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     arguments = parse_generation_arguments(parser(), argv)
-    for flag in ("--system", "--chat-template-file", "--interactive"):
+    for flag in ("--system", "--chat-template-file", "--interactive", "--tools"):
         if arguments.raw and getattr(arguments, flag[2:].replace("-", "_")):
             raise InputError(f"{flag} is for a chat, but --raw only continues a prompt; leave one of them out")
     if arguments.prompt_cache is None and (arguments.prompt_cache_all or arguments.prompt_cache_ro):
@@ -137,7 +145,7 @@ def _choose_template(arguments: argparse.Namespace, model: "Model") -> "ChatTemp
     """The chat template of the command line or of the model; None if the prompt is continued as it is."""
     from lltool.engine.text.chat import TEMPLATE_KEY
 
-    is_chat = arguments.chat_template_file is not None or arguments.system is not None
+    is_chat = any(each is not None for each in (arguments.chat_template_file, arguments.system, arguments.tools))
     if not arguments.raw and not is_chat and TEMPLATE_KEY not in model.file.metadata:
         note("the model has no chat template: continuing the prompt as it is (as with --raw)")
         return None
@@ -149,10 +157,54 @@ def _encode(
 ) -> list[int]:
     if template is None:
         return tokenizer.with_begin(tokenizer.encode(prompt, add_special=False, parse_special=True))
+    return template.encode(_messages(prompt, arguments), parse_special=arguments.special)
+
+
+def _messages(prompt: str, arguments: argparse.Namespace) -> "list[Message]":
     if not prompt:
         raise InputError("the prompt is empty; only --raw can continue an empty text")
     system: list[Message] = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    return template.encode([*system, {"role": "user", "content": prompt}], parse_special=arguments.special)
+    return [*system, {"role": "user", "content": prompt}]
+
+
+def _answer_with_tools(
+    arguments: argparse.Namespace,
+    prompt: str,
+    model: "Model",
+    template: "ChatTemplate",
+    sampler: "Sampler",
+    use: "ToolUse",
+    load: dict[str, float],
+) -> int:
+    """Prints an answer, and then each call of a tool as a line of JSON."""
+    from lltool.engine.calls.reply import reply
+
+    answer = reply(
+        model,
+        template,
+        _messages(prompt, arguments),
+        use,
+        sampler=sampler,
+        max_tokens=max_tokens(arguments),
+        stop=arguments.reverse_prompt,
+        parse_special=arguments.special,
+        constraint=read_constraint(arguments),
+    )
+    for piece in answer:
+        if not arguments.json:
+            print(piece.reasoning + piece.content, end="", flush=True)
+    if arguments.json:
+        found = {"text": answer.content, "reasoning": answer.reasoning, "calls": list(map(call_report, answer.calls))}
+        report = _report(arguments, prompt, answer.generation, answer.tokens, load)
+        print_json(report | found | {"reason": answer.reason})
+        return 0
+    if answer.content or answer.reasoning:
+        print()
+    for call in answer.calls:
+        print(call_line(call))
+    for line in timing_lines(answer.generation, sum(load.values())):
+        print(line, file=sys.stderr)
+    return 0
 
 
 def _restore(dialogue: "Dialogue", arguments: argparse.Namespace) -> None:

@@ -1,11 +1,11 @@
-"""What a job generates, as clients read it: reasoning apart from the answer, and the scores of what was sent."""
+"""What a job generates, as clients read it: reasoning, content and calls of tools, and the scores of what was sent."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lltool.engine.grammar.reasoning import CLOSE, OPEN
-from lltool.engine.request import StopStrings
+from lltool.engine.calls.parser import AnswerParser, Parsed
+from lltool.engine.calls.tool import Call, CallDelta
 from lltool.engine.server.errors import ApiError
 from lltool.engine.server.job import NO_TOKEN, Job, Piece, Score, read_pieces
 
@@ -19,64 +19,16 @@ class Delta:
     scores: list[Score]
     ids: tuple[int, ...] = ()
     is_last: bool = False
-
-
-class ReasoningSplitter:
-    """Cuts a text that arrives in pieces at its think tags. Text before the first tag may be white space only."""
-
-    def __init__(self, *, is_open: bool) -> None:
-        self._begins = not is_open  # the text can still begin with the tag
-        self._held = ""
-        self._closed: StopStrings | None = StopStrings([CLOSE]) if is_open else None
-        self._trims = False  # white space between the parts is dropped
-
-    @property
-    def is_reasoning(self) -> bool:
-        """Whether what comes next is reasoning, as far as is known."""
-        return self._closed is not None
-
-    def push(self, text: str) -> tuple[str, str]:
-        """Adds text; returns what it gives of the reasoning and of the answer."""
-        if self._begins:
-            self._held += text
-            begun = self._held.lstrip()
-            if len(begun) < len(OPEN) and OPEN.startswith(begun):
-                return "", ""
-            text, self._held, self._begins = self._held, "", False
-            if begun.startswith(OPEN):
-                text, self._closed, self._trims = begun.removeprefix(OPEN), StopStrings([CLOSE]), True
-        if self._closed is None:
-            return "", self._trim(text)
-        whole = self._closed._held + text
-        reasoning = self._closed.push(text)
-        if self._closed.found is None:
-            return self._trim(reasoning), ""
-        rest = whole[len(reasoning) + len(CLOSE) :]
-        reasoning = self._trim(reasoning).rstrip() if reasoning.strip() else ""
-        self._closed, self._trims = None, True
-        return reasoning, self._trim(rest)
-
-    def flush(self) -> tuple[str, str]:
-        """What is held back when the text is over."""
-        held, self._held = self._held, ""
-        if self._closed is not None:
-            return self._closed.flush(""), ""
-        return "", held
-
-    def _trim(self, text: str) -> str:
-        if self._trims:
-            text = text.lstrip()
-            self._trims = not text
-        return text
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass
 class Answer:
-    """The answer of a job as it grows. Without `splitter`, all of it is content."""
+    """The answer of a job as it grows. Without `parser`, all of it is content."""
 
     job: Job
     index: int = 0
-    splitter: ReasoningSplitter | None = None
+    parser: AnswerParser | None = None
     keeps_end: bool = False  # whether the token that ends the text has a score too
     content: str = ""
     reasoning: str = ""
@@ -86,30 +38,42 @@ class Answer:
     _sent: int = 0
     _generated: int = 0
 
+    @property
+    def calls(self) -> list[Call]:
+        """The calls of tools so far."""
+        return self.parser.calls if self.parser else []
+
+    @property
+    def reason(self) -> str:
+        """Why it ended, as OpenAI says it: for a call, unless it was cut off, "tool_calls"."""
+        return "tool_calls" if self.calls and self.job.reason == "stop" else self.job.reason
+
     def add(self, piece: Piece | None) -> Delta:
         """Adds a piece, or None when the job is over. Raises ApiError if it failed."""
-        scores = self._release(piece)
-        if piece is None:
-            reasoning, content = self.splitter.flush() if self.splitter else ("", "")
+        scores, parser = self._release(piece), self.parser
+        text = "" if piece is None else piece.token.text
+        if parser is None:
+            found = Parsed(content=text)
+        elif piece is None:
+            found = parser.flush()
         else:
-            text = piece.token.text
-            was_reasoning = self.splitter is not None and self.splitter.is_reasoning
-            reasoning, content = self.splitter.push(text) if self.splitter else ("", text)
-            is_reasoning = self.splitter is not None and self.splitter.is_reasoning
-            self.reasoning_tokens += was_reasoning or is_reasoning
-        self.content += content
-        self.reasoning += reasoning
+            was_reasoning = parser.is_reasoning
+            found = parser.push(text)
+            self.reasoning_tokens += was_reasoning or parser.is_reasoning
+        self.content += found.content
+        self.reasoning += found.reasoning
         self.scores += scores
         if piece is None and self.job.reason == "error":
             raise ApiError(500, self.job.detail, code="generation_failed")
         if piece is None and self.job.reason == "cancelled":
             raise ApiError(503, self.job.detail, code="stopping")
         return Delta(
-            content,
-            reasoning,
+            found.content,
+            found.reasoning,
             scores,
             () if piece is None or piece.token.id == NO_TOKEN else (piece.token.id,),
             piece is None,
+            tuple(found.calls),
         )
 
     def _release(self, piece: Piece | None) -> list[Score]:

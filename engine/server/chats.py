@@ -5,23 +5,21 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from lltool.engine.calls.chat_format import NO_TOOLS, ToolUse
 from lltool.engine.grammar.constraint import Constraint
-from lltool.engine.grammar.reasoning import CLOSE, after_reasoning, begins_reasoning
-from lltool.engine.server.answer import Answer, ReasoningSplitter
+from lltool.engine.server.answer import Answer
 from lltool.engine.server.exchange import Exchange
 from lltool.engine.server.fields import Fields, GenerationFields
 from lltool.engine.server.messages import ChatMessage, plain_messages
 from lltool.engine.server.served import Scores, Served
 from lltool.engine.text.chat import Message
 
-NO_TOOLS = "this server cannot constrain answers to calls of tools"
 GUIDED = dict.fromkeys(
     ("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "write it in structured_outputs"
 )
 UNSUPPORTED = {
     **GUIDED,
-    "tools": NO_TOOLS,
-    "functions": NO_TOOLS,
+    "functions": "functions are deprecated; use tools",
     "chat_template": "a request cannot bring a template",
     "lora": "this server has no adapters",
     "audio": "this server writes text only",
@@ -43,6 +41,7 @@ async def begin_chat(
     fields: GenerationFields,
     most: int | None,
     *,
+    use: ToolUse = NO_TOOLS,
     scores: Scores | None = None,
     reasoning: str | None = None,
     constraint: Constraint | None = None,
@@ -52,13 +51,12 @@ async def begin_chat(
     If the prompt begins with reasoning, the constraint is for what comes after it.
     """
     served = exchange.served
-    ids = await served.encode_chat(messages, variables)
-    if constraint is not None:
-        constraint = after_reasoning(constraint, ids, served.tokenizer)
-    jobs = served.make_jobs([ids], fields, most, scores, matcher=await served.matcher(constraint))
+    ids = await served.encode_chat(messages, variables, use)
+    format, splits = served.chat_format, (reasoning or served.settings.reasoning_format) != "none"
+    matcher = await served.matcher(lambda: format.matcher(served.model.grammars, ids, use, constraint))
+    jobs = served.make_jobs([ids], fields, most, scores, matcher=matcher, signs=format.marks.by_id)
     exchange.submit(jobs)
-    splits = (reasoning or served.settings.reasoning_format) != "none"
-    return [Answer(job, index, splitter(served, ids, splits)) for index, job in enumerate(jobs)]
+    return [Answer(job, index, format.parser(ids, use, splits=splits)) for index, job in enumerate(jobs)]
 
 
 def template_arguments(fields: TemplateFields, served: Served) -> tuple[list[Message], dict[str, Any]]:
@@ -74,10 +72,3 @@ def template_arguments(fields: TemplateFields, served: Served) -> tuple[list[Mes
 
 def most_tokens(count: int | None) -> int | None:
     return None if count == -1 else count
-
-
-def splitter(served: Served, ids: list[int], splits: bool) -> ReasoningSplitter | None:
-    """A splitter, if the model's template knows think tags; it begins open if the prompt ends with such a tag."""
-    if not splits or CLOSE not in served.template.source:
-        return None
-    return ReasoningSplitter(is_open=begins_reasoning(ids, served.tokenizer))

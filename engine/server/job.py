@@ -60,10 +60,6 @@ class Job(Request):
         self._score: Score | None = None
 
     @property
-    def prompt_tokens(self) -> int:
-        return self._prompt_tokens
-
-    @property
     def cache_reason(self) -> str:
         """Why not more of the prompt was in the cache; "" if all was, but the last token."""
         if self.shared >= self._prompt_tokens - 1:

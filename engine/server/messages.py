@@ -11,6 +11,18 @@ from lltool.engine.server.settings import RequestLimits
 from lltool.engine.text.chat import Message
 
 
+class FunctionFields(Fields):
+    name: Annotated[str, Field(min_length=1)]
+    arguments: str | dict[str, Any] | None = None
+
+
+class CallFields(Fields):
+    """A call of a tool in an earlier answer; Ollama's have no id."""
+
+    id: str | None = None
+    function: FunctionFields
+
+
 class ChatMessage(Fields):
     """A message; `content` can be a list of parts, which are joined by line ends."""
 
@@ -18,6 +30,9 @@ class ChatMessage(Fields):
     content: str | list[dict[str, Any]] | None = None
     reasoning_content: str | None = None
     name: str | None = None
+    tool_calls: list[CallFields] | None = None
+    tool_call_id: str | None = None
+    tool_name: str | None = None  # Ollama's name of the tool that a result is of
 
 
 def plain_messages(messages: Sequence[ChatMessage], limits: RequestLimits) -> list[Message]:
@@ -32,8 +47,15 @@ def plain_messages(messages: Sequence[ChatMessage], limits: RequestLimits) -> li
         plain["content"] = plain_text(message.content, f"messages.{place}.content")
         if message.reasoning_content is not None:
             plain["reasoning_content"] = message.reasoning_content
-        if message.name is not None:
-            plain["name"] = message.name
+        if (name := message.name or message.tool_name) is not None:
+            plain["name"] = name
+        if message.tool_calls:
+            plain["tool_calls"] = [
+                {"id": call.id or f"call{number:05}", "type": "function", "function": call.function.model_dump()}
+                for number, call in enumerate(message.tool_calls)
+            ]
+        if message.tool_call_id is not None:
+            plain["tool_call_id"] = message.tool_call_id
         found.append(plain)
     return found
 

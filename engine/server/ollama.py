@@ -9,22 +9,25 @@ from pydantic import AliasChoices, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lltool.engine.calls.chat_format import NO_TOOLS, ToolUse
+from lltool.engine.calls.tool import Call
 from lltool.engine.grammar.constraint import Constraint
 from lltool.engine.memory import MemoryModel
 from lltool.engine.server.answer import Answer, Delta, read_answers
-from lltool.engine.server.chats import NO_TOOLS, Tokens, begin_chat, most_tokens
+from lltool.engine.server.chats import Tokens, begin_chat, most_tokens
 from lltool.engine.server.constraints import Schema, checked
 from lltool.engine.server.exchange import Exchange, read_fields
 from lltool.engine.server.fields import Fields, GenerationFields
 from lltool.engine.server.json_body import JsonResponse, dump_json
 from lltool.engine.server.messages import ChatMessage, plain_messages
 from lltool.engine.server.registry import Registry, Source
+from lltool.engine.server.tool_fields import ToolFields, read_tool_use
 from lltool.engine.text.chat import TEMPLATE_KEY
 from lltool.gguf.describe import describe_file
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import GGUFFile, open_gguf
 
-_UNSUPPORTED = {"tools": NO_TOOLS, "images": "this server reads text only"}
+_UNSUPPORTED = {"images": "this server reads text only"}
 LINES = "application/x-ndjson"
 
 
@@ -48,7 +51,7 @@ class _Base(Fields):
         return checked("format", Constraint.json_schema, self.format)
 
 
-class OllamaChatFields(_Base):
+class OllamaChatFields(_Base, ToolFields):
     UNSUPPORTED: ClassVar[Mapping[str, str]] = _UNSUPPORTED
 
     messages: list[ChatMessage] = Field(default_factory=list)
@@ -73,7 +76,7 @@ class ShowFields(Fields):
 
 async def chat(request: Request) -> Response:
     fields = await read_fields(request, OllamaChatFields)
-    return await _converse(request, fields, fields.messages, is_chat=True)
+    return await _converse(request, fields, fields.messages, is_chat=True, use=read_tool_use(fields))
 
 
 async def generate(request: Request) -> Response:
@@ -91,7 +94,9 @@ async def generate(request: Request) -> Response:
         return await _send(exchange, fields, Answer(job), is_chat=False)
 
 
-async def _converse(request: Request, fields: _Base, messages: list[ChatMessage], *, is_chat: bool) -> Response:
+async def _converse(
+    request: Request, fields: _Base, messages: list[ChatMessage], *, is_chat: bool, use: ToolUse = NO_TOOLS
+) -> Response:
     with await Exchange.begin(request, fields.model) as exchange:
         served = exchange.served
         if not messages:  # how a client asks to load the model
@@ -102,7 +107,7 @@ async def _converse(request: Request, fields: _Base, messages: list[ChatMessage]
         variables = {} if fields.think is None else {"enable_thinking": bool(fields.think)}
         most = most_tokens(fields.options.num_predict)
         constraint = fields.constraint()
-        (answer,) = await begin_chat(exchange, plain, variables, fields.options, most, constraint=constraint)
+        (answer,) = await begin_chat(exchange, plain, variables, fields.options, most, use=use, constraint=constraint)
         return await _send(exchange, fields, answer, is_chat=is_chat)
 
 
@@ -115,14 +120,23 @@ async def _send(exchange: Exchange, fields: _Base, answer: Answer, *, is_chat: b
 async def _collect(model: str, answer: Answer, is_chat: bool) -> dict[str, Any]:
     async for _ in read_answers([answer]):
         pass
-    whole = Delta(answer.content, answer.reasoning, [])
-    return {**_head(model), **_text(whole, is_chat), **_end(answer)}
+    whole = _text(Delta(answer.content, answer.reasoning, []), is_chat)
+    if answer.calls:
+        whole["message"]["tool_calls"] = [_call(call, number) for number, call in enumerate(answer.calls)]
+    return {**_head(model), **whole, **_end(answer)}
 
 
 async def _lines(model: str, answer: Answer, is_chat: bool) -> AsyncIterator[bytes]:
+    sent = 0
     async for _, delta in read_answers([answer]):
         if delta.content or delta.reasoning:
             yield dump_json({**_head(model), **_text(delta, is_chat), "done": False}) + b"\n"
+        # A call is sent whole, when the next one begins or the answer is over.
+        whole = len(answer.calls) - (0 if delta.is_last else 1)
+        for number in range(sent, whole):
+            message = {"role": "assistant", "content": "", "tool_calls": [_call(answer.calls[number], number)]}
+            yield dump_json({**_head(model), "message": message, "done": False}) + b"\n"
+        sent = max(sent, whole)
     yield dump_json({**_head(model), **_text(Delta("", "", []), is_chat), **_end(answer)}) + b"\n"
 
 
@@ -135,6 +149,11 @@ def _text(delta: Delta, is_chat: bool) -> dict[str, Any]:
     if is_chat:
         return {"message": {"role": "assistant", "content": delta.content, **thinking}}
     return {"response": delta.content, **thinking}
+
+
+def _call(call: Call, number: int) -> dict[str, Any]:
+    """Ollama's form of a call: its arguments are an object. Those that are cut off are a text."""
+    return {"id": call.id, "function": {"index": number, "name": call.name, "arguments": call.parsed}}
 
 
 def _end(answer: Answer) -> dict[str, Any]:
@@ -184,9 +203,8 @@ async def show(request: Request) -> Response:
     template = plain.pop(TEMPLATE_KEY, "")
     about = _about(registry.find(fields.model))
     info = {key: value for key, value in plain.items() if not (isinstance(value, float) and value != value)}
-    return JsonResponse(
-        {"details": about["details"], "template": template, "model_info": info, "capabilities": capabilities}
-    )
+    can = [*capabilities, *(["tools"] if "completion" in capabilities and "tools" in str(template) else [])]
+    return JsonResponse({"details": about["details"], "template": template, "model_info": info, "capabilities": can})
 
 
 def _capabilities(file: GGUFFile) -> list[str]:

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lltool.engine.calls.tool import CallDelta
 from lltool.engine.server.answer import Answer, Delta, read_answers, timings, usage
 from lltool.engine.server.chats import (
     UNSUPPORTED,
@@ -24,6 +25,7 @@ from lltool.engine.server.exchange import Exchange, event, read_fields
 from lltool.engine.server.fields import Fields, GenerationFields
 from lltool.engine.server.job import Score
 from lltool.engine.server.served import Scores, Served
+from lltool.engine.server.tool_fields import ToolFields, read_tool_use
 from lltool.engine.text.tokenizer import Tokenizer
 
 
@@ -31,7 +33,7 @@ class StreamOptions(Fields):
     include_usage: bool | None = None
 
 
-class ChatFields(GenerationFields, ResponseFormatFields, TemplateFields):
+class ChatFields(GenerationFields, ResponseFormatFields, TemplateFields, ToolFields):
     UNSUPPORTED: ClassVar[Mapping[str, str]] = UNSUPPORTED
 
     max_tokens: Tokens | None = Field(
@@ -53,6 +55,7 @@ async def chat_completions(request: Request) -> Response:
         served = exchange.served
         scores = Scores(fields.top_logprobs or 0) if fields.logprobs else None
         messages, variables = template_arguments(fields, served)
+        use = read_tool_use(fields)
         most = most_tokens(fields.max_tokens)
         answers = await begin_chat(
             exchange,
@@ -60,6 +63,7 @@ async def chat_completions(request: Request) -> Response:
             variables,
             fields,
             most,
+            use=use,
             scores=scores,
             reasoning=fields.reasoning_format,
             constraint=constraint,
@@ -83,10 +87,13 @@ class _Chat:
             pass
         choices = []
         for answer in self.answers:
-            message: dict[str, Any] = {"role": "assistant", "content": answer.content}
+            content = answer.content or (None if answer.calls else "")
+            message: dict[str, Any] = {"role": "assistant", "content": content}
             if answer.reasoning:
                 message["reasoning_content"] = answer.reasoning
-            choices.append(self._choice(answer, message, answer.scores, answer.job.reason, "message"))
+            if answer.calls:
+                message["tool_calls"] = [call.as_json() for call in answer.calls]
+            choices.append(self._choice(answer, message, answer.scores, answer.reason, "message"))
         return {
             **self.head,
             "object": "chat.completion",
@@ -102,7 +109,7 @@ class _Chat:
             if fields := _delta(delta):
                 yield self._chunk([self._choice(answer, fields, delta.scores, None)])
             if delta.is_last:
-                yield self._chunk([self._choice(answer, {}, [], answer.job.reason)], timings=timings(answer.job))
+                yield self._chunk([self._choice(answer, {}, [], answer.reason)], timings=timings(answer.job))
         if self.fields.stream_options and self.fields.stream_options.include_usage:
             yield self._chunk([], usage=self._usage())
         yield b"data: [DONE]\n\n"
@@ -124,13 +131,23 @@ class _Chat:
         return {"index": answer.index, kind: text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _delta(delta: Delta) -> dict[str, str]:
-    found = {}
+def _delta(delta: Delta) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     if delta.reasoning:
         found["reasoning_content"] = delta.reasoning
-    if delta.content or delta.scores:
+    if delta.content or (delta.scores and not delta.calls):
         found["content"] = delta.content
+    if delta.calls:
+        found["tool_calls"] = [_call_delta(call) for call in delta.calls]
     return found
+
+
+def _call_delta(call: CallDelta) -> dict[str, Any]:
+    """OpenAI's form of a piece of a call: the first has its id and name."""
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
 def token_score(tokenizer: Tokenizer, score: Score) -> dict[str, Any]:

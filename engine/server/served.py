@@ -7,11 +7,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.calls.answer_format import AnswerFormat
+from lltool.engine.calls.chat_format import NO_TOOLS, ChatFormat, ToolUse
 from lltool.engine.grammar.constraint import Constraint
 from lltool.engine.grammar.matcher import Matcher
 from lltool.engine.model import Model, load_model
@@ -104,6 +107,11 @@ class Served:
         return read_chat_template(self.model.file, self.tokenizer)
 
     @cached_property
+    def chat_format(self) -> ChatFormat:
+        """What is known of the template: how the model reasons and calls tools."""
+        return ChatFormat.read(self.template)
+
+    @cached_property
     def embedder(self) -> Embedder:
         return Embedder(self)
 
@@ -175,21 +183,33 @@ class Served:
         self.check_makes("texts")
         return await self._in_turn(len(text), lambda: self._encode_text(text), param="prompt")
 
-    async def encode_chat(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[int]:
+    async def encode_chat(
+        self, messages: Sequence[Message], variables: Mapping[str, Any], use: ToolUse = NO_TOOLS
+    ) -> list[int]:
         """The tokens of a conversation; if its last message is the assistant's, this is what is continued."""
         self.check_makes("texts")
         size = sum(len(message["content"]) for message in messages)
-        return await self._in_turn(size, lambda: self._encode_chat(messages, variables), variables)
+        return await self._in_turn(size, lambda: self._encode_chat(messages, variables, use), variables)
 
     async def render_chat(
-        self, messages: Sequence[Message], variables: Mapping[str, Any], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any],
+        use: ToolUse = NO_TOOLS,
+        *,
+        add_generation_prompt: bool = True,
     ) -> str:
         """The conversation as the model sees it."""
-        return await self._in_turn(
-            0,
-            lambda: self.template.render(messages, add_generation_prompt=add_generation_prompt, **variables),
-            variables,
-        )
+
+        def render() -> str:
+            prepared, more = self.chat_format.prepare(messages, use)
+            return self.template.render(prepared, add_generation_prompt=add_generation_prompt, **{**more, **variables})
+
+        return await self._in_turn(0, render, variables)
+
+    async def read_format(self) -> AnswerFormat:
+        """How the model answers. Raises ApiError if there is no template."""
+        return await self._in_turn(0, lambda: self.chat_format.format)
 
     async def read_template(self) -> str:
         """The source of the template. Raises ApiError if there is none."""
@@ -211,11 +231,12 @@ class Served:
         text = self._limited(text, "prompt", False)
         return self.tokenizer.with_begin(self.tokenizer.encode(text, add_special=False, parse_special=True))
 
-    def _encode_chat(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> list[int]:
+    def _encode_chat(self, messages: Sequence[Message], variables: Mapping[str, Any], use: ToolUse) -> list[int]:
         begun = ""
-        if len(messages) > 1 and messages[-1]["role"] == "assistant":
+        if len(messages) > 1 and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
             begun, messages = messages[-1]["content"], messages[:-1]
-        ids = self.template.encode(messages, **variables)
+        prepared, more = self.chat_format.prepare(messages, use)
+        ids = self.template.encode(prepared, **{**more, **variables})
         return ids + self.tokenizer.encode(begun, add_special=False) if begun else ids
 
     def check_prompt(self, ids: Sequence[int]) -> None:
@@ -256,12 +277,14 @@ class Served:
             {"n_prompt_tokens": count, "n_ctx": context},
         )
 
-    async def matcher(self, constraint: Constraint | None) -> Matcher | None:
-        """What follows a constraint. Raises ApiError if it cannot be honoured."""
-        if constraint is None:
+    async def matcher(self, make: Constraint | Callable[[], Matcher | None] | None) -> Matcher | None:
+        """What follows a constraint, or what `make` makes. Raises ApiError if it cannot be honoured."""
+        if make is None:
             return None
         try:
-            return await asyncio.to_thread(self.model.grammars.matcher, constraint)
+            if isinstance(make, Constraint):
+                return await asyncio.to_thread(self.model.grammars.matcher, make)
+            return await asyncio.to_thread(make)
         except InputError as error:
             raise bad_request(str(error), code="unsupported_constraint") from None
 
@@ -274,6 +297,7 @@ class Served:
         *,
         ends: frozenset[int] = frozenset(),
         matcher: Matcher | None = None,
+        signs: Mapping[int, str] = MappingProxyType({}),
     ) -> list[Job]:
         """A job for each answer, those of the first prompt first. `most` are tokens at most, None as many as fit.
 
@@ -314,6 +338,7 @@ class Served:
                         reads_prompt=scores is not None and scores.prompt,
                         ends=ends,
                         matcher=matcher and matcher.fork(),
+                        signs=signs,
                         top=scores.top if scores else None,
                         slot=-1 if fields.id_slot is None else fields.id_slot,
                         deadline=time.perf_counter() + seconds,

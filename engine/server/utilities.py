@@ -15,6 +15,7 @@ from lltool.engine.server.exchange import Exchange, read_fields
 from lltool.engine.server.fields import Fields, TokenIds
 from lltool.engine.server.json_body import JsonResponse
 from lltool.engine.server.registry import Registry, Source
+from lltool.engine.server.tool_fields import ToolFields, read_tool_use
 from lltool.engine.text.chat import TEMPLATE_KEY
 
 
@@ -35,7 +36,7 @@ class ModelFields(Fields):
     model: str
 
 
-class ApplyTemplateFields(TemplateFields):
+class ApplyTemplateFields(TemplateFields, ToolFields):
     model: str | None = None
     add_generation_prompt: bool = True
 
@@ -128,7 +129,9 @@ async def apply_template(request: Request) -> Response:
     with await Exchange.begin(request, fields.model) as exchange:
         served = exchange.served
         messages, variables = template_arguments(fields, served)
-        text = await served.render_chat(messages, variables, add_generation_prompt=fields.add_generation_prompt)
+        text = await served.render_chat(
+            messages, variables, read_tool_use(fields), add_generation_prompt=fields.add_generation_prompt
+        )
         exchange.close()
         return JsonResponse({"prompt": text})
 
@@ -148,6 +151,7 @@ async def props(request: Request) -> Response:
             "model_alias": served.name,
             "model_path": served.path.name,
             "modalities": {"vision": False, "video": False, "audio": False},
+            "tool_format": (await served.read_format()).name if has_template else "",
             "chat_template": await served.read_template() if has_template else "",
             "bos_token": "" if tokenizer.bos is None else tokenizer.tokens[tokenizer.bos],
             "eos_token": "" if tokenizer.eos is None else tokenizer.tokens[tokenizer.eos],

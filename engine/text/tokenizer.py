@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -186,7 +187,11 @@ class Tokenizer:
     @cached_property
     def control_texts(self) -> tuple[str, ...]:
         """The texts that `parse_special` reads as control tokens."""
-        return tuple(text for text, id in self._special if self.is_control(id))
+        return tuple(text for text, _ in self.control_tokens())
+
+    def control_tokens(self) -> list[tuple[str, int]]:
+        """The texts and ids of the control tokens, the longest first."""
+        return [(text, id) for text, id in self._special if self.is_control(id)]
 
     def _partition(
         self, text: str, parse_special: bool, restore: Callable[[str], str] | None = None
@@ -231,17 +236,27 @@ class Tokenizer:
 class StreamDecoder:
     """Decodes tokens one at a time; it holds back a character until all its bytes have arrived.
 
-    Control tokens give no text unless `special`; `drop_space` removes the space that encoding puts before a text.
+    Control tokens give no text unless `special`, or what `signs` has for them; `drop_space` removes the space that
+    encoding puts before a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, special: bool = False, drop_space: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        special: bool = False,
+        drop_space: bool = False,
+        signs: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._special = special
+        self._special, self._signs = special, signs
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._drop_space = drop_space
 
     def push(self, id: int) -> str:
         """Adds a token and returns the text that it completes."""
+        if id in self._signs:
+            return self._utf8.decode(b"", final=True) + self._signs[id]
         if not self._special and 0 <= id < self._tokenizer.size and self._tokenizer.is_control(id):
             return ""
         text = self._utf8.decode(self._tokenizer.piece(id))

@@ -281,7 +281,7 @@ def test_a_list_of_messages_and_a_request_are_conversations(conversation: Conver
         (b'{"messages": [], "tools": []}', "the setting 'tools' is not supported; remove it"),
         (b'[{"role": "user"}]', "message 1: found 'role', wanted an object with"),
         (b'["x"]', "message 1: found a JSON str, wanted an object"),
-        (b'[{"role": "user", "content": "x"}, {"role": "tool", "content": "x"}]', "message 2: the role is 'tool'"),
+        (b'[{"role": "user", "content": "x"}, {"role": "critic", "content": "x"}]', "message 2: the role is 'critic'"),
         (b'[{"role": "user", "content": ["x"]}]', "message 1: the content is a JSON list, wanted a text"),
         (b'{"messages": [], "temperature": "hot"}', "temperature 'hot', wanted a number"),
         (b'{"messages": [], "temperature": -1}', "temperature -1, wanted a number from 0"),

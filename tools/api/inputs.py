@@ -20,6 +20,8 @@ Ids: TypeAlias = Sequence[int] | NDArray[np.integer]
 Prompt: TypeAlias = str | Ids
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 """Each is {"role": "system" | "user" | "assistant", "content": text}."""
+Tools: TypeAlias = Sequence[Mapping[str, Any] | Callable[..., Any]]
+"""Functions with type hints and docstrings, or {"type": "function", "function": {"name": ..., "parameters": ...}}."""
 Text: TypeAlias = str | PathLike[str] | Ids
 """A text; the file of one, as a path; or its token ids."""
 

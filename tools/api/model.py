@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.batch import CacheType, Precision
+from lltool.engine.calls.chat_format import choose_tools
+from lltool.engine.calls.read_tools import read_tools
+from lltool.engine.calls.reply import Reply, reply
 from lltool.engine.cpu.threads import Threads
 from lltool.engine.embed import embed
 from lltool.engine.generate import generate, generate_all
@@ -31,7 +34,7 @@ from lltool.gguf import text_file
 from lltool.gguf.describe import describe_file
 from lltool.gguf.mapped import LoadMode
 from lltool.tools.api.generated import Form, Sampling, Stream
-from lltool.tools.api.inputs import Ids, Messages, Name, Prompt, Text, find, name_of, read_prompts, read_text
+from lltool.tools.api.inputs import Ids, Messages, Name, Prompt, Text, Tools, find, name_of, read_prompts, read_text
 
 Value = TypeVar("Value")
 
@@ -162,6 +165,10 @@ class Model:
     def chat(self, messages: Messages, *, schema: Any, **sampling: Unpack[Sampling]) -> Any: ...
     @overload
     def chat(self, messages: Messages, *, stream: Literal[True], **sampling: Unpack[Sampling]) -> Stream: ...
+    @overload
+    def chat(
+        self, messages: Messages, *, tools: Tools, tool_choice: str = ..., **sampling: Unpack[Sampling]
+    ) -> Reply: ...
     def chat(
         self,
         messages: Messages,
@@ -170,6 +177,9 @@ class Model:
         template: Name | None = None,
         parse_special: bool = False,
         schema: Any = None,
+        tools: Tools | None = None,
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
         **sampling: Unpack[Sampling],
     ) -> Any:
         """The model's answer to the messages, in its chat template or in the Jinja `template` of a file.
@@ -180,8 +190,24 @@ class Model:
 
         >>> model.chat([{"role": "user", "content": "What is the capital of Japan?"}], max_tokens=20, temperature=0)
         'The capital of Japan is Tokyo.'
+
+        With `tools`, functions with type hints or OpenAI's objects, it is a Reply, which has `calls`; a stream of it
+        gives pieces of content, reasoning and calls. `tool_choice` is "auto", "required", "none" or a tool's name.
+
+        >>> def get_weather(city: str) -> str:
+        ...     "The weather of a city."
+        >>> asked = [{"role": "user", "content": "How is the weather in Rome?"}]
+        >>> reply = model.chat(asked, tools=[get_weather], tool_choice="required", temperature=0)
+        >>> [(call.name, call.parsed) for call in reply.calls]
+        [('get_weather', {'city': 'Rome'})]
         """
         chosen = self._template if template is None else self._read_template(template)
+        if tools is not None:
+            limits, settings, form = self._settings(sampling, schema)
+            use = choose_tools(read_tools(tools), tool_choice, is_parallel=parallel_tool_calls)
+            special: dict[str, Any] = {"parse_special": parse_special, "constraint": form.constraint}
+            answer = reply(self.engine, chosen, messages, use, sampler=Sampler(**settings), **special, **limits)
+            return answer if stream else self._finish(answer)
         ids = chosen.encode(messages, parse_special=parse_special)
         if stream and schema is not None:
             raise TypeError("schema: a stream gives text; leave one of the two out")
@@ -302,6 +328,12 @@ class Model:
             self.engine.__exit__(kind, error, traceback)
         finally:
             self.close()
+
+    def _finish(self, answer: Reply) -> Reply:
+        with self.engine.turn():
+            for _ in answer:
+                pass
+        return answer
 
     def _settings(self, sampling: Sampling, schema: Any = None) -> tuple[dict[str, Any], dict[str, Any], Form]:
         """The limits of a text, the settings of its sampler, and its form. Raises TypeError for an unknown name."""

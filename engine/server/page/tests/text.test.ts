@@ -33,6 +33,27 @@ test("a request has the branch without reasoning and without answers that never 
   expect(requestMessages("  ", [asked("a")])).toEqual([{ role: "user", content: "a" }]);
 });
 
+test("a request has calls with their results, but no calls without", () => {
+  const asked = newMessage("c", null, "user", "a");
+  const called = {
+    ...newMessage("c", null, "assistant", "<think>x</think>"),
+    calls: [{ id: "1", name: "now", arguments: "{}" }],
+  };
+  const given = { ...newMessage("c", null, "user", ""), results: [{ id: "1", name: "now", text: "noon" }] };
+  expect(requestMessages("", [asked, called, given])).toEqual([
+    { role: "user", content: "a" },
+    {
+      role: "assistant",
+      content: "",
+      tool_calls: [{ id: "1", type: "function", function: { name: "now", arguments: "{}" } }],
+    },
+    { role: "tool", content: "noon", tool_call_id: "1" },
+  ]);
+  expect(requestMessages("", [asked, called, newMessage("c", null, "user", "b")])).toEqual([
+    { role: "user", content: "a\n\nb" },
+  ]);
+});
+
 test("a file's fence is longer than every run of backticks in it", () => {
   expect(withAttachments("What is it?", [{ name: "a.md", text: "```x\n````\n" }])).toBe(
     "a.md\n`````\n```x\n````\n`````\n\nWhat is it?",

@@ -1,4 +1,5 @@
 /** The server's interface, as far as the page uses it. Every address is below the page's own. */
+import type { CallPart } from "../data/tools";
 import { eventsOf } from "./sse";
 
 export type Failure = "unreachable" | "key" | "busy" | "refused" | "cut" | "server";
@@ -16,8 +17,10 @@ export class ServerError extends Error {
 }
 
 export interface ChatMessage {
-  role: "system" | "user" | "assistant";
+  role: "system" | "user" | "assistant" | "tool";
   content: string;
+  tool_calls?: { id: string; type: "function"; function: { name: string; arguments: string } }[];
+  tool_call_id?: string;
 }
 
 export interface ChatRequest {
@@ -44,6 +47,7 @@ export interface Timings {
 export interface Part {
   text: string;
   reasoning: string;
+  calls: CallPart[];
   finish: string;
   model: string;
   usage?: Usage;
@@ -107,7 +111,11 @@ export function readPart(data: string): Part {
   let event: {
     model?: string;
     choices?: {
-      delta?: { content?: string | null; reasoning_content?: string | null };
+      delta?: {
+        content?: string | null;
+        reasoning_content?: string | null;
+        tool_calls?: { index?: number; id?: string; function?: { name?: string; arguments?: string } }[] | null;
+      };
       finish_reason?: string | null;
     }[];
     usage?: Usage | null;
@@ -126,6 +134,12 @@ export function readPart(data: string): Part {
   return {
     text: choice?.delta?.content ?? "",
     reasoning: choice?.delta?.reasoning_content ?? "",
+    calls: (choice?.delta?.tool_calls ?? []).map(({ index, id, function: called }) => ({
+      index: index ?? 0,
+      id: id ?? "",
+      name: called?.name ?? "",
+      arguments: called?.arguments ?? "",
+    })),
     finish: choice?.finish_reason ?? "",
     model: event.model ?? "",
     usage: event.usage ?? undefined,

@@ -1,4 +1,5 @@
 /** Conversations as a JSON file, out and in. */
+import type { Call, Result } from "./tools";
 import { newMessage, type Attachment, type Conversation, type Figures, type Message, type MessageState } from "./types";
 
 const FORMAT = "lltool-conversations";
@@ -81,6 +82,8 @@ function readMessage(value: unknown, conversation: string, place: string): Messa
         text: textAt(inner.text, `${place}.attachments[${index}].text`),
       };
     }),
+    ...(table.calls === undefined ? {} : { calls: readCalls(table.calls, `${place}.calls`) }),
+    ...(table.results === undefined ? {} : { results: readResults(table.results, `${place}.results`) }),
     created: numberAt(table.created, `${place}.created`),
     state: states.find((state) => state === table.state) ?? "stopped", // "streaming" was cut by the export
     error: textAt(table.error ?? "", `${place}.error`),
@@ -88,6 +91,22 @@ function readMessage(value: unknown, conversation: string, place: string): Messa
     finish: textAt(table.finish ?? "", `${place}.finish`),
     figures: readFigures(table.figures),
   };
+}
+
+function readCalls(value: unknown, place: string): Call[] {
+  return listAt(value, place).map((each, at) => {
+    const table = tableAt(each, `${place}[${at}]`);
+    const text = (name: string) => textAt(table[name], `${place}[${at}].${name}`);
+    return { id: text("id"), name: text("name"), arguments: text("arguments") };
+  });
+}
+
+function readResults(value: unknown, place: string): Result[] {
+  return listAt(value, place).map((each, at) => {
+    const table = tableAt(each, `${place}[${at}]`);
+    const text = (name: string) => textAt(table[name], `${place}[${at}].${name}`);
+    return { id: text("id"), name: text("name"), text: text("text") };
+  });
 }
 
 function readFigures(value: unknown): Figures {

@@ -1,4 +1,5 @@
 /** What the browser keeps. Times are milliseconds since 1970. */
+import type { Call, Result } from "./tools";
 
 export interface Attachment {
   name: string;
@@ -25,6 +26,10 @@ export interface Message {
   text: string;
   reasoning: string;
   attachments: Attachment[];
+  /** The calls of tools in an answer. */
+  calls?: Call[];
+  /** In place of a text of the user: what the calls of the answer before gave. */
+  results?: Result[];
   created: number;
   state: MessageState;
   error: string;

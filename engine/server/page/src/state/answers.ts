@@ -2,6 +2,7 @@
 import { effect } from "@preact/signals";
 import { chat, ServerError, type Part } from "../api/client";
 import { requestSettings } from "../data/settings";
+import { addCalls, parseTools, type Result } from "../data/tools";
 import { pathTo } from "../data/tree";
 import { newMessage, type Attachment, type Figures, type Message } from "../data/types";
 import * as database from "../data/database";
@@ -18,9 +19,10 @@ const BEAT_EVERY = 1_000;
 
 const stops = new Map<string, AbortController>();
 
-/** Sends a message after `parent`. Raises BadSetting before anything is stored. */
+/** Sends a message after `parent`. Raises BadSetting and BadTools before anything is stored. */
 export async function send(text: string, attachments: Attachment[], parent: string | null): Promise<void> {
   const settings = requestSettings(preferences.value.settings);
+  parseTools(preferences.value.tools);
   const conversation = await chats.ensureConversation();
   const message = { ...newMessage(conversation.id, parent, "user", text), attachments };
   if (!conversation.named && !conversation.title) {
@@ -29,6 +31,16 @@ export async function send(text: string, attachments: Attachment[], parent: stri
   if (!(await chats.add(message))) return;
   chats.sentCount.value++;
   await answer(message, settings);
+}
+
+/** Sends what the calls of an answer gave. Raises BadSetting and BadTools. */
+export async function answerCalls(message: Message, results: Result[]): Promise<void> {
+  const settings = requestSettings(preferences.value.settings);
+  parseTools(preferences.value.tools);
+  const given = { ...newMessage(message.conversation, message.id, "user", ""), results };
+  if (!(await chats.add(given))) return;
+  chats.sentCount.value++;
+  await answer(given, settings);
 }
 
 /** Another answer to the same message, in place of one of which nothing came. Raises BadSetting. */
@@ -63,6 +75,7 @@ async function answer(asked: Message, settings: Record<string, unknown>): Promis
     ...settings,
     model: model.value || undefined,
     messages: requestMessages(conversation.system, history),
+    tools: parseTools(preferences.value.tools),
   };
   const message: Message = {
     ...newMessage(conversation.id, asked.id, "assistant", ""),
@@ -132,7 +145,7 @@ class Receiver {
   }
 
   private take(part: Part): void {
-    if (part.text || part.reasoning) {
+    if (part.text || part.reasoning || part.calls.length) {
       this.first ||= Date.now();
       this.parts++;
       this.message.figures = this.estimate();
@@ -141,6 +154,7 @@ class Receiver {
       ...this.message,
       text: this.message.text + part.text,
       reasoning: this.message.reasoning + part.reasoning,
+      ...(part.calls.length ? { calls: addCalls(this.message.calls ?? [], part.calls) } : {}),
       finish: part.finish || this.message.finish,
       model: part.model || this.message.model,
       figures: { ...this.message.figures, ...figuresOf(part) },

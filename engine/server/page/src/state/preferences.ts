@@ -8,10 +8,11 @@ export interface Preferences {
   model: string;
   system: string; // of new conversations
   settings: Typed;
+  tools: string; // JSON
 }
 
 const PLACE = "lltool.preferences";
-const DEFAULTS: Preferences = { language: "", theme: "", model: "", system: "", settings: {} };
+const DEFAULTS: Preferences = { language: "", theme: "", model: "", system: "", settings: {}, tools: "" };
 
 export const preferences = signal<Preferences>(read());
 

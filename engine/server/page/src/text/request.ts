@@ -3,10 +3,22 @@ import type { ChatMessage } from "../api/client";
 import type { Attachment, Message } from "../data/types";
 import { splitThinking } from "./thinking";
 
-/** Reasoning is left out, and so are answers of which nothing came. Two user messages in a row become one. */
+/**
+ * Reasoning is left out, and so are answers of which nothing came, and calls that have no results. Two user messages in
+ * a row become one.
+ */
 export function requestMessages(system: string, path: readonly Message[]): ChatMessage[] {
   const messages: ChatMessage[] = system.trim() ? [{ role: "system", content: system }] : [];
-  for (const each of path) {
+  for (const [at, each] of path.entries()) {
+    if (each.calls?.length && path[at + 1]?.results) {
+      const calls = each.calls.map(({ id, ...called }) => ({ id, type: "function" as const, function: called }));
+      messages.push({ role: "assistant", content: splitThinking(each.text).answer, tool_calls: calls });
+      continue;
+    }
+    if (each.results) {
+      for (const { id, text } of each.results) messages.push({ role: "tool", content: text, tool_call_id: id });
+      continue;
+    }
     const content =
       each.role === "user" ? withAttachments(each.text, each.attachments) : splitThinking(each.text).answer;
     const last = messages.at(-1);

@@ -1,12 +1,13 @@
 import { showNumber, t } from "../language";
 import { regenerate } from "../state/answers";
-import { isInterrupted, running } from "../state/chats";
+import { isInterrupted, path, running } from "../state/chats";
 import type { Message } from "../data/types";
 import { splitThinking } from "../text/thinking";
 import { attempt } from "./attempt";
 import { Icon } from "./Icon";
 import { Markdown } from "./Markdown";
 import { Actions } from "./Actions";
+import { Calls } from "./Calls";
 
 /** What the model has answered, or is answering. */
 export function Answer({ message }: { message: Message }) {
@@ -14,6 +15,7 @@ export function Answer({ message }: { message: Message }) {
   const reasoning = [message.reasoning, parts.reasoning].filter(Boolean).join("\n\n");
   const interrupted = isInterrupted(message);
   const isWriting = message.state === "streaming" && !interrupted;
+  const hasCalls = Boolean(message.calls?.length);
   const isThinking = isWriting && parts.answer === "";
   return (
     <article
@@ -29,8 +31,11 @@ export function Answer({ message }: { message: Message }) {
         </details>
       )}
       {parts.answer && <Markdown text={parts.answer} />}
-      {isThinking && <Waiting />}
-      <Ending message={message} isInterrupted={interrupted} isEmpty={!parts.answer} />
+      {hasCalls && (
+        <Calls message={message} isOpen={message.state === "done" && path.value.at(-1)?.id === message.id} />
+      )}
+      {isThinking && !hasCalls && <Waiting />}
+      <Ending message={message} isInterrupted={interrupted} isEmpty={!parts.answer && !hasCalls} />
       {!isWriting && (
         <Actions
           message={message}

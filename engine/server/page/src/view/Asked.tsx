@@ -23,8 +23,18 @@ export function Asked({ message }: { message: Message }) {
           <pre tabIndex={0}>{each.text}</pre>
         </details>
       ))}
+      {message.results?.map((each) => (
+        <details key={each.id} class="attached">
+          <summary>
+            <Icon name="tool" size={15} /> {t("call.result", { name: each.name })}
+          </summary>
+          <pre tabIndex={0}>{each.text}</pre>
+        </details>
+      ))}
       {isEdited ? <Editor message={message} /> : message.text && <div class="bubble">{message.text}</div>}
-      {!isEdited && <Actions message={message} copy={message.text} edit={() => (edited.value = message.id)} />}
+      {!isEdited && !message.results && (
+        <Actions message={message} copy={message.text} edit={() => (edited.value = message.id)} />
+      )}
     </article>
   );
 }

@@ -21,6 +21,7 @@ import {
   Trash2,
   TriangleAlert,
   Upload,
+  Wrench,
   X,
   type IconNode,
 } from "lucide";
@@ -49,6 +50,7 @@ const ICONS = {
   send: ArrowUp,
   settings: Settings,
   stop: Square,
+  tool: Wrench,
   warning: TriangleAlert,
 } satisfies Record<string, IconNode>;
 

@@ -1,6 +1,7 @@
 import { useSignal } from "@preact/signals";
 import { useRef } from "preact/hooks";
 import { BadSetting, GROUPS, parseSetting, SETTINGS, showSetting, type Setting } from "../data/settings";
+import { BadTools, parseTools } from "../data/tools";
 import { LANGUAGES, t, type Key } from "../language";
 import { change, conversations, current, newSystem, remove } from "../state/chats";
 import { preferences, setPreferences, setTyped, type Preferences } from "../state/preferences";
@@ -17,6 +18,7 @@ export function SettingsDialog({ onClose }: { onClose: () => void }) {
       <div class="settings-body">
         <Look />
         <SystemPrompts />
+        <Tools />
         <Sampling />
         <Data />
       </div>
@@ -97,6 +99,50 @@ function SystemPrompts() {
       </label>
     </section>
   );
+}
+
+const TOOLS_EXAMPLE = `[{"name": "get_weather", "description": "The weather of a city",
+  "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}]`;
+
+function Tools() {
+  const typed = preferences.value.tools;
+  const problem = problemOfTools(typed);
+  return (
+    <section>
+      <h3>{t("tools")}</h3>
+      <p class="help" id="tools-help">
+        {t("tools.explain")}
+      </p>
+      <label class="field">
+        <span>{t("tools.list")}</span>
+        <textarea
+          rows={4}
+          class="code"
+          value={typed}
+          placeholder={TOOLS_EXAMPLE}
+          spellcheck={false}
+          aria-describedby="tools-help"
+          aria-invalid={problem !== ""}
+          onInput={(event) => setPreferences({ tools: event.currentTarget.value })}
+        />
+      </label>
+      {problem && (
+        <p class="problem" role="alert">
+          {problem}
+        </p>
+      )}
+    </section>
+  );
+}
+
+function problemOfTools(typed: string): string {
+  try {
+    parseTools(typed);
+    return "";
+  } catch (error) {
+    if (!(error instanceof BadTools)) throw error;
+    return t("tools.bad", { reason: error.message });
+  }
 }
 
 function Sampling() {

@@ -1,4 +1,5 @@
 import { BadSetting } from "../data/settings";
+import { BadTools } from "../data/tools";
 import { t, type Key } from "../language";
 import { tell } from "../state/notices";
 import { dialog } from "./dialogs";
@@ -9,8 +10,8 @@ export async function attempt(what: () => Promise<void>): Promise<boolean> {
     await what();
     return true;
   } catch (error) {
-    if (error instanceof BadSetting) {
-      tell(describeBadSetting(error), true);
+    if (error instanceof BadSetting || error instanceof BadTools) {
+      tell(error instanceof BadTools ? t("tools.bad", { reason: error.message }) : describeBadSetting(error), true);
       dialog.value = { kind: "settings" };
     } else {
       tell(t("error.unexpected", { reason: String(error) }), true);
