@@ -68,10 +68,11 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Taken:
-    """A task of a batch, and the indices in its text of the tokens whose logits were computed, ascending."""
+    """A task of a batch with its number of tokens, and the indices in its text of those whose logits were computed."""
 
     task: Task
-    rows: NDArray[np.intp]
+    rows: NDArray[np.intp]  # ascending
+    count: int
 
 
 # Reads the logits of a batch; their rows are those of the tasks, in order.
@@ -162,7 +163,7 @@ class Scheduler:
                 start = task.sequence.length
                 wanted = np.arange(max(task.first, start), max(task.first, start + count))
                 pieces.append((task.sequence, task.ids[start : start + count], wanted - start))
-                rows.append(Taken(task, wanted))
+                rows.append(Taken(task, wanted, count))
             logits = self.model.forward(pieces)
             try:
                 read(logits, rows)
