@@ -29,6 +29,10 @@ def test_steps_have_every_token_and_requests_their_times(tiny_path: Path, tmp_pa
     assert sum(step["args"]["decoded"] for step in steps) == 8  # the first token comes with the prompt
     assert {text["request"] for step in steps for text in step["args"]["texts"]} == {id}
     assert all(event["dur"] >= 0 for event in events if event["ph"] == "X")
+    parts = ("evaluate", "logits", "sample")
+    lengths = {name: [event["dur"] for event in events if event["name"] == name] for name in ("step", *parts)}
+    sums = [sum(each) for each in zip(*(lengths[name] for name in parts), strict=True)]
+    assert sums == pytest.approx(lengths["step"], abs=1)  # microseconds, which are rounded
     ours = [event for event in events if event.get("id") == id]
     assert [event["name"] for event in ours if event["ph"] == "b"] == [
         "POST /v1/completions", "template", "queue", "prefill", "decode"

@@ -163,6 +163,6 @@ def test_processor_time_is_that_of_the_process_and_what_it_started(tmp_path: Pat
     times = {1: (0, 9000), 7: (1, 100), 8: (7, 20), 9: (8, 3), 10: (1, 5000)}
     for process, (parent, ticks) in times.items():
         (tmp_path / str(process)).mkdir()
-        fields = ["S", str(parent), *["0"] * 9, str(ticks), "0", "0", "0"]
+        fields = ["S", str(parent), *["0"] * 9, str(ticks), "1", "2", "4"]
         (tmp_path / str(process) / "stat").write_text(f"{process} (a (b) c) {' '.join(fields)}")
-    assert ServerProcess(7, tmp_path).processor_seconds() == 123 / os.sysconf("SC_CLK_TCK")
+    assert ServerProcess(7, tmp_path).processor_seconds() == (100 + 20 + 3 + 3 * 7) / os.sysconf("SC_CLK_TCK")
