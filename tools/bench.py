@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
-    if arguments.through or arguments.clients:
+    if arguments.through or arguments.clients or arguments.long_prompt or arguments.api_key:
         return bench_through(arguments)
     arguments.model = take_models(arguments)
     if arguments.autotune:

@@ -54,7 +54,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from lltool.tools.arguments import words_with_model
 
     if not arguments.through:
-        raise InputError("--clients: wants the server that they use, as in --through http://127.0.0.1:8080")
+        raise InputError("--clients, --long-prompt and --api-key: want a server, as in --through http://127.0.0.1:8080")
     if words_with_model(arguments):
         raise InputError("--through measures the model that the server has; leave out the model")
     others = {"--profile": arguments.profile, "--autotune": arguments.autotune, "-npl": arguments.n_parallel}

@@ -35,7 +35,8 @@ def test_the_tests_are_those_of_the_bench_where_none_is_given(capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--clients", "8"], "--clients: wants the server"),
+        (["--clients", "8"], "--api-key: want a server, as in --through"),
+        (["--long-prompt", "4000", "-m", "a.gguf"], "--api-key: want a server, as in --through"),
         (["--through", "nowhere"], "'nowhere' is not the address of a server"),
         (["--through", "http://127.0.0.1:1", "-m", "a.gguf"], "leave out the model"),
         (["--through", "http://127.0.0.1:1", "-t", "2"], "-t: is for a model in this process"),

@@ -148,6 +148,7 @@ class Client:
             if leave_after is not None and len(answer.pieces) >= leave_after:
                 self.close()
                 return
+        answer.generated_tokens = answer.generated_tokens or len(answer.pieces)  # of a server that gives no counts
         response.read()  # nothing; but only this frees the connection where the length was known
         if not is_whole and not answer.detail:
             answer.detail = "the answer ended before its last event"

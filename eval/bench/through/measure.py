@@ -88,12 +88,12 @@ def _run(subject: _Subject, test: Workload, requests: int, long_prompt: int, see
         return subject.prompts.body(long_prompt, _LONG_ANSWER, f"{seed} long {number}")
 
     others, process = (beside, None) if long_prompt else (None, subject.process)
-    run = run_load(subject.server, bodies, test.sequences, beside=others, process=process)
+    run, url = run_load(subject.server, bodies, test.sequences, beside=others, process=process), subject.server.url
     if not any(answer.is_good for answer in run.answers):
         answer = run.answers[0]
-        raise InputError(
-            f"{subject.server.url}: no request of {test} was answered: status {answer.status}, {answer.detail}"
-        )
+        raise InputError(f"{url}: no request of {test} was answered: status {answer.status}, {answer.detail}")
+    if not speed_of_run(run, test):
+        raise InputError(f"{url}: its streamed answers to {test} count no tokens; wanted usage as stream_options asks")
     return run
 
 

@@ -14,7 +14,6 @@ from lltool.eval.bench.through.client import Answer
 from lltool.eval.bench.through.load import LoadRun
 from lltool.eval.common.tables import format_table
 
-FORMATS = ("md", "csv", "json", "jsonl")
 # The parts of a request's time that an lltool server reports, by the column that holds each.
 ITEMS = {
     "http_ms": "HTTP",
@@ -138,7 +137,7 @@ def items(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def format_served(rows: Sequence[ServedRow], form: str) -> str:
-    """The rows as text; `form` is one of FORMATS."""
+    """The rows as text; `form` is md, csv, json or jsonl."""
     columns: list[Mapping[str, Any]] = [row.columns() for row in rows]
     match form:
         case "csv":

@@ -16,6 +16,8 @@ class StubServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
+    counts = True  # whether streamed answers have their usage
+
     def __init__(self, refuses: int = 0, timings: dict[str, float] | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.refuses, self.timings = refuses, timings
@@ -64,7 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _stream(self, body: dict[str, Any]) -> None:
         pieces: list[dict[str, Any]] = [{"choices": [{"delta": {"content": "a"}}]}] * body["max_tokens"]
         more = {"timings": self.server.timings} if self.server.timings else {}
-        pieces.append({"choices": [], "usage": usage(body), **more})
+        if self.server.counts:
+            pieces.append({"choices": [], "usage": usage(body), **more})
         data = "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces) + "data: [DONE]\n\n"
         self._send(200, "text/event-stream", data.encode())
 

@@ -146,6 +146,15 @@ def test_a_server_that_refuses_everything_is_an_error() -> None:
         measure_through([Server.parse(stub.url)], [Workload(8, 0)], rounds=1)
 
 
+def test_a_server_without_counts_has_its_pieces_counted() -> None:
+    with stub_server() as stub:
+        stub.counts = False
+        (row,) = measure_through([Server.parse(stub.url)], [Workload(0, 4)], rounds=1)
+        assert row.generated_tokens == 4
+        with pytest.raises(InputError, match="streamed answers to pp8 count no tokens"):
+            measure_through([Server.parse(stub.url)], [Workload(8, 0)], rounds=1)
+
+
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="wants Linux's /proc")
 def test_the_process_behind_a_port_is_found() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
