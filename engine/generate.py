@@ -23,11 +23,37 @@ from lltool.gguf.errors import InputError
 if TYPE_CHECKING:
     from lltool.engine.model import Model
 
-__all__ = ["Dialogue", "Generation", "StopStrings", "Timings", "Token", "generate", "generate_all", "generate_step"]
+__all__ = [
+    "Dialogue",
+    "Generation",
+    "Step",
+    "StopStrings",
+    "Timings",
+    "Token",
+    "generate",
+    "generate_all",
+    "generate_step",
+]
 
 
-def generate_step(scheduler: Scheduler) -> list[tuple[Request, Token]]:
-    """Runs one batch of the scheduler's requests, and returns the tokens that they got.
+@dataclass
+class Step:
+    """A record of a batch: each request that had tokens in it with their number, and times by `perf_counter`.
+
+    From `started` to `evaluated` the batch was computed up to the last layer; then came logits and sampling, in turns.
+    `waiting` requests had no room in it. A batch that was never computed leaves `taken` empty.
+    """
+
+    started: float = 0.0
+    evaluated: float = 0.0
+    ended: float = 0.0
+    sample_seconds: float = 0.0
+    taken: list[tuple[Request, int]] = field(default_factory=list)
+    waiting: int = 0
+
+
+def generate_step(scheduler: Scheduler, step: Step | None = None) -> list[tuple[Request, Token]]:
+    """Runs one batch of the scheduler's requests, and returns the tokens that they got; fills in `step`, if given.
 
     A request whose logits are damaged ends with the reason "error", and so does one whose own code raises something
     else, which is passed on; the other requests are not affected.
@@ -36,11 +62,28 @@ def generate_step(scheduler: Scheduler) -> list[tuple[Request, Token]]:
     for task in (*scheduler.running, *scheduler.waiting):
         assert isinstance(task, Request)
         task.resume()
-    scheduler.step(lambda logits, taken: _sample(scheduler.model, logits, taken, found))
+    if step is None:
+        scheduler.step(lambda logits, taken: _sample(scheduler.model, logits, taken, found))
+        return found
+
+    def read(logits: Logits, taken: Sequence[Taken]) -> None:
+        step.evaluated, step.waiting = perf_counter(), len(scheduler.waiting)
+        step.taken = [(each.task, each.count) for each in taken if isinstance(each.task, Request)]
+        _sample(scheduler.model, logits, taken, found, step)
+
+    step.started = perf_counter()
+    scheduler.step(read)
+    step.ended = perf_counter()
     return found
 
 
-def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[tuple[Request, Token]]) -> None:
+def _sample(
+    model: "Model",
+    logits: Logits,
+    taken: Sequence[Taken],
+    found: list[tuple[Request, Token]],
+    step: Step | None = None,
+) -> None:
     rows: list[tuple[Request, int]] = []  # each row's request, and the index in its text of the token that it follows
     failed: BaseException | None = None
     for each in taken:
@@ -61,6 +104,7 @@ def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[
         batch = [request for request, _ in part if not request.is_over]
         if not batch:
             continue
+        begun = perf_counter()
         for request, row, choice in zip(batch, block, _choose(model, batch, block), strict=True):
             if isinstance(choice, InputError):
                 request.end("error", str(choice))
@@ -76,6 +120,8 @@ def _sample(model: "Model", logits: Logits, taken: Sequence[Taken], found: list[
             except BaseException as error:
                 request.end("error", repr(error))
                 failed = failed or error
+        if step is not None:
+            step.sample_seconds += perf_counter() - begun
     if failed:
         raise failed
 

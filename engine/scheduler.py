@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # A task waits until another has evaluated their common prefix if that saves it so many tokens: fewer cost less than
 # being a batch later.
 _WORTH_WAITING = 16
+# Tokens of prompts in a batch in which other texts get their next token. Prompts are read as fast in batches of 64 as
+# of 512 tokens, and these texts wait less for each token while a prompt of thousands is read.
+_PROMPTS_BESIDE = 128
 _LOOK_AHEAD = 256  # waiting tasks that may begin before one whose prefix is still to come
 
 
@@ -78,10 +81,11 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Taken:
-    """A task of a batch, and the indices in its text of the tokens whose logits were computed, ascending."""
+    """A task of a batch with its number of tokens, and the indices in its text of those whose logits were computed."""
 
     task: Task
-    rows: NDArray[np.intp]
+    rows: NDArray[np.intp]  # ascending
+    count: int
 
 
 # Reads the logits of a batch; their rows are those of the tasks, in order.
@@ -218,7 +222,7 @@ class Scheduler:
                 start = task.sequence.length
                 wanted = np.arange(max(task.first, start), max(task.first, start + count))
                 pieces.append((task.sequence, task.ids[start : start + count], wanted - start))
-                rows.append(Taken(task, wanted))
+                rows.append(Taken(task, wanted, count))
             logits = self.model.forward(pieces)
             try:
                 read(logits, rows)
@@ -236,6 +240,8 @@ class Scheduler:
             if task.sequence.length == len(task.ids):  # an interrupt came before its logits were read
                 task.sequence.truncate(len(task.ids) - 1)
         left = {task: len(task.ids) - task.evaluated for task in chosen}
+        if nexts := sum(count == 1 for count in left.values()):
+            room = min(room, nexts + _PROMPTS_BESIDE)
         taken = []
         for number, task in enumerate(sorted(chosen, key=left.__getitem__)):
             taken.append((task, min(left[task], room // (len(chosen) - number))))

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +12,7 @@ from lltool.gguf.errors import InputError
 from lltool.tools.arguments import output_to, print_json, take_models
 from lltool.tools.bench_arguments import parse_arguments
 from lltool.tools.bench_arguments import parser as parser  # for the help and completion
+from lltool.tools.bench_through import bench_through
 from lltool.tools.engine_arguments import set_priority
 from lltool.tools.talk import note
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
+    if arguments.through or arguments.clients or arguments.long_prompt or arguments.api_key:
+        return bench_through(arguments)
     arguments.model = take_models(arguments)
     if arguments.autotune:
         return _autotune(arguments)
@@ -185,23 +188,14 @@ def _report(rows: "Sequence[ResultRow]", history: Path | None, arguments: argpar
 
         print(plot_rows(rows, arguments.plot), file=sys.stderr)
     if arguments.save:
-        for path in _save(rows, arguments.save, has_peers):
+        from lltool.eval.bench.peers.ratio_tables import plot_ratios
+        from lltool.eval.bench.plots.speed import plot_rows
+        from lltool.eval.bench.results.save import save_results
+
+        draw = plot_ratios if has_peers else plot_rows
+        show_form, draw_to = (lambda form: format_rows(rows, form)), (lambda target: draw(rows, target))
+        for path in save_results(arguments.save, show_form, draw_to):
             print(path, file=sys.stderr)
-
-
-def _save(rows: "Sequence[ResultRow]", stem: Path, has_peers: bool) -> Iterator[Path]:
-    """Writes the rows as CSV, JSON and a picture, and yields the paths."""
-    from lltool.eval.bench.peers.ratio_tables import plot_ratios
-    from lltool.eval.bench.plots.speed import plot_rows
-    from lltool.eval.bench.results.tables import format_rows
-    from lltool.gguf.whole_file import whole_file
-
-    for form in ("csv", "json"):
-        target = stem.with_name(f"{stem.name}.{form}")
-        with whole_file(target) as temporary:
-            temporary.write_text(format_rows(rows, form) + "\n", encoding="utf-8")
-        yield target
-    yield (plot_ratios if has_peers else plot_rows)(rows, stem.with_name(f"{stem.name}.png"))
 
 
 def _progress(arguments: argparse.Namespace) -> "AbstractContextManager[TitledProgress]":

@@ -4,6 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
+from lltool.eval.bench.option_values import parse_counts
 from lltool.eval.bench.settings import SETTINGS, WORKLOAD, Setting
 from lltool.eval.common.quantities import parse_percent
 from lltool.gguf.errors import InputError
@@ -29,6 +30,8 @@ lltool bench -m model.gguf -p 128 -n 32 -npl 1,2,4,8
 lltool bench -m model.gguf --peer transformers --peer llama-cpp-python:/opt/venv/bin/python --peer llama-bench:PATH
 lltool bench -m model.gguf -p 512 -n 128 --profile --plot profile.png
 lltool bench -m model.gguf --autotune
+lltool bench --through http://127.0.0.1:8080 -p 512 -n 128
+lltool bench --clients 1,8,32 --through ours=http://127.0.0.1:8080 --peer theirs=http://127.0.0.1:9090 --save load
 lltool bench -m model.gguf --format sql | sqlite3 results.sqlite
 lltool bench compare before.json after.json
 lltool bench history --test tg128 --last 10
@@ -36,6 +39,7 @@ lltool bench history --test tg128 --last 10
 NOTE = """\
 Each test parameter takes lists (1,2,4) and ranges of numbers (1-8, 1-8+2, 1-64*2), and can be given several times. All
 combinations are measured in turns. Settings that this build does not support are an error before anything runs."""
+_MOST_CLIENTS = 1000
 FORMATS = ("md", "csv", "json", "jsonl", "sql")
 
 
@@ -44,7 +48,7 @@ def parser() -> CommandParser:
         "bench",
         "Measures prefill (pp) and generation (tg) on random tokens, with llama-bench's options and columns.\n" + NOTE,
         EXAMPLES,
-        most_used="-m -hf -p -n -pg -d -npl -t -r --until --peer --profile --autotune --format -o --plot --json -q",
+        most_used="-m -hf -p -n -pg -d -npl -t -r --until --peer --through --clients --profile -o --plot --json -q",
     )
     add_model_arguments(parser, "MODEL...", f"{MODEL}; several are measured in turns")
     tests = parser.add_argument_group("test parameters")
@@ -84,6 +88,23 @@ def parser() -> CommandParser:
         help="instead: find the best -t and -tb for models of this size, and keep them",
     )
     add("--peer", action="append", default=[], metavar="NAME", help="another engine to run in turns")
+    add = parser.add_argument_group("through a server").add_argument
+    add(
+        "--through",
+        action="append",
+        default=[],
+        metavar="[NAME=]URL",
+        help="instead: run the tests through an OpenAI-compatible server; others, also with --peer, in turns with it",
+    )
+    add("--clients", type=checked(_clients), metavar="N,...", help="so many clients at once (default 1)")
+    add(
+        "--long-prompt",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="meanwhile, another client sends prompts of N tokens",
+    )
+    add("--api-key", metavar="KEY", help="the key that the servers want")
     output = parser.add_argument_group("output")
     add = output.add_argument
     add_format_arguments(output, FORMATS, llama_bench=True)
@@ -117,6 +138,13 @@ def _pair(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a pair of numbers like 512,128")
     return int(match[1]), int(match[2])
+
+
+def _clients(text: str) -> list[int]:
+    found = parse_counts(text)
+    if not 1 <= min(found) <= max(found) <= _MOST_CLIENTS:
+        raise InputError(f"{text!r}: wanted numbers of clients from 1 to {_MOST_CLIENTS}")
+    return found
 
 
 def _until(text: str) -> float:

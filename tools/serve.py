@@ -98,6 +98,8 @@ def parser() -> CommandParser:
         metavar="FOLDER",
         help="where requests may save the state of a text (default: not)",
     )
+    add("--trace", type=Path, metavar="FILE", help="write what the scheduler does, for Perfetto or chrome://tracing")
+    add("--trace-size", type=byte_size, default=64 << 20, metavar="SIZE", help="the largest trace (default 64 MiB)")
     add("--max-body", type=byte_size, default=4 << 20, metavar="SIZE", help="the largest request (default 4 MiB)")
     network = parser.add_argument_group("network and security").add_argument
     network("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1)")
@@ -185,6 +187,8 @@ def _settings(arguments: argparse.Namespace) -> "ServerSettings":
         },
         sampling=given_settings(arguments),
         chat_template=arguments.chat_template_file,
+        trace=arguments.trace,
+        trace_bytes=arguments.trace_size,
         reasoning_format=arguments.reasoning_format,
         models_max=arguments.models_max,
         memory_budget=arguments.memory_budget,

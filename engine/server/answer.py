@@ -118,6 +118,7 @@ def timings(job: Job) -> dict[str, Any]:
         "predicted_per_token_ms": predicted / steps if steps else 0.0,
         "predicted_per_second": times.decode_rate,
         "queue_ms": 1000 * job.queue_seconds,
+        "template_ms": 1000 * job.template_seconds,
     }
 
 

@@ -32,7 +32,7 @@ PAGE = Path(__file__).parent / "page" / "dist"
 
 
 def make_app(registry: Registry, settings: ServerSettings) -> Starlette:
-    """The application. Its registry is closed when it shuts down."""
+    """The application. Its registry is closed when it shuts down, which closes the trace of its settings too."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -41,7 +41,7 @@ def make_app(registry: Registry, settings: ServerSettings) -> Starlette:
 
     page = settings.page
     counts = Metrics(frozenset(path for each in ENDPOINTS for path in each.paths))
-    middleware = [Middleware(RequestLog, observe=counts.observe)]
+    middleware = [Middleware(RequestLog, observe=counts.observe, trace=registry.trace)]
     if settings.cors_origins:
         middleware.append(
             Middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"])

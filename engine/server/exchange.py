@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from time import perf_counter
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
@@ -49,6 +50,7 @@ class Exchange:
     def __init__(self, request: Request, served: Served) -> None:
         self.request, self.served = request, served
         self.jobs: list[Job] = []
+        self._begun = perf_counter()
         self._is_closed = False
 
     @classmethod
@@ -67,6 +69,8 @@ class Exchange:
             self.close()
 
     def submit(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            job.label, job.template_seconds = self.request.state.id, perf_counter() - self._begun
         self.served.runner.submit(jobs)
         self.jobs += jobs
         self.request.state.jobs = self.jobs

@@ -54,6 +54,8 @@ class Job(Request):
         self.slot = slot
         self.inbox, self.deadline = inbox, deadline
         self.submitted = self.started = self.ended = perf_counter()
+        self.label = ""  # the id of the request that it belongs to
+        self.template_seconds = 0.0  # from the request to its tokens: template, tokenizer and settings
         self.prompt_scores: list[Score] = []
         self._top = top
         self.wants_rows = top is not None

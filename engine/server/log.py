@@ -11,6 +11,7 @@ from uuid import uuid4
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lltool.engine.server.job import Job
+from lltool.engine.server.trace import Trace
 
 log = logging.getLogger("lltool.server")
 Observe = Callable[[dict[str, Any], list[Job]], None]
@@ -20,15 +21,17 @@ _QUIET = ("/health", "/v1/health", "/metrics")
 class RequestLog:
     """Logs each request when its answer has been sent, with an id that the answer has as X-Request-Id."""
 
-    def __init__(self, app: ASGIApp, observe: Observe) -> None:
+    def __init__(self, app: ASGIApp, observe: Observe, trace: Trace | None = None) -> None:
         self.app = app
         self.observe = observe
+        self.trace = trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         id, start = uuid4().hex[:16], time.perf_counter()
         state: dict[str, Any] = scope.setdefault("state", {})
+        state["id"] = id
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -56,6 +59,8 @@ class RequestLog:
             record |= {"prompt": state["tokens"]} if "tokens" in state else {}
             record |= summarize(jobs) if jobs else {}
             self.observe(record, jobs)
+            if self.trace is not None:
+                self.trace.request(record, jobs, start, time.perf_counter())
             if scope["path"] not in _QUIET:
                 log.info("%s", line(record))
 

@@ -11,6 +11,7 @@ from lltool.engine.model import DEFAULT_CONTEXT
 from lltool.engine.server.errors import ApiError
 from lltool.engine.server.served import Served
 from lltool.engine.server.settings import ServerSettings
+from lltool.engine.server.trace import Trace
 from lltool.gguf.errors import InputError
 from lltool.gguf.reader import open_gguf
 
@@ -47,6 +48,7 @@ class Registry:
     def __init__(self, sources: Sequence[Source], settings: ServerSettings) -> None:
         self.sources = list(sources)
         self.settings = settings
+        self.trace = None if settings.trace is None else Trace(settings.trace, settings.trace_bytes)
         self._loaded: dict[str, _Loaded] = {}
         self._changing = asyncio.Lock()  # held while models are loaded or unloaded
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,6 +120,8 @@ class Registry:
                 entry.timer.cancel()
             entry.served.close()
         self._loaded.clear()
+        if self.trace is not None:
+            self.trace.close()
 
     def _use(self, entry: _Loaded) -> None:
         entry.users += 1
@@ -182,7 +186,7 @@ class Registry:
         _log.info("unloaded model=%s", entry.served.name)
 
     def _load(self, source: Source) -> Served:
-        return Served.load(source.name, source.path, self.settings)
+        return Served.load(source.name, source.path, self.settings, self.trace)
 
     def _need(self, source: Source) -> int:
         """The bytes that a model takes besides the process itself. Raises InputError for one that cannot run."""

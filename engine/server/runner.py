@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lltool.engine.generate import generate_step
+from lltool.engine.generate import Step, generate_step
 from lltool.engine.model import Model
 from lltool.engine.request import Token
 from lltool.engine.scheduler import Scheduler
@@ -27,10 +27,12 @@ class Runner:
     """Runs the jobs of one model, at most `most` at a time, waiting ones included.
 
     All methods are for the event loop's thread. A job that is cancelled leaves the batch before the next step.
+    `observe` is called with each step, in the engine's thread.
     """
 
-    def __init__(self, model: Model, *, most: int, keep: int) -> None:
+    def __init__(self, model: Model, *, most: int, keep: int, observe: Callable[[Step], None] | None = None) -> None:
         self.model = model
+        self._observe = observe
         self.most = most
         self.steps = 0
         self._scheduler = Scheduler(model, keep=keep)
@@ -113,8 +115,9 @@ class Runner:
     def _work(self) -> None:
         while self._take_orders():
             pieces: list[tuple[Job, Piece | None]] = []
+            step = None if self._observe is None else Step()
             try:
-                for request, token in generate_step(self._scheduler):
+                for request, token in generate_step(self._scheduler, step):
                     assert isinstance(request, Job)
                     pieces.append((request, request.piece(token)))
             except InputError as error:
@@ -124,6 +127,8 @@ class Runner:
                 self._fail(error)
             self.steps += 1
             self._deliver(pieces)
+            if self._observe is not None and step is not None and step.taken and step.ended:
+                self._observe(step)
         for job in [*self._scheduler.running, *self._scheduler.waiting]:
             assert isinstance(job, Job)
             job.end("cancelled", "the server is stopping")

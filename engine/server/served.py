@@ -27,6 +27,7 @@ from lltool.engine.server.fields import GenerationFields, make_samplers, stop_te
 from lltool.engine.server.job import Inbox, Job
 from lltool.engine.server.runner import Runner
 from lltool.engine.server.settings import ServerSettings
+from lltool.engine.server.trace import Trace
 from lltool.engine.text.chat import ChatTemplate, Message, read_chat_template
 from lltool.engine.text.tokenizer import Tokenizer
 from lltool.gguf.errors import InputError
@@ -75,7 +76,7 @@ class Served:
     _long_texts: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
-    def load(cls, name: str, path: Path, settings: ServerSettings) -> "Served":
+    def load(cls, name: str, path: Path, settings: ServerSettings, trace: Trace | None = None) -> "Served":
         """Loads a model. Raises InputError as `load_model` does."""
         model = load_model(path, sequences=settings.parallel, output=None, **settings.load)
         if model.output == "logits" and model.config.pooling.is_stated:  # a decoder that was trained to make vectors
@@ -83,7 +84,8 @@ class Served:
             model = load_model(path, sequences=settings.parallel, output="pooled", **settings.load)
         try:
             _ = model.tokenizer, shipped_settings(model.file.metadata, given=list(settings.sampling))
-            runner = Runner(model, most=settings.parallel + settings.queue, keep=settings.keep)
+            observe = None if trace is None else lambda step: trace.step(name, step)
+            runner = Runner(model, most=settings.parallel + settings.queue, keep=settings.keep, observe=observe)
         except BaseException:
             model.close()
             raise

@@ -40,6 +40,8 @@ class ServerSettings:
     chat_template: Path | None = None
     reasoning_format: ReasoningFormat = "auto"
     logs_prompts: bool = False
+    trace: Path | None = None  # the file for a trace of what the scheduler does
+    trace_bytes: int = 64 << 20  # its largest size
     page: Path | None = None  # the folder of the web page
     models_max: int = 4  # loaded at the same time; 0: no limit
     memory_budget: int | None = None  # bytes of all loaded models

@@ -135,6 +135,18 @@ def test_a_long_prompt_stalls_nobody(model: Model, monkeypatch: pytest.MonkeyPat
     assert all({id(request) for request, _ in step} >= {id(request) for request in short} for step in steps)
 
 
+def test_a_long_prompt_takes_less_of_a_batch_while_another_text_wants_its_next_token(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lltool.engine.scheduler._PROMPTS_BESIDE", 16)
+    scheduler, batches = Scheduler(model), record(model, monkeypatch)
+    submit_all(model, scheduler, [PROMPTS[0]], tokens=5)
+    generate_step(scheduler)
+    submit_all(model, scheduler, [PROMPTS[1]], tokens=1)
+    run(scheduler)
+    assert [len(batch.tokens) for batch in batches] == [3, 17, 17, 17, 17, 64, 64, 8]
+
+
 def test_prompts_share_a_batch_equally(model: Model) -> None:
     scheduler = Scheduler(model)
     requests = submit_all(model, scheduler, [PROMPTS[1], PROMPTS[5], PROMPTS[7]], tokens=1)
