@@ -104,6 +104,7 @@ class Request(Task):
         reserves_all: bool = True,
         reads_prompt: bool = False,
         ends: frozenset[int] = frozenset(),
+        scales: Sequence[float] | None = None,
     ) -> None:
         ids = list(prompt) or [id for id in [tokenizer.bos] if id is not None]
         if not ids:
@@ -116,7 +117,7 @@ class Request(Task):
         tokens = limits.max_tokens
         limit = context if tokens is None else min(context, len(ids) + max(0, tokens - 1))
         first = 0 if reads_prompt else len(ids) - (tokens != 0)
-        super().__init__(ids, first=first, limit=limit, reserved=limit if reserves_all else len(ids))
+        super().__init__(ids, first=first, limit=limit, reserved=limit if reserves_all else len(ids), scales=scales)
         sampler.use(tokenizer)
         self.sampler = sampler
         self.mask: Mask | None = None  # of the tokens allowed next

@@ -11,6 +11,7 @@ from lltool.eval.common.quantities import SIZES, format_size
 from lltool.gguf.errors import InputError
 from lltool.gguf.optional import require
 from lltool.tools.arguments import byte_size, checked, command_parser, output_file, positive, print_json
+from lltool.tools.convert_adapter import convert_adapter, is_adapter
 from lltool.tools.convert_gguf import convert_gguf, is_gguf
 from lltool.tools.parser import CommandParser
 from lltool.tools.talk import note
@@ -61,6 +62,7 @@ def parser() -> CommandParser:
         "merge a LoRA adapter, a folder or an id on the Hub; SCALE multiplies its changes; can be given several times"
     )
     add("--lora", metavar="ADAPTER[:SCALE]", action="append", default=[], help=help)
+    add("--base", metavar="MODEL", help="with an adapter: its base, a folder with config.json or an id on the Hub")
     add("--remote", action="store_true", help="read the weights from the Hub on the way, without a copy on the disk")
     add("--verify", action="store_true", help="compare each file with the checkpoint, as `lltool verify` does")
     add("--dry-run", action="store_true", help="show sizes, memory and time, and write nothing")
@@ -73,6 +75,10 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{arguments.outfile}: not a folder; with several types, -o must be a folder")
     if arguments.target is not None and arguments.outtype != ["auto"]:
         raise InputError("--target chooses the type itself; leave out --outtype")
+    if is_adapter(arguments.source):
+        return convert_adapter(arguments)
+    if arguments.base is not None:
+        raise InputError(f"{arguments.source}: is no adapter, and --base is for adapters; leave it out")
     if is_gguf(arguments.source):
         return convert_gguf(arguments, _wishes(arguments))
 

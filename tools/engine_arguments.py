@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
+from lltool.tools.adapter_arguments import add_adapter_arguments
 from lltool.tools.arguments import positive
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ _NICE = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}  # nice values of llama.cpp's prior
 def add_engine_arguments(parser: argparse.ArgumentParser, *, measures: bool = False) -> None:
     """Adds the options that `engine_options` turns into arguments of `load_model`."""
     add_thread_arguments(parser)
+    add_adapter_arguments(parser)
     group = parser.add_argument_group("memory and exactness")
     for flag, letter, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values")):
         group.add_argument(
@@ -74,7 +76,7 @@ def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
     mode = "mmap" if arguments.load_mode == "auto" else arguments.load_mode
     names = ("cache_type_k", "cache_type_v", "deterministic")
     options = {name: getattr(arguments, name) for name in names}
-    return {"threads": requested_threads(arguments), "load_mode": mode, **options}
+    return {"threads": requested_threads(arguments), "load_mode": mode, "lora": arguments.lora, **options}
 
 
 def requested_threads(arguments: argparse.Namespace) -> "Threads | None":

@@ -20,7 +20,6 @@ UNSUPPORTED = {
     "grammar": NO_GRAMMAR,
     "json_schema": NO_GRAMMAR,
     "chat_template": "a request cannot bring a template",
-    "lora": "this server has no adapters",
     "audio": "this server writes text only",
 }
 Tokens = Annotated[int, Field(ge=-1, le=(1 << 63) - 1)]

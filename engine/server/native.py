@@ -20,7 +20,6 @@ from lltool.engine.server.served import Scores, Served
 _UNSUPPORTED = {
     "grammar": NO_GRAMMAR,
     "json_schema": NO_GRAMMAR,
-    "lora": "this server has no adapters",
     "image_data": "this server reads text only",
 }
 # The control tokens of filling in, by their key and by the names that vocabularies have for them.

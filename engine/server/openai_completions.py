@@ -26,7 +26,6 @@ class CompletionFields(GenerationFields):
         "suffix": "this endpoint continues texts; /infill fills them in",
         "grammar": NO_GRAMMAR,
         "json_schema": NO_GRAMMAR,
-        "lora": "this server has no adapters",
     }
 
     prompt: str | TokenIds | list[str] | list[TokenIds] = Field(description="texts or token ids to continue")

@@ -9,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lltool.engine.adapters import scales_of
 from lltool.engine.model import Model, load_model
 from lltool.engine.request import Limits
 from lltool.engine.sampling_settings import shipped_settings
 from lltool.engine.server.embedder import Embedder
 from lltool.engine.server.errors import ApiError, bad_request
-from lltool.engine.server.fields import GenerationFields, make_samplers, stop_texts
+from lltool.engine.server.fields import GenerationFields, adapter_scales, make_samplers, stop_texts
 from lltool.engine.server.job import Inbox, Job
 from lltool.engine.server.runner import Runner
 from lltool.engine.server.settings import ServerSettings
@@ -48,6 +49,7 @@ class Served:
     model: Model
     runner: Runner
     created: int = field(default_factory=lambda: int(time.time()))
+    scales: tuple[float, ...] = ()  # of the adapters, for requests that state none
     _long_texts: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
@@ -60,7 +62,7 @@ class Served:
         except BaseException:
             model.close()
             raise
-        return cls(name, path, settings, model, runner)
+        return cls(name, path, settings, model, runner, scales=scales_of(model.adapters))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -181,6 +183,7 @@ class Served:
         for ids in prompts:
             self.check_prompt(ids)
         stops = stop_texts(fields.stop, limits)
+        scales = self.scales if fields.lora is None else adapter_scales(self.model.adapters, fields.lora)
         seconds = limits.seconds
         if fields.t_max_predict_ms:
             seconds = min(seconds, fields.t_max_predict_ms / 1000)
@@ -199,6 +202,7 @@ class Served:
                         inbox=inbox,
                         reads_prompt=scores is not None and scores.prompt,
                         ends=ends,
+                        scales=scales,
                         top=scores.top if scores else None,
                         deadline=time.perf_counter() + seconds,
                     )

@@ -189,6 +189,18 @@ struct DeltaTask {
   float* state; // delta_floats
 };
 
+// x @ down: `down` is (columns, rank), with a rank of whole vectors; `out` has a row of `rank` for each row of x.
+struct LowRankDown {
+  const float* down;
+  int64_t columns, rank;
+};
+
+// Columns [begin, end) of out += h @ up, where `up` is (rank, columns) and rows of h are `stride` floats apart.
+struct LowRankUp {
+  const float* up;
+  int64_t rank, columns, stride, begin, end;
+};
+
 // The largest logit of a row: its first place, its value, and ln(sum(e^(x - value))) over the row.
 struct Peak {
   int64_t place;
@@ -273,6 +285,9 @@ struct EngineKernels {
   void (*selective_scan)(const SelectiveScanTask& task);
   void (*scan)(const ScanTask& task);
   void (*gated_delta)(const DeltaTask& task);
+
+  void (*low_rank_down)(const LowRankDown& task, int rows, const float* const* x, float* out);
+  void (*low_rank_up)(const LowRankUp& task, int rows, const float* h, float* const* out);
 
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
   void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);
