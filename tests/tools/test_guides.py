@@ -108,7 +108,7 @@ REFUSED = [
     ("llama-cli -m model.gguf -n 256 --grammar-file json.gbnf -p Hi", "--grammar-file"),
     ("llama-cli -m m.gguf --mmproj p.gguf --image i.png", "--mmproj"),
     ("llama-cli -m m.gguf -md draft.gguf -p Hi", "-md"),
-    ("llama-cli -m m.gguf -p Hi --lora a.gguf", "--lora"),
+    ("llama-cli -m m.gguf -p Hi --control-vector a.gguf", "--control-vector"),
     ("llama-bench -m m.gguf -rpc host:1", "-rpc"),
 ]  # fmt: skip
 

@@ -112,7 +112,10 @@ def test_a_switch_may_be_left_out(line: str) -> None:
             "--grammar-file x",
             "--grammar-file: lltool does not have this option of llama.cpp; lltool does not",
         ),
-        ("--lora x", "--lora: lltool does not have this option of llama.cpp; lltool has no adapters; merge"),
+        (
+            "--control-vector x",
+            "--control-vector: lltool does not have this option of llama.cpp; lltool has no control",
+        ),
         ("--hellaswag", "--hellaswag: `lltool run` does not have this option of llama.cpp"),
     ],
 )
