@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +23,23 @@ from lltool.quant.codec import decode
 
 MERGE_IT = "merge the adapter instead: lltool convert CHECKPOINT --lora ADAPTER"
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]
+_DTYPES: dict[GGMLType, type[np.generic]] = {
+    GGMLType.F32: np.float32,
+    GGMLType.F16: np.float16,
+    GGMLType.BF16: np.uint16,
+}
+"""The types in which factors are kept, and numpy's types of their numbers; bfloat16 has the integers of its bits."""
 
 
 @dataclass(frozen=True)
 class Factors:
     """The two matrices of an adapter for a matrix of its base, as the file has them, or stacks of them.
 
-    `a` is (rank, in), or (vocabulary, rank) for the embedding; `b` is (out, rank).
+    `a` is (rank, in), or (vocabulary, rank) for the embedding; `b` is (out, rank). Both are of `type`, one of _DTYPES.
     """
 
+    type: GGMLType
     a: Floats
     b: Floats
 
@@ -54,10 +62,6 @@ class Adapter:
     alpha: float
     factors: dict[str, Factors]
     digest: str
-
-    @property
-    def name(self) -> str:
-        return self.path.name.removesuffix(".gguf")
 
     @property
     def rank(self) -> int:
@@ -93,7 +97,7 @@ def open_adapter(path: str | PathLike[str], scale: float = 1.0, id: int = 0) -> 
             if f"{base}.lora_a" not in names or f"{base}.lora_b" not in names:
                 raise InputError(f"{path}: {base}: has only one of lora_a and lora_b; the file is damaged")
             if part == "lora_a":
-                factors[base] = Factors(_values(file, name), _values(file, f"{base}.lora_b"))
+                factors[base] = _factors(file, base)
         if not factors:
             raise InputError(f"{path}: holds no factors; is the adapter empty?")
         return Adapter(
@@ -195,23 +199,29 @@ def _update(
     factor = (adapter.alpha / factors.rank if adapter.alpha else 1.0) * (op.scale if isinstance(op, Embed) else 1.0)
     return (
         Update(adapter.id, factor, output, f"{stem}.down", f"{stem}.up.{output}"),
-        [_weight(f"{stem}.down", down), _weight(f"{stem}.up.{output}", up)],
+        [_weight(f"{stem}.down", factors.type, down), _weight(f"{stem}.up.{output}", factors.type, up)],
     )
 
 
-def _weight(name: str, values: Floats) -> Weight:
+def _weight(name: str, type: GGMLType, values: Floats) -> Weight:
     whole = np.ascontiguousarray(values)
-    return Weight(name, GGMLType.F32, values.shape, whole.reshape(-1, values.shape[-1]).view(np.uint8))
+    return Weight(name, type, values.shape, whole.reshape(-1, values.shape[-1]).view(np.uint8))
 
 
-def _values(file: GGUFFile, name: str) -> Floats:
-    tensor = file.tensor(name)
-    values: Floats = decode(tensor.data(), tensor.type).reshape(tensor.shape)
-    if values.ndim not in (2, 3):
-        raise InputError(f"{file.path}: {name}: shape {tensor.shape}, wanted a matrix or a stack of them")
-    if not np.isfinite(values).all():
-        raise InputError(f"{file.path}: {name}: holds NaN or infinity; the adapter is damaged")
-    return values
+def _factors(file: GGUFFile, base: str) -> Factors:
+    """The factors as they are stored if both have one type of floats, else as float32."""
+    pair = [file.tensor(f"{base}.{part}") for part in ("lora_a", "lora_b")]
+    kind = pair[0].type if pair[0].type == pair[1].type and pair[0].type in _DTYPES else GGMLType.F32
+    found = []
+    for tensor in pair:
+        if len(tensor.shape) not in (2, 3):
+            raise InputError(f"{file.path}: {tensor.name}: shape {tensor.shape}, wanted a matrix or a stack of them")
+        data = np.array(tensor.data())  # a copy, as the file is closed
+        values = decode(data, tensor.type)
+        if not np.isfinite(values).all():
+            raise InputError(f"{file.path}: {tensor.name}: holds NaN or infinity; the adapter is damaged")
+        found.append((data.view(_DTYPES[kind]) if kind == tensor.type else values).reshape(tensor.shape))
+    return Factors(kind, found[0], found[1])
 
 
 def _text(file: GGUFFile, key: str) -> str:

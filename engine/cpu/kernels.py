@@ -131,14 +131,14 @@ def _head_linear(to: Target, op: HeadLinear) -> None:
 
 def _factors(to: Target, update: Update) -> _native.Factors:
     down, up = (to.program.weights[name] for name in (update.down, update.up))
-    values = down.data.view(np.float32)
-    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % _native.LOW_RANK_UNIT)))
+    more = -down.columns % _native.LOW_RANK_UNIT * down.data.shape[1] // down.columns
     return _native.Factors(
         adapter=update.adapter,
         factor=update.factor,
         output=update.output,
-        down=np.ascontiguousarray(padded),
-        up=up.data.view(np.float32),
+        type=int(down.type),
+        down=np.pad(down.data, ((0, 0), (0, more))) if more else down.data,
+        up=up.data,
     )
 
 

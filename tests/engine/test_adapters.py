@@ -12,9 +12,10 @@ from lltool.engine.cpu import _native
 from lltool.engine.model import Model, load_model
 from lltool.engine.scheduler import Scheduler, Task
 from lltool.gguf.errors import InputError
+from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import ValueType, array, f32, string
 from tests.engine import tiny_adapters, tiny_gguf
-from tests.engine.tiny_adapters import ALL, EMBEDDING, factors, merged, write_adapter
+from tests.engine.tiny_adapters import ALL, EMBEDDING, factors, merged, write_adapter, write_as
 
 IDS = np.arange(40) * 7 % tiny_gguf.VOCAB
 KEYS = tiny_gguf.metadata() | tiny_gguf.vocabulary()
@@ -49,6 +50,20 @@ def test_an_adapter_is_what_merging_makes(isa: str, rank: int, base: Path, tmp_p
         assert np.abs(alone - wanted[:20]).max() < 2e-5 * wanted.std()
     with load_model(base, **settings) as model:
         assert np.abs(run(model) - wanted).max() > 0.1 * wanted.std()
+
+
+@pytest.mark.parametrize("isa", _native.available_isas())
+@pytest.mark.parametrize("type", [GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0])
+def test_factors_of_other_types_are_computed_with_as_they_are(
+    isa: str, type: GGMLType, base: Path, tmp_path: Path
+) -> None:
+    """As the reference does, which decodes them."""
+    names = [name for name in ALL if "attn_v" in name or "ffn_up" in name] + [EMBEDDING] * (type != GGMLType.Q8_0)
+    adapter = write_as(tmp_path / "a.gguf", factors(names, 32), type)
+    with load_model(base, lora=[(adapter, 1.0)], executor="reference") as model:
+        wanted = run(model)
+    with load_model(base, lora=[(adapter, 1.0)], precision="f32", instruction_set=isa) as model:
+        assert np.abs(run(model) - wanted).max() < 2e-5 * wanted.std()
 
 
 def test_two_adapters_at_once(base: Path, tmp_path: Path) -> None:

@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.metadata import Value, f32, string
+from lltool.gguf.source import Model
+from lltool.gguf.writer import write_gguf
+from lltool.quant.convert.low_rank import float_tensor
+from lltool.quant.retype import retype_tensor
 from tests.engine import tiny_gguf
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -40,6 +45,13 @@ def metadata(alpha: float = 8.0, **changes: Value | None) -> dict[str, Value]:
 
 def write_adapter(path: Path, arrays: Mapping[str, NDArray[Any]], alpha: float = 8.0) -> Path:
     return tiny_gguf.write_model(path, metadata(alpha), arrays)
+
+
+def write_as(path: Path, arrays: Arrays, type: GGMLType, alpha: float = 8.0) -> Path:
+    """An adapter whose factors have this type."""
+    tensors = [retype_tensor(float_tensor(name, values), type) for name, values in arrays.items()]
+    write_gguf(path, Model(metadata(alpha), tensors))
+    return path
 
 
 def merged(*adapters: tuple[Arrays, float]) -> Arrays:

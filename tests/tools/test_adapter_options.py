@@ -59,6 +59,18 @@ def test_perplexity_with_an_adapter_is_that_of_the_merged_model(
     assert found != pytest.approx(perplexity("-m", str(base)), rel=1e-2)
 
 
+def test_a_reference_is_without_the_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = write_adapter(tmp_path / "a.gguf", factors())
+    base = tiny_gguf.write_model(tmp_path / "base.gguf", KEYS, tiny_gguf.tensors())
+    (tmp_path / "text.txt").write_text("".join(chr(33 + i * i % 90) for i in range(300)))
+    line = ["-m", str(base), "--reference", str(base), "-f", str(tmp_path / "text.txt"), "-c", "64"]
+    divergence = []
+    for scale in ("0", "1"):
+        assert main(["perplexity", *line, "--lora-scaled", f"{adapter}:{scale}", "--format", "json"]) == 0
+        divergence.append(json.loads(capsys.readouterr().out)["divergence"]["mean"])
+    assert abs(divergence[0]) < 1e-9 < 1e-3 < divergence[1]
+
+
 def test_an_adapter_that_is_none_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = tiny_gguf.write_model(tmp_path / "base.gguf", KEYS, tiny_gguf.tensors())
     assert main(["run", "-m", str(base), "-p", "a", "--lora", str(base)]) == 2

@@ -189,15 +189,21 @@ struct DeltaTask {
   float* state; // delta_floats
 };
 
+// The types of the factors of adapters, with ggml's numbers.
+enum class FactorType : int { f32 = 0, f16 = 1, bf16 = 30 };
+constexpr int64_t factor_bytes(FactorType type) { return type == FactorType::f32 ? 4 : 2; }
+
 // x @ down: `down` is (columns, rank), with a rank of whole vectors; `out` has a row of `rank` for each row of x.
 struct LowRankDown {
-  const float* down;
+  FactorType type;
+  const uint8_t* down;
   int64_t columns, rank;
 };
 
 // Columns [begin, end) of out += h @ up, where `up` is (rank, columns) and rows of h are `stride` floats apart.
 struct LowRankUp {
-  const float* up;
+  FactorType type;
+  const uint8_t* up;
   int64_t rank, columns, stride, begin, end;
 };
 

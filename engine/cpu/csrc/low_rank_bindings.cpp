@@ -10,31 +10,34 @@ namespace lltool {
 
 namespace {
 
-// The factors as Python gives them: `down` is (columns, padded), `up` (rank, columns of the output); of a stack, the rows of
-// all experts follow one another.
+// The factors as Python gives them, as bytes: `down` is (columns, padded), `up` (rank, columns of the output); of a stack, the
+// rows of all experts follow one another.
 struct Factors {
   int adapter;
   double factor;
   int64_t output;
-  Rows down, up;
+  int type;
+  Bytes2 down, up;
 };
 
 } // namespace
 
 static LowRankUpdate checked(Session& s, const Factors& f, int64_t inputs, const std::vector<Place>& outs, int64_t experts) {
-  const int64_t padded = int64_t(f.down.shape(1));
+  require(f.type == int(FactorType::f32) || f.type == int(FactorType::f16) || f.type == int(FactorType::bf16), "low_rank: no such type");
+  const FactorType type = FactorType(f.type);
+  const int64_t size = factor_bytes(type), padded = int64_t(f.down.shape(1)) / size;
+  require(int64_t(f.down.shape(1)) % size == 0, "low_rank: rows that end within a number");
   require(f.adapter >= 0 && f.adapter < max_adapters, "low_rank: adapters have numbers from 0 to 65535");
   require(f.output >= 0 && size_t(f.output) < outs.size(), "low_rank: no such output");
   require(padded > 0 && padded % low_rank_unit == 0 && f.up.shape(0) > 0 && int64_t(f.up.shape(0)) % experts == 0, "low_rank: no such rank");
   const int64_t rank = int64_t(f.up.shape(0)) / experts;
   require(rank <= padded && int64_t(f.down.shape(0)) == checked_mul(inputs, experts) &&
-              int64_t(f.up.shape(1)) == outs[size_t(f.output)].second,
+              int64_t(f.up.shape(1)) == checked_mul(outs[size_t(f.output)].second, size),
           "low_rank: shapes do not agree");
   require_finite({f.factor});
-  require_aligned(f.down), require_aligned(f.up);
   s.keep(f.down), s.keep(f.up);
   s.adapters = std::max(s.adapters, f.adapter + 1);
-  return {f.adapter, float(f.factor), size_t(f.output), f.down.data(), f.up.data(), rank, padded};
+  return {f.adapter, float(f.factor), size_t(f.output), type, f.down.data(), f.up.data(), rank, padded};
 }
 
 static void add_low_rank(Session& s, Place x, std::vector<Place> outs, const std::vector<Factors*>& updates, std::optional<Place> chosen,
@@ -83,10 +86,10 @@ void bind_low_rank(nb::module_& m, nb::class_<Session>& executor) {
   nb::class_<Factors>(m, "Factors")
       .def(
           "__init__",
-          [](Factors* self, int adapter, double factor, int64_t output, Rows down, Rows up) {
-            new (self) Factors{adapter, factor, output, down, up};
+          [](Factors* self, int adapter, double factor, int64_t output, int type, Bytes2 down, Bytes2 up) {
+            new (self) Factors{adapter, factor, output, type, down, up};
           },
-          nb::kw_only(), nb::arg("adapter"), nb::arg("factor"), nb::arg("output"), nb::arg("down").noconvert(), nb::arg("up").noconvert());
+          nb::kw_only(), nb::arg("adapter"), nb::arg("factor"), nb::arg("output"), nb::arg("type"), nb::arg("down").noconvert(), nb::arg("up").noconvert());
   executor
       .def("low_rank", &add_low_rank, nb::kw_only(), nb::arg("x"), nb::arg("outs"), nb::arg("updates").noconvert(),
            nb::arg("chosen") = nb::none(), nb::arg("assigned") = false)

@@ -51,7 +51,8 @@ float* LowRankOp::results(const Run&, size_t update) const {
 void LowRankOp::multiply_down(const Run& run, const Strip& strip, size_t number) const {
   const LowRankUpdate& update = updates_[number];
   const Executor& e = run.executor;
-  const LowRankDown task{update.down + strip.expert * x_.width * update.padded, x_.width, update.padded};
+  const int64_t of_expert = x_.width * update.padded * factor_bytes(update.type);
+  const LowRankDown task{update.type, update.down + strip.expert * of_expert, x_.width, update.padded};
   float* made = results(run, number) + strip.first * update.padded;
   for (int t = 0; t < strip.count;) { // runs of rows that have the adapter
     const float* rows[strip_rows];
@@ -73,7 +74,8 @@ void LowRankOp::multiply_down(const Run& run, const Strip& strip, size_t number)
 void LowRankOp::multiply_up(const Run& run, const Strip& strip, size_t number, int64_t begin, int64_t end) const {
   const LowRankUpdate& update = updates_[number];
   const Buffer out = outs_[update.output];
-  const LowRankUp task{update.up + strip.expert * update.rank * out.width, update.rank, out.width, update.padded, begin, end};
+  const int64_t of_expert = update.rank * out.width * factor_bytes(update.type);
+  const LowRankUp task{update.type, update.up + strip.expert * of_expert, update.rank, out.width, update.padded, begin, end};
   const float* made = results(run, number) + strip.first * update.padded;
   for (int t = 0; t < strip.count;) {
     float* rows[strip_rows];
@@ -116,9 +118,10 @@ void LowRankEmbedOp::row(const Run& run, int64_t t) const {
   for (const LowRankUpdate& update : updates) {
     const float scale = adapter_scale(run.batch, t, update.adapter) * update.factor;
     if (scale == 0) continue;
-    const float* from = update.down + int64_t(run.batch.ids[t]) * update.padded;
-    for (int64_t r = 0; r < update.rank; ++r) made[r] = from[r] * scale;
-    e.kernels.low_rank_up({update.up, update.rank, out.width, update.padded, 0, out.width}, 1, made, &to);
+    const uint8_t* from = update.down + int64_t(run.batch.ids[t]) * update.padded * factor_bytes(update.type);
+    e.kernels.decode_row(int(update.type), from, update.padded, made);
+    for (int64_t r = 0; r < update.rank; ++r) made[r] *= scale;
+    e.kernels.low_rank_up({update.type, update.up, update.rank, out.width, update.padded, 0, out.width}, 1, made, &to);
   }
 }
 

@@ -15,7 +15,8 @@ struct LowRankUpdate {
   int adapter;
   float factor; // besides the scale that a sequence gives the adapter
   size_t output;
-  const float *down, *up; // (columns of x, padded), (rank, columns of the output)
+  FactorType type;
+  const uint8_t *down, *up; // (columns of x, padded), (rank, columns of the output)
   int64_t rank, padded;
 };
 

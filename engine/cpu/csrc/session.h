@@ -97,7 +97,6 @@ private:
 class Session {
   // Declared first, so that they outlive the executor, which reads them in place.
   std::vector<Bytes2> weights_;
-  std::vector<Rows> factors_;
   std::map<int64_t, std::unique_ptr<Assignments>> assignments_; // by the place of the choice
 
 public:
@@ -196,7 +195,6 @@ public:
   }
 
   void keep(const Bytes2& data) { weights_.push_back(data); }
-  void keep(const Rows& data) { factors_.push_back(data); }
   int64_t token_ids() const { return token_ids_; }
 
   void embed(Place out, int type, Bytes2 data, double scale, const std::string& by) {

@@ -53,8 +53,8 @@ def product(out: tuple[int, int], type: int, data: Any, bias: Any = None) -> Mad
 
 def factors(adapter: int, inputs: int, rank: int, outputs: int, experts: int = 1, output: int = 0) -> Made:
     """The factors of an adapter of a rank of at most 16."""
-    shapes = {"down": np.ones((inputs * experts, 16), np.float32), "up": np.ones((rank * experts, outputs), np.float32)}
-    return Made(_native.Factors, {"adapter": adapter, "factor": 0.5, "output": output, **shapes})
+    data = {"down": weight(inputs * experts, 32), "up": weight(rank * experts, 2 * outputs)}
+    return Made(_native.Factors, {"adapter": adapter, "factor": 0.5, "output": output, "type": 1, **data})
 
 
 def function(name: str, factor: float = 0.0) -> Made:
