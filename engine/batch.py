@@ -31,6 +31,7 @@ class Batch:
     # program has no slots. Before position 0, the state is zero whatever the slot holds.
     slots: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     types: NDArray[np.int32] | None = None  # (T,) the types of tokens; None: all are of the first type
+    scales: NDArray[np.float32] | None = None  # (S, adapters) of a program that has adapters
 
     @property
     def token_types(self) -> NDArray[np.int32]:

@@ -161,6 +161,8 @@ class Checkpoint:
 class Sequence:
     """The state after the `length` tokens of one text: the pages of its tokens in order, and its slot.
 
+    `scales` are those of the model's adapters, with which all of its tokens are computed.
+
     `slot` is None before the first token, and if the model's state has no slots. Pages and slots go back to the pool
     when the sequence is freed or garbage-collected.
     """
@@ -170,6 +172,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     slot: int | None = None
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    scales: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self.pool.add(self)
@@ -224,7 +227,7 @@ class Sequence:
             pages = self.pages[: -(-self.length // PAGE)]
             self.pool.pages.share(pages)
             self.pool.slots.share(self.slots())
-            return Sequence(self.pool, self.length, pages, self.slot, list(self.checkpoints))
+            return Sequence(self.pool, self.length, pages, self.slot, list(self.checkpoints), self.scales)
 
     def truncate(self, length: int) -> int:
         """Removes all tokens from position `length` on, or more: returns how many must be evaluated again.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.adapters import Adapter, adapt_program, open_adapter, scales_of
 from lltool.engine.batch import CacheType, Precision
 from lltool.engine.cache import MOST_CHECKPOINTS, Sequence, StatePool
 from lltool.engine.config import ModelConfig
@@ -64,12 +65,14 @@ class Model:
         setup: Setup,
         context: int,
         output: Output = "logits",
+        adapters: List[Adapter] = (),
     ) -> None:
         self.file = file
         self.config = config
         self.setup = setup
         self.context = context
         self.output = output
+        self.adapters = tuple(adapters)
         self.calls = 0
         self._pool = StatePool(setup.pages, executor.copy_page)
         if isinstance(executor, SlotExecutor):
@@ -139,9 +142,10 @@ class Model:
         """`with model.turn():` makes other threads wait, so that several calls run without any other in between."""
         return self._pool.turns.wait()
 
-    def new_sequence(self) -> Sequence:
+    def new_sequence(self, scales: List[float] | None = None) -> Sequence:
+        """An empty sequence, whose tokens are computed with these scales of `adapters` (default: each one's own)."""
         self._open()
-        return Sequence(self._pool)
+        return Sequence(self._pool, scales=scales_of(self.adapters, scales))
 
     def forward(self, pieces: List[tuple[Sequence, Tokens, Wanted]], types: List[Tokens] | None = None) -> Logits:
         """Appends tokens to sequences, all in one batch; `types` are those of each piece's tokens (default: the first).
@@ -303,6 +307,7 @@ def load_model(
     output: Output | None = "logits",
     pooling: Pooling | None = None,
     placement: "Placement | None" = None,
+    lora: List[tuple[str | PathLike[str], float]] = (),
 ) -> Model:
     """Maps a GGUF model into memory and makes it ready to run; the weights are read in place.
 
@@ -317,8 +322,10 @@ def load_model(
     there are no logits, and `Logits.states` gives the last normed hidden states. With "pooled", a row is what the file
     makes of a text, the vector of an encoder or the scores of a reranker; of another model it is the hidden state,
     which engine/embed.py pools; None is "logits" if the model gives them, else "pooled". `pooling` is the file's if
-    none is given. An encoder takes as many texts at once as `batch` has tokens, whatever `sequences` says.
-    `placement` says which layers run on a GPU (default: none). Raises InputError naming the file and the tensor or key.
+    none is given. `lora` are LoRA adapters in GGUF files with the scales that sequences have by default; they are
+    applied while the model runs, and `new_sequence` can choose other scales. An encoder takes as many texts at once
+    as `batch` has tokens, whatever `sequences` says. `placement` says which layers run on a GPU (default: none). Raises
+    InputError naming the file and the tensor or key.
     """
     if not isinstance(path, str | PathLike):
         raise TypeError(f"path {path!r}, wanted the path of a GGUF file")
@@ -360,11 +367,14 @@ def load_model(
             program = observe_linears(program, observe)
         if output == "hidden" or (output == "pooled" and config.is_causal and not config.pooling.ranks):
             program = end_with_states(program, config)
+        adapters = [open_adapter(place, scale, id) for id, (place, scale) in enumerate(lora)]
+        program = adapt_program(program, config.architecture, adapters)
         pages, batch = choose_room(is_causal=config.is_causal, context=context, sequences=sequences, batch=batch)
         chosen = _choose_threads(threads, file)
         slots = sequences * (1 + MOST_CHECKPOINTS) if StateLayout.of(program).slots else 0
         setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set, slots, placement)
-        return Model(file, config, program, make_executor(executor, program, setup), setup, context, output)
+        made = make_executor(executor, program, setup)
+        return Model(file, config, program, made, setup, context, output, adapters)
     except FileChanged:
         raise
     except InputError as error:

@@ -31,6 +31,7 @@ def make_batch(
     pasts = [sequence.length for sequence, _ in pieces]
     tables = [sequence.pages for sequence, _ in pieces]
     width = max(map(len, tables))
+    scales = [sequence.scales for sequence, _ in pieces]
     return Batch(
         join([ids for _, ids in pieces]),
         positions=join([np.arange(past, past + n, dtype=np.int32) for past, n in zip(pasts, counts, strict=True)]),
@@ -39,6 +40,7 @@ def make_batch(
         outputs=join([start + wanted for start, wanted in zip(starts, rows, strict=False)]).astype(np.int32),
         slots=np.array([sequence.slot for sequence, _ in pieces if sequence.slot is not None], np.int32),
         types=types,
+        scales=np.array(scales, np.float32) if scales[0] else None,
     )
 
 

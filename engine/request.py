@@ -121,6 +121,7 @@ class Request(Task):
         ends: frozenset[int] = frozenset(),
         matcher: Matcher | None = None,
         signs: Mapping[int, str] = MappingProxyType({}),
+        scales: Sequence[float] | None = None,
     ) -> None:
         ids = list(prompt) or [id for id in [tokenizer.bos] if id is not None]
         if not ids:
@@ -133,7 +134,7 @@ class Request(Task):
         tokens = limits.max_tokens
         limit = context if tokens is None else min(context, len(ids) + max(0, tokens - 1))
         first = 0 if reads_prompt else len(ids) - (tokens != 0)
-        super().__init__(ids, first=first, limit=limit, reserved=limit if reserves_all else len(ids))
+        super().__init__(ids, first=first, limit=limit, reserved=limit if reserves_all else len(ids), scales=scales)
         sampler.use(tokenizer)
         self.sampler = sampler
         self.mask: Mask | None = None  # of the tokens allowed next, for a text without a matcher

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.adapters import scales_of
 from lltool.engine.batch import PAGE
 from lltool.engine.cache import Sequence
 from lltool.engine.inputs import token_ids
@@ -38,12 +39,19 @@ class Task:
     """A text to evaluate, `ids`. The scheduler gives it a sequence while it runs.
 
     Logits are wanted after each token from index `first` on. The text will have at most `limit` tokens; the cache keeps
-    room for `reserved` of them (default: all) from the beginning on. It is over when whoever reads its logits sets
+    room for `reserved` of them (default: all) from the beginning on. `scales` are those of the model's adapters
+    (default: each one's own); only texts with the same share a prefix. It is over when whoever reads its logits sets
     `is_over`; until then, a text whose tokens are all read must have got another one.
     """
 
     def __init__(
-        self, ids: NDArray[np.int32] | List[int], *, first: int, limit: int, reserved: int | None = None
+        self,
+        ids: NDArray[np.int32] | List[int],
+        *,
+        first: int,
+        limit: int,
+        reserved: int | None = None,
+        scales: List[float] | None = None,
     ) -> None:
         if not len(ids):
             raise InputError("an empty text: wanted at least one token")
@@ -51,6 +59,7 @@ class Task:
         self._tokens[: len(ids)] = ids
         self._count = len(ids)
         self.first, self.limit, self.reserved = first, limit, limit if reserved is None else reserved
+        self.scales = scales
         self.sequence: Sequence | None = None
         self.shared = 0  # tokens that were in the cache when the task began
         self.common = 0  # tokens that a text in the cache began with too, even if their state was not at hand
@@ -136,6 +145,7 @@ class Scheduler:
     def submit(self, task: Task) -> None:
         """Queues a task. Raises InputError if it does not fit the model's context, or has an unknown token id."""
         token_ids(task.ids, self.model.config.vocab)
+        task.scales = scales_of(self.model.adapters, task.scales)
         if task.limit > self.model.context:
             raise InputError(
                 f"{task.limit} tokens do not fit the context of {self.model.context}; "
@@ -277,6 +287,8 @@ class Scheduler:
         sources: list[Task | _Kept] = [*self._kept, *self.running]
         for source in sources:
             assert source.sequence is not None
+            if source.sequence.scales != task.scales:
+                continue
             common = min(most, _common_prefix(task.ids, source.ids))
             coming = max(coming, common)
             if min(common, source.sequence.length) > ready:
@@ -295,7 +307,7 @@ class Scheduler:
             if shared == source.sequence.length or self.keep == 1:
                 return self._take_over(task, source, shared)
         if source is None:
-            sequence = self.model.new_sequence()
+            sequence = self.model.new_sequence(task.scales)
         else:
             assert source.sequence is not None
             sequence = source.sequence.fork()

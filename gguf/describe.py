@@ -64,6 +64,15 @@ def describe_file(file: GGUFFile) -> Description:
     )
 
 
+def describe_adapter(file: GGUFFile) -> dict[str, Any] | None:
+    """What a LoRA adapter changes: how many matrices, in which ranks, and its alpha; None for other files."""
+    if _text(file.metadata, "adapter.type") != "lora":
+        return None
+    ranks = [tensor.shape[-1] for tensor in file.tensors if tensor.name.endswith(".lora_b") and tensor.shape]
+    alpha = file.metadata.get("adapter.lora.alpha")
+    return {"matrices": len(ranks), "ranks": sorted({*ranks}), "alpha": alpha.data if alpha is not None else None}
+
+
 def plain_value(value: Value, max_items: int | None = None) -> Any:
     """A metadata value as plain Python data; arrays are cut to `max_items`."""
     if value.type != ValueType.ARRAY:

@@ -1,5 +1,6 @@
 """Quantizes a GGUF file into one or several smaller ones at once: `open → retype by recipe → write`."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from lltool.gguf.digest import sha256_of
 from lltool.gguf.errors import InputError
 from lltool.gguf.metadata import Value, string, u32
 from lltool.gguf.optional import to_frame
-from lltool.gguf.reader import open_gguf
+from lltool.gguf.reader import GGUFFile, open_gguf
+from lltool.gguf.resume import Resume, forget
 from lltool.gguf.source import Model
 from lltool.gguf.writer import Output, write_together
 from lltool.quant.choose import DEFAULTS, Options
@@ -35,15 +37,19 @@ _SOURCE, _SOURCE_DIGEST = "lltool.quantize.source", "lltool.quantize.source_sha2
 
 @dataclass(frozen=True)
 class Report:
-    """A completed quantization; `path` is the file or its first shard.
+    """A completed quantization; `path` is the file or its first shard, `paths` are all its files.
 
     `errors`, if requested, are the relative squared errors of the tensors whose type changed, by name.
     """
 
-    path: Path
+    paths: Sequence[Path]
     plan: Plan
     seconds: float  # for all the files that were written together
     errors: dict[str, float] | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.paths[0]
 
     def to_pandas(self) -> "DataFrame":
         """A row for each tensor: name, shape, types, bytes before and after, and the error if known. Needs pandas."""
@@ -91,12 +97,17 @@ def write_plans(
     buffer_bytes: int = BUFFER_BYTES,
     with_errors: bool = False,
     force: bool = False,
+    shard_bytes: int | None = None,
+    resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Report]:
     """Carries out plans for one file, which is read and decoded once.
 
     A target is a file, None for the plan's default path, or a folder for the default name in it. A file with a default
-    name is replaced only if it was made from this source, or with `force`. Takes at most `estimate_memory` bytes.
+    name is replaced only if it was made from this source, or with `force`. `shard_bytes` limits each shard, and plans
+    that keep the source's shards take none. `resume` and `say` are as for `write_conversions`. Takes at most
+    `estimate_memory` bytes.
     Raises InputError for weights that are not finite, for two plans with one target and for what `write_gguf` refuses.
     """
     started = time.monotonic()
@@ -122,6 +133,7 @@ def write_plans(
             Output(
                 path,
                 _retype(plan, decoder, found if with_errors else None),
+                shard_bytes=shard_bytes,
                 shard_sizes=plan.shard_sizes(),
                 may_replace=None if name or force else is_of_source,
                 has_room=True,
@@ -136,18 +148,28 @@ def write_plans(
                 inputs=file.paths,
                 seal=lambda: {_SOURCE_DIGEST: string(digest.result())},
                 check=file.check_unchanged,
+                resume=Resume(_identity(file), say) if resume else None,
             )
         except BadWeights as error:
             file.check_unchanged()
             raise InputError(f"{file.path}: {error}") from error
         finally:
             is_over.set()
+    if not resume:
+        forget(files[0][0])
     seconds = time.monotonic() - started
     relative = [{name: sums.relative for name, sums in found.items()} for found in errors]
     return [
-        Report(written[0], plan, seconds, found if with_errors else None)
+        Report(written, plan, seconds, found if with_errors else None)
         for written, plan, found in zip(files, plans, relative, strict=True)
     ]
+
+
+def _identity(file: GGUFFile) -> str:
+    """What the bytes of the tensors depend on besides the headers of the new files."""
+    return json.dumps(
+        [(str(path), status.st_size, status.st_mtime_ns) for path in file.paths for status in [path.stat()]]
+    )
 
 
 def is_made_of(metadata: Mapping[str, Value], source: Path, digest: Callable[[], str]) -> bool:

@@ -5,6 +5,7 @@ It is found in the folder that LLAMA_CPP_LIB_PATH names, as for llama-cpp-python
 
 import ctypes
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,8 +48,13 @@ def find_library() -> ctypes.CDLL | None:
     return library
 
 
-def logits_of(library: ctypes.CDLL, path: Path, ids: NDArray[np.integer]) -> NDArray[np.float32] | None:
-    """The logits (T, V) of a text by llama.cpp, with keys and values in F32; None if it does not load the file."""
+def logits_of(
+    library: ctypes.CDLL, path: Path, ids: NDArray[np.integer], lora: Sequence[tuple[Path, float]] = ()
+) -> NDArray[np.float32] | None:
+    """The logits (T, V) of a text by llama.cpp, with keys and values in F32; None if it does not load the file.
+
+    `lora` are adapters with their scales, which it must load.
+    """
     for name in ("llama_model_default_params", "llama_context_default_params"):
         getattr(library, name).restype = Options
     for name in ("llama_model_load_from_file", "llama_init_from_model", "llama_model_get_vocab"):
@@ -61,6 +67,7 @@ def logits_of(library: ctypes.CDLL, path: Path, ids: NDArray[np.integer]) -> NDA
     context = library.llama_init_from_model(ctypes.c_void_p(model), _context_options(library, len(ids)))
     batch = library.llama_batch_init(len(ids), 0, 1)
     try:
+        _apply(library, model, context, lora)
         batch.n_tokens = len(ids)
         for place, id in enumerate(ids):
             batch.token[place], batch.pos[place], batch.logits[place] = int(id), place, 1
@@ -74,6 +81,17 @@ def logits_of(library: ctypes.CDLL, path: Path, ids: NDArray[np.integer]) -> NDA
         library.llama_batch_free(batch)
         library.llama_free(ctypes.c_void_p(context))
         library.llama_model_free(ctypes.c_void_p(model))
+
+
+def _apply(library: ctypes.CDLL, model: int, context: int, lora: Sequence[tuple[Path, float]]) -> None:
+    library.llama_adapter_lora_init.restype = ctypes.c_void_p
+    loaded = [library.llama_adapter_lora_init(ctypes.c_void_p(model), str(path).encode()) for path, _ in lora]
+    assert all(loaded), f"llama.cpp does not load {lora}"
+    if loaded:
+        adapters = (ctypes.c_void_p * len(loaded))(*loaded)
+        scales = (ctypes.c_float * len(loaded))(*(scale for _, scale in lora))
+        status = library.llama_set_adapters_lora(ctypes.c_void_p(context), adapters, len(loaded), scales)
+        assert status == 0, f"llama_set_adapters_lora returned {status}"
 
 
 def _context_options(library: ctypes.CDLL, tokens: int) -> Options:

@@ -22,7 +22,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "convert": Command("convert", "make a GGUF file from a Hugging Face checkpoint"),
+    "convert": Command("convert", "make a GGUF file from a Hugging Face checkpoint, an adapter or a GGUF file"),
     "verify": Command("verify", "compare a GGUF file with its checkpoint in transformers"),
     "export": Command("export", "make a Hugging Face checkpoint from a GGUF file"),
     "quantize": Command("quantize", "make a GGUF file smaller"),

@@ -1,4 +1,4 @@
-"""`lltool convert`: makes GGUF files from a Hugging Face checkpoint, quantized at once if wanted."""
+"""`lltool convert`: makes GGUF files from a checkpoint, an adapter or a GGUF file, quantized at once if wanted."""
 
 import argparse
 import sys
@@ -11,24 +11,29 @@ from lltool.eval.common.quantities import SIZES, format_size
 from lltool.gguf.errors import InputError
 from lltool.gguf.optional import require
 from lltool.tools.arguments import byte_size, checked, command_parser, output_file, positive, print_json
+from lltool.tools.convert_adapter import convert_adapter, is_adapter
+from lltool.tools.convert_gguf import convert_gguf, is_gguf
 from lltool.tools.parser import CommandParser
 from lltool.tools.talk import note
 
 if TYPE_CHECKING:
-    from lltool.quant.convert.conversion import Conversion
+    from lltool.quant.convert.conversion import Conversion, Wishes
 
 EXAMPLES = """
 lltool convert ./SmolLM2-135M-Instruct
 lltool convert Qwen/Qwen3-0.6B -o qwen3.gguf --outtype Q4_K_M --imatrix imatrix.gguf
 lltool convert Qwen/Qwen3-0.6B --outtype Q4_K_M,Q8_0
 lltool convert Qwen/Qwen3-0.6B --target 500MB
+lltool convert model-F16.gguf -o smaller.gguf --outtype Q5_K_M --split-max-size 2GB
+lltool convert ./my-adapter -o adapter.gguf --base Qwen/Qwen3-0.6B
 """
 
 
 def parser() -> CommandParser:
-    parser = command_parser("convert", "Makes GGUF files from a Hugging Face checkpoint.", EXAMPLES, json_flag=True)
+    about = "Makes GGUF files from a Hugging Face checkpoint, from a LoRA adapter, or from another GGUF file."
+    parser = command_parser("convert", about, EXAMPLES, json_flag=True)
     add = parser.add_argument
-    add("source", metavar="DIR_OR_ID", help="a checkpoint's folder, or its id on the Hub")
+    add("source", metavar="SOURCE", help="a checkpoint's or an adapter's folder, or its id on the Hub, or a GGUF file")
     add(
         *("-o", "--outfile"),
         type=_file_or_folder,
@@ -57,6 +62,7 @@ def parser() -> CommandParser:
         "merge a LoRA adapter, a folder or an id on the Hub; SCALE multiplies its changes; can be given several times"
     )
     add("--lora", metavar="ADAPTER[:SCALE]", action="append", default=[], help=help)
+    add("--base", metavar="MODEL", help="with an adapter: its base, a folder with config.json or an id on the Hub")
     add("--remote", action="store_true", help="read the weights from the Hub on the way, without a copy on the disk")
     add("--verify", action="store_true", help="compare each file with the checkpoint, as `lltool verify` does")
     add("--dry-run", action="store_true", help="show sizes, memory and time, and write nothing")
@@ -65,6 +71,16 @@ def parser() -> CommandParser:
 
 def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
+    if len(arguments.outtype) > 1 and arguments.outfile and not arguments.outfile.is_dir():
+        raise InputError(f"{arguments.outfile}: not a folder; with several types, -o must be a folder")
+    if arguments.target is not None and arguments.outtype != ["auto"]:
+        raise InputError("--target chooses the type itself; leave out --outtype")
+    if is_adapter(arguments.source):
+        return convert_adapter(arguments)
+    if arguments.base is not None:
+        raise InputError(f"{arguments.source}: is no adapter, and --base is for adapters; leave it out")
+    if is_gguf(arguments.source):
+        return convert_gguf(arguments, _wishes(arguments))
 
     from lltool.engine.check_conversion import check_conversion
     from lltool.quant.convert.conversion import buffer_for, estimate_memory, write_conversions
@@ -77,9 +93,7 @@ def main(argv: list[str]) -> int:
         if arguments.lora:
             raise InputError("--verify compares with the checkpoint, from which --lora departs; leave out one of them")
 
-    if len(arguments.outtype) > 1 and arguments.outfile and not arguments.outfile.is_dir():
-        raise InputError(f"{arguments.outfile}: not a folder; with several types, -o must be a folder")
-    conversions = _plan(arguments)
+    conversions = _plan(arguments, _wishes(arguments))
     buffer = buffer_for(conversions, arguments.max_memory)
     names = "tokenizer, names and shapes are the same for all types"
     assert all(len(c.model.tensors) == len(conversions[0].model.tensors) for c in conversions), names
@@ -132,13 +146,13 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _plan(arguments: argparse.Namespace) -> "Sequence[Conversion]":
+def _wishes(arguments: argparse.Namespace) -> "Wishes":
     from lltool.quant.choose import Options
-    from lltool.quant.convert.conversion import Wishes, plan_conversions, plan_to_size
+    from lltool.quant.convert.conversion import Wishes
     from lltool.quant.convert.lora import open_adapter
     from lltool.quant.guidance import read_guidance
 
-    wishes = Wishes(
+    return Wishes(
         pre=arguments.pre,
         strict=arguments.strict,
         options=Options(pure=arguments.pure),
@@ -147,10 +161,13 @@ def _plan(arguments: argparse.Namespace) -> "Sequence[Conversion]":
         remote=arguments.remote,
         adapters=[open_adapter(text) for text in arguments.lora],
     )
+
+
+def _plan(arguments: argparse.Namespace, wishes: "Wishes") -> "Sequence[Conversion]":
+    from lltool.quant.convert.conversion import plan_conversions, plan_to_size
+
     if arguments.target is None:
         return plan_conversions(arguments.source, arguments.outtype, wishes, threads=arguments.threads)
-    if arguments.outtype != ["auto"]:
-        raise InputError("--target chooses the type itself; leave out --outtype")
     return [plan_to_size(arguments.source, arguments.target, wishes, threads=arguments.threads)]
 
 

@@ -105,7 +105,8 @@ def _compare(arguments: argparse.Namespace, path: Path) -> int:
 
     texts: dict[Path | None, str | None] = {file: read_evaluation_text(file) for file in arguments.file} or {None: None}
     with ExitStack() as stack:
-        base = comparison.open_base(path, **_settings(arguments, arguments.ctx_size))
+        # Adapters belong to the model that is compared, so that what they change can be measured.
+        base = comparison.open_base(path, **_settings(arguments, arguments.ctx_size) | {"lora": []})
         context = arguments.ctx_size
         if isinstance(base, Model):
             stack.enter_context(base)

@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
+from lltool.tools.adapter_arguments import add_adapter_arguments
 from lltool.tools.arguments import positive
 from lltool.tools.talk import note
 
@@ -18,6 +19,7 @@ _NICE = {-1: 5, 0: 0, 1: -5, 2: -10, 3: -20}  # nice values of llama.cpp's prior
 def add_engine_arguments(parser: argparse.ArgumentParser, *, measures: bool = False) -> None:
     """Adds the options that `engine_options` turns into arguments of `load_model`."""
     add_thread_arguments(parser)
+    add_adapter_arguments(parser)
     group = parser.add_argument_group("memory and exactness")
     for flag, letter, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values")):
         group.add_argument(
@@ -94,7 +96,8 @@ def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("cache_type_k", "cache_type_v", "deterministic")
     options = {name: getattr(arguments, name) for name in names}
     placement = requested_placement(arguments.gpu_layers, arguments.device)
-    return {"threads": requested_threads(arguments), "load_mode": mode, "placement": placement, **options}
+    own = {"load_mode": mode, "placement": placement, "lora": arguments.lora}
+    return {"threads": requested_threads(arguments), **own, **options}
 
 
 def gpu_layers(text: str) -> "Layers":

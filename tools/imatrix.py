@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lltool.gguf.errors import InputError
+from lltool.tools.adapter_arguments import add_adapter_arguments
 from lltool.tools.arguments import MODEL, add_model_arguments, command_parser, positive, print_json, take_model
 from lltool.tools.engine_arguments import add_thread_arguments, requested_threads
 from lltool.tools.parser import CommandParser
@@ -85,6 +86,7 @@ def parser() -> CommandParser:
     add("-b", "--batch-size", type=positive, default=512, help="tokens computed at once (default 512)")
     add("--precision", choices=("f32", "int8"), default="f32", help="int8: faster on quantized models, less exact")
     add_thread_arguments(parser)
+    add_adapter_arguments(parser)
     return parser
 
 
@@ -117,6 +119,7 @@ def _collect(merged: tuple[Path, ...], arguments: argparse.Namespace) -> int:
         batch=arguments.batch_size,
         threads=requested_threads(arguments),
         precision=arguments.precision,
+        lora=tuple(arguments.lora),
         first=arguments.chunk,
         chunks=arguments.chunks,
         parse_special=arguments.parse_special,

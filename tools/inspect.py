@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lltool.eval.common.quantities import format_size
-from lltool.gguf.describe import Description, describe_file, plain_value
+from lltool.gguf.describe import Description, describe_adapter, describe_file, plain_value
 from lltool.gguf.metadata import Value, ValueType
 from lltool.gguf.reader import GGUFFile, open_gguf
 from lltool.tools.arguments import add_model_arguments, command_parser, print_json, take_model
@@ -42,7 +42,11 @@ def main(argv: list[str]) -> int:
 def _print_report(file: GGUFFile, arguments: argparse.Namespace) -> None:
     only_one = arguments.metadata or arguments.tensors
     if arguments.json:
-        report: dict[str, Any] = {} if only_one else _summary_json(describe_file(file))
+        report: dict[str, Any] = (
+            {}
+            if only_one
+            else _summary_json(describe_file(file)) | ({"adapter": a} if (a := describe_adapter(file)) else {})
+        )
         if arguments.metadata or not only_one:
             report["metadata"] = {key: plain_value(value) for key, value in file.metadata.items()}
         if arguments.tensors or not only_one:
@@ -94,6 +98,9 @@ def _summary_lines(facts: Description, file: GGUFFile) -> Iterator[str]:
         value = file.metadata.get(f"{facts.architecture}.{key}")
         if value is not None and isinstance(value.data, int):
             yield f"{label:<14}{value.data:,}" + " tokens" * (label == "context")
+    if adapter := describe_adapter(file):
+        ranks = ", ".join(map(str, adapter["ranks"]))
+        yield f"adapter       LoRA of {adapter['matrices']:,} matrices, rank {ranks}, alpha {adapter['alpha']}"
     yield f"tensors       {len(file.tensors):,}, which --tensors lists"
     if facts.bits_per_weight is not None:
         yield f"bits/weight   {facts.bits_per_weight:.3f}"

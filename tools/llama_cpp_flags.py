@@ -222,7 +222,7 @@ SAMPLING: tuple[Ignored, ...] = (
 _ROPE = "set it in the file instead: lltool quantize --override-kv KEY=TYPE:VALUE MODEL OUT COPY"
 _YARN = f"lltool takes the scaling of positions from the file; {_ROPE}"
 _DRAFT = "lltool has no speculative decoding"
-_ADAPTERS = "lltool has no adapters; merge it with its model: lltool convert MODEL --lora ADAPTER"
+_ADAPTERS = "adapters are for commands that run a model; lltool convert MODEL --lora ADAPTER merges one"
 _PREFIX = "what stands around a message is the chat template's: --chat-template-file"
 _REASONING = "the chat template decides how a model reasons: --chat-template-file"
 

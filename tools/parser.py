@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from lltool.gguf.errors import InputError
+from lltool.tools.adapter_arguments import is_number
 from lltool.tools.llama_cpp_flags import HAD, IGNORED, REFUSED, SAMPLING, SWITCHES, Ignored
 from lltool.tools.talk import note, silence
 
@@ -108,11 +109,16 @@ class CommandParser(argparse.ArgumentParser):
         return []
 
     def _with_plain_flags(self, args: Sequence[str]) -> list[str]:
-        """The arguments with llama.cpp's `--n_prompt` as `--n-prompt`, and with its optional switches given."""
+        """The arguments with llama.cpp's `--n_prompt` as `--n-prompt`, with its optional switches given, and with the
+        scale of an adapter joined to its file."""
         plain: list[str] = []
         for index, argument in enumerate(args):
             if argument == "--":
                 return [*plain, *args[index:]]
+            before = self._option_string_actions.get(args[index - 2]) if index > 1 else None
+            if getattr(before, "takes_scale", False) and is_number(argument) and ":" not in plain[-1]:
+                plain[-1] += f":{argument}"
+                continue
             name, equals, value = argument.partition("=")
             name = name if name in self._option_string_actions else _dashed(name)
             plain.append(name + equals + value)

@@ -81,6 +81,11 @@ def parser() -> CommandParser:
     )
     add("--precision", choices=("int8", "f32"), default="int8", help="f32: exact, slower kernels")
     add("-to", "--timeout", type=positive, default=3600, metavar="N", help="seconds for a request (default 3600)")
+    add(
+        "--lora-init-without-apply",
+        action="store_true",
+        help="adapters begin with the scale 0, until a request sets it",
+    )
     models = parser.add_argument_group("several models").add_argument
     models("--models-dir", type=Path, metavar="FOLDER", help="offer all GGUF files of a folder, by their names")
     models("--models-max", type=_whole, default=4, metavar="N", help="models loaded at once; 0: no limit (default 4)")
@@ -132,6 +137,8 @@ def _sources(arguments: argparse.Namespace) -> "list[Source]":
         sources = [Source(path, (*aliases[i : i + 1], path.stem)) for i, path in enumerate(paths)]
     sources += [Source(path, (path.stem,)) for path in found if path not in paths]
     names = [source.name for source in sources]
+    if arguments.lora and len(sources) > 1:
+        raise InputError(f"--lora: adapters belong to one model, and {len(sources)} are served; serve it alone")
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two models have the name {twice[0]!r}; give other ones with --alias")
     return sources
@@ -170,6 +177,9 @@ def _settings(arguments: argparse.Namespace) -> "ServerSettings":
             f"--host {arguments.host}: anyone who reaches this address could use the server; "
             "give it a key with --api-key-file, or --insecure if that is meant"
         )
+    options = engine_options(arguments)
+    if arguments.lora_init_without_apply:
+        options["lora"] = [(path, 0.0) for path, _ in options["lora"]]
     return ServerSettings(
         host=arguments.host,
         port=arguments.port,
@@ -183,7 +193,7 @@ def _settings(arguments: argparse.Namespace) -> "ServerSettings":
             "context": arguments.ctx_size,
             "batch": arguments.batch_size,
             "precision": arguments.precision,
-            **engine_options(arguments),
+            **options,
         },
         sampling=given_settings(arguments),
         chat_template=arguments.chat_template_file,

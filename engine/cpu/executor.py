@@ -89,7 +89,8 @@ class CpuExecutor:
 
     def run(self, batch: Batch) -> None:
         self._native.run(
-            batch.tokens, batch.positions, batch.sequences, batch.tables, batch.outputs, batch.slots, batch.types
+            *(batch.tokens, batch.positions, batch.sequences, batch.tables),
+            *(batch.outputs, batch.slots, batch.types, batch.scales),
         )
 
     def logits(self, start: int, stop: int) -> NDArray[np.float32]:

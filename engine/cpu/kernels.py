@@ -31,6 +31,7 @@ from lltool.engine.operations.elementwise import (
 from lltool.engine.operations.embed import Embed, EmbedPositions, EmbedTypes
 from lltool.engine.operations.experts import Combine, ExpertLinear, Route, SharedGate, Weigh
 from lltool.engine.operations.linear import HeadLinear, Linear
+from lltool.engine.operations.low_rank import LowRank, LowRankEmbed, Update
 from lltool.engine.operations.norm import LayerNorm, Norm
 from lltool.engine.operations.observe import Observe
 from lltool.engine.operations.rope import Rope
@@ -128,6 +129,33 @@ def _head_linear(to: Target, op: HeadLinear) -> None:
     to.native.head_linear(
         x=to.place(op.x), out=to.place(op.out), type=type, data=data, heads=op.heads, columns=op.columns
     )
+
+
+def _factors(to: Target, update: Update) -> _native.Factors:
+    down, up = (to.program.weights[name] for name in (update.down, update.up))
+    more = -down.columns % _native.LOW_RANK_UNIT * down.data.shape[1] // down.columns
+    return _native.Factors(
+        adapter=update.adapter,
+        factor=update.factor,
+        output=update.output,
+        type=int(down.type),
+        down=np.pad(down.data, ((0, 0), (0, more))) if more else down.data,
+        up=up.data,
+    )
+
+
+def _low_rank(to: Target, op: LowRank) -> None:
+    to.native.low_rank(
+        x=to.place(op.x),
+        outs=[to.place(out) for out in op.outs],
+        updates=[_factors(to, update) for update in op.updates],
+        chosen=None if op.chosen is None else to.place(op.chosen),
+        assigned=op.x.rows is Rows.ASSIGNMENT,
+    )
+
+
+def _low_rank_embed(to: Target, op: LowRankEmbed) -> None:
+    to.native.low_rank_embed(out=to.place(op.outs[0]), updates=[_factors(to, update) for update in op.updates])
 
 
 def _concatenate(to: Target, op: Concatenate) -> None:
@@ -320,6 +348,8 @@ KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     LayerNorm: _norm,
     Linear: _linear,
     HeadLinear: _head_linear,
+    LowRank: _low_rank,
+    LowRankEmbed: _low_rank_embed,
     Concatenate: _concatenate,
     Route: _route,
     ExpertLinear: _experts,

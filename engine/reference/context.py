@@ -81,6 +81,13 @@ class Context:
             self._weights[name] = decode(weight.data, weight.type).reshape(weight.shape)
         return self._weights[name].astype(self._dtype, copy=False)
 
+    def scales(self, rows: Rows) -> NDArray[np.float32]:
+        """The scales that the sequences of these rows give the adapters, (rows, adapters); for experts, of tokens."""
+        batch = self.batch
+        owners = batch.sequences[self.selected] if rows is Rows.SELECTED else batch.sequences
+        assert batch.scales is not None, "a program with adapters wants their scales"
+        return batch.scales[owners]
+
     def forget_weights(self) -> None:
         """Frees the decoded weights."""
         self._weights.clear()

@@ -21,7 +21,6 @@ UNSUPPORTED = {
     **GUIDED,
     "functions": "functions are deprecated; use tools",
     "chat_template": "a request cannot bring a template",
-    "lora": "this server has no adapters",
     "audio": "this server writes text only",
 }
 Tokens = Annotated[int, Field(ge=-1, le=(1 << 63) - 1)]

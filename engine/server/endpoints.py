@@ -4,10 +4,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from lltool.engine.server import ollama
+from lltool.engine.server.adapters import AdapterScales, list_adapters, set_adapters
 from lltool.engine.server.anthropic import CountFields, MessagesFields, count_tokens, messages
 from lltool.engine.server.embeddings import (
     EmbeddingFields,
@@ -19,7 +21,6 @@ from lltool.engine.server.embeddings import (
     ollama_embed,
     ollama_embeddings,
 )
-from lltool.engine.server.fields import Fields
 from lltool.engine.server.metrics import metrics, slots
 from lltool.engine.server.native import InfillFields, NativeCompletionFields, completion, infill
 from lltool.engine.server.openai_chat import ChatFields, chat_completions
@@ -57,7 +58,7 @@ class Endpoint:
     handler: Handler
     paths: tuple[str, ...]
     summary: str
-    fields: type[Fields] | None = None
+    fields: type[BaseModel] | None = None
     stream: str | None = None
     media: str = "application/json"
     answer: Literal["object", "array"] = "object"
@@ -96,6 +97,9 @@ ENDPOINTS = (
     Endpoint(completion, ("/completion", "/completions"), "Continue texts (llama-server); of several, a list",
         NativeCompletionFields, SSE, refusals=_BUSY),
     Endpoint(infill, ("/infill",), "Fill a gap in a text (llama-server)", InfillFields, SSE, refusals=(*_BUSY, 501)),
+    Endpoint(list_adapters, ("/lora-adapters",), "The adapters with their scales", answer="array", refusals=_BUSY),
+    Endpoint(set_adapters, ("/lora-adapters",), "Set the scales of adapters for requests that state none",
+        AdapterScales, refusals=_BUSY),
     Endpoint(tokenize, ("/tokenize",), "The tokens of a text", TokenizeFields, refusals=_BUSY),
     Endpoint(detokenize, ("/detokenize",), "The text of tokens", DetokenizeFields, refusals=_BUSY),
     Endpoint(apply_template, ("/apply-template",), "A conversation as the model sees it", ApplyTemplateFields,

@@ -5,19 +5,19 @@ from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from time import perf_counter
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lltool.engine.server.errors import ApiError, bad_request, error_body
-from lltool.engine.server.fields import Fields, refuse_unsupported
+from lltool.engine.server.fields import refuse_unsupported
 from lltool.engine.server.job import Job
 from lltool.engine.server.json_body import JsonResponse, dump_json, parse_json
 from lltool.engine.server.registry import Registry
 from lltool.engine.server.served import Served
 
-F = TypeVar("F", bound=Fields)
+F = TypeVar("F", bound=BaseModel)
 _PING_SECONDS = 15.0  # of silence, after which a comment keeps proxies from closing a stream
 
 
@@ -33,9 +33,10 @@ async def read_fields(request: Request, kind: type[F]) -> F:
         value = parse_json(bytes(data))
     except ValueError as error:
         raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise bad_request("the body is no JSON object", code="invalid_json")
-    refuse_unsupported(value, getattr(kind, "UNSUPPORTED", {}))
+    is_list = issubclass(kind, RootModel)
+    if not isinstance(value, list if is_list else dict):
+        raise bad_request(f"the body is no JSON {'list' if is_list else 'object'}", code="invalid_json")
+    refuse_unsupported(value if isinstance(value, dict) else {}, getattr(kind, "UNSUPPORTED", {}))
     try:
         return kind.model_validate(value)
     except ValidationError as error:

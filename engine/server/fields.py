@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, create_model
 
+from lltool.engine.adapters import Adapter, scales_of
 from lltool.engine.sampling import Sampler
 from lltool.engine.sampling_settings import SETTINGS, Setting, parse_steps
 from lltool.engine.server.errors import ApiError, bad_request
@@ -62,6 +63,13 @@ else:
     SamplingFields = create_model("SamplingFields", __base__=Fields, **_fields())
 
 
+class AdapterScale(Fields):
+    """One of the adapters that the server was started with."""
+
+    id: Annotated[int, Field(ge=0, le=_WHOLE)]
+    scale: Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
 class GenerationFields(SamplingFields):
     """What all requests that generate have."""
 
@@ -72,6 +80,7 @@ class GenerationFields(SamplingFields):
     id_slot: Annotated[int, Field(ge=-1, description="the slot under which the text can be saved; -1: any")] | None = (
         None
     )
+    lora: Annotated[list[AdapterScale], Field(description="scales of adapters; others are not applied")] | None = None
     t_max_predict_ms: Annotated[int, Field(ge=0, le=_WHOLE, description="time for the request")] | None = None
 
 
@@ -115,6 +124,18 @@ def _biases(pairs: Sequence[Sequence[Any]], tokenizer: "Tokenizer") -> dict[int,
         ids = [token] if isinstance(token, int) else tokenizer.encode(token, add_special=False)
         found |= dict.fromkeys(ids, float("-inf") if bias is False else float(bias))
     return found
+
+
+def adapter_scales(adapters: Sequence[Adapter], wanted: Sequence[AdapterScale]) -> tuple[float, ...]:
+    """The scale of each of a model's adapters, 0 where none is wanted. Raises ApiError for ids of no adapter."""
+    found = {each.id: each.scale for each in wanted}
+    count = len(adapters)
+    if unknown := [id for id in found if id >= count]:
+        have = f"the ids from 0 to {count - 1}" if count else "no adapters"
+        raise bad_request(f"lora: id {unknown[0]}, and this model has {have}", "lora")
+    if len(found) < len(wanted):
+        raise bad_request("lora: an id appears twice", "lora")
+    return scales_of(adapters, [found.get(id, 0.0) for id in range(count)])
 
 
 def stop_texts(stop: list[str] | str | None, limits: RequestLimits) -> list[str]:

@@ -19,7 +19,6 @@ from lltool.engine.server.openai_completions import encode_prompts
 from lltool.engine.server.served import Scores, Served
 
 _UNSUPPORTED = {
-    "lora": "this server has no adapters",
     "image_data": "this server reads text only",
 }
 # The control tokens of filling in, by their key and by the names that vocabularies have for them.

@@ -25,7 +25,6 @@ _DEFAULT_TOKENS = 16  # OpenAI's
 class CompletionFields(GenerationFields, ResponseFormatFields):
     UNSUPPORTED: ClassVar[Mapping[str, str]] = {
         "suffix": "this endpoint continues texts; /infill fills them in",
-        "lora": "this server has no adapters",
         **GUIDED,
     }
 

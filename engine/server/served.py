@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.adapters import scales_of
 from lltool.engine.calls.answer_format import AnswerFormat
 from lltool.engine.calls.chat_format import NO_TOOLS, ChatFormat, ToolUse
 from lltool.engine.grammar.constraint import Constraint
@@ -23,7 +24,7 @@ from lltool.engine.request import Limits
 from lltool.engine.sampling_settings import shipped_settings
 from lltool.engine.server.embedder import Embedder, Text
 from lltool.engine.server.errors import ApiError, bad_request
-from lltool.engine.server.fields import GenerationFields, make_samplers, stop_texts
+from lltool.engine.server.fields import GenerationFields, adapter_scales, make_samplers, stop_texts
 from lltool.engine.server.job import Inbox, Job
 from lltool.engine.server.runner import Runner
 from lltool.engine.server.settings import ServerSettings
@@ -73,6 +74,7 @@ class Served:
     model: Model
     runner: Runner
     created: int = field(default_factory=lambda: int(time.time()))
+    scales: tuple[float, ...] = ()  # of the adapters, for requests that state none
     _long_texts: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
@@ -89,7 +91,7 @@ class Served:
         except BaseException:
             model.close()
             raise
-        return cls(name, path, settings, model, runner)
+        return cls(name, path, settings, model, runner, scales=scales_of(model.adapters))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -321,6 +323,7 @@ class Served:
         if fields.id_slot is not None and fields.id_slot >= self.settings.parallel:
             raise bad_request(f"id_slot: {fields.id_slot}, wanted -1 to {self.settings.parallel - 1}", "id_slot")
         stops = stop_texts(fields.stop, limits)
+        scales = self.scales if fields.lora is None else adapter_scales(self.model.adapters, fields.lora)
         seconds = limits.seconds
         if fields.t_max_predict_ms:
             seconds = min(seconds, fields.t_max_predict_ms / 1000)
@@ -341,6 +344,7 @@ class Served:
                         ends=ends,
                         matcher=matcher and matcher.fork(),
                         signs=signs,
+                        scales=scales,
                         top=scores.top if scores else None,
                         slot=-1 if fields.id_slot is None else fields.id_slot,
                         deadline=time.perf_counter() + seconds,

@@ -150,6 +150,9 @@ class Settings:
     precision: Precision = field(default="int8", metadata=_setting(("--precision",),
         "int8 or f32, which is exact and slower (default {})", parse_words, loop=26, accepts=get_args(Precision),
         reason="the kernels have no other precision", has_column=False))
+    lora: str = field(default="none", metadata=_setting(("--lora",),
+        "adapters of a run, FILE[:SCALE] with + between several, or none (default {})", parse_words, loop=27,
+        has_column=False))
     # fmt: on
 
 

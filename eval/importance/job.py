@@ -61,6 +61,7 @@ class ImportanceJob:
     batch: int = 512
     threads: int | Threads | None = None
     precision: Precision = "int8"
+    lora: tuple[tuple[Path, float], ...] = ()
     first: int = 0
     chunks: int | None = None
     parse_special: bool = False
@@ -120,9 +121,11 @@ def collect_importance(
         batch=job.batch,
         threads=job.threads,
         precision=job.precision,
+        lora=job.lora,
         observe=lambda name: is_observed(name, job.process_output),
     ) as model:
-        matrices = {name: weight for name, weight in model.program.weights.items() if len(weight.shape) > 1}
+        stored = {tensor.name for tensor in model.file.tensors}  # not the factors of adapters
+        matrices = {name: w for name, w in model.program.weights.items() if len(w.shape) > 1 and name in stored}
         _check_entries(job, merged, matrices)
         if job.until_seen is not None and model.config.mixture is None:
             raise InputError(f"{job.model}: has no experts, so that none can be seen")
@@ -260,6 +263,7 @@ def _provenance(job: ImportanceJob, model: Model, total: int) -> dict[str, Value
         "precision": job.precision,
         "spread_over": total if _is_spread(job) else None,
         "merged_sha256": [sha256_of([path]) for path in job.merge],
+        **({"adapters": [(each.digest, each.scale) for each in model.adapters]} if model.adapters else {}),
     }
     return {
         "lltool.version": string(__version__),

@@ -25,6 +25,7 @@ from lltool.quant.convert.checkpoint import read_json
 from lltool.quant.convert.packed.numbers import Floats, floats_in_pieces
 from lltool.quant.convert.packed.parts import PlainFile, Unpacked
 from lltool.quant.convert.safetensors import SafetensorsFile, open_safetensors
+from lltool.quant.convert.torch_bin import TorchFile, open_torch
 from lltool.quant.retype import Decoder, retype_tensor
 
 _PREFIX = "base_model.model."
@@ -32,7 +33,7 @@ _MAGNITUDE = "lora_magnitude_vector"
 _KINDS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B", _MAGNITUDE)
 
 # Settings under which W + s·B·A is not what the adapter does.
-_OTHER_KINDS = ("target_parameters", "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens",
+_OTHER_KINDS = ("layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens",
                 "trainable_token_indices", "megatron_config", "arrow_config", "kasa_config")  # fmt: skip
 
 
@@ -42,7 +43,7 @@ class Adapter:
 
     path: Path
     config: Mapping[str, Any]
-    file: SafetensorsFile
+    file: SafetensorsFile | TorchFile
     scale: float = 1.0
 
     def factor(self, module: str, rank: int) -> float:
@@ -66,7 +67,7 @@ class Adapter:
 def open_adapter(text: str) -> Adapter:
     """Opens `ADAPTER` or `ADAPTER:SCALE`, a folder or an id on the Hub.
 
-    Raises InputError for what is not a LoRA adapter in safetensors, and for kinds of it that cannot be merged.
+    Raises InputError for what is not a LoRA adapter, and for kinds of it whose effect is not that of two factors.
     """
     name, scale = text, 1.0
     found = re.fullmatch(r"(.+):(-?\d+(?:\.\d+)?)", text)
@@ -78,7 +79,7 @@ def open_adapter(text: str) -> Adapter:
         if path.exists() or hub is None or hub.type or hub.file:
             wanted = "an adapter's folder, or its id on the Hub, ORG/NAME"
             raise InputError(f"{name}: a file, wanted {wanted}" if path.exists() else describe_missing(path, wanted))
-        path = download(hub.id, ["adapter_config.json", "adapter_model.safetensors"])
+        path = download(hub.id, ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
     place = path / "adapter_config.json"
     config = read_json(place)
     if config.get("peft_type") != "LORA":
@@ -86,9 +87,10 @@ def open_adapter(text: str) -> Adapter:
     for key in _OTHER_KINDS:
         if config.get(key):
             raise InputError(f"{place}: {key} is set; such an adapter is merged by peft only (merge_and_unload)")
-    if not (path / "adapter_model.safetensors").exists():
-        raise InputError(f"{path}: has no adapter_model.safetensors; save the adapter again with a newer peft")
-    return Adapter(path, config, open_safetensors(path / "adapter_model.safetensors"), scale)
+    for weights, opened in (("adapter_model.safetensors", open_safetensors), ("adapter_model.bin", open_torch)):
+        if (path / weights).exists():
+            return Adapter(path, config, opened(path / weights), scale)
+    raise InputError(f"{path}: has no adapter_model.safetensors and no adapter_model.bin; fetch the adapter again")
 
 
 def merge_adapters(
@@ -103,6 +105,11 @@ def merge_adapters(
     changed: dict[str, Tensor] = {}
     notes = []
     for adapter in adapters:
+        if adapter.config.get("target_parameters"):
+            place = adapter.path / "adapter_config.json"
+            raise InputError(
+                f"{place}: target_parameters is set; such an adapter is merged by peft only (merge_and_unload)"
+            )
         found = _changes(adapter, merged, changed)
         changed |= found
         with_scale = f" times {adapter.scale:g}" if adapter.scale != 1 else ""
@@ -144,7 +151,7 @@ def _merge(adapter: Adapter, module: str, parts: Mapping[str, str], base: Tensor
     first, second = (f"lora_embedding_{x}" if is_embedding else f"lora_{x}.weight" for x in "AB")
     if first not in parts or second not in parts:
         raise InputError(f"{adapter.file.path}: {module}: has only one of the two matrices; the file is damaged")
-    down, up = (_values(adapter, parts[kind]) for kind in (first, second))  # A (rank, inputs), B (outputs, rank)
+    down, up = (values_of(adapter, parts[kind]) for kind in (first, second))  # A (rank, inputs), B (outputs, rank)
     if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
         raise InputError(f"{adapter.file.path}: {module}: shapes {down.shape} and {up.shape} do not fit together")
     left, right = (down.T, up.T) if is_embedding or adapter.config.get("fan_in_fan_out") else (up, down)
@@ -156,7 +163,7 @@ def _merge(adapter: Adapter, module: str, parts: Mapping[str, str], base: Tensor
     left = np.ascontiguousarray(left * np.float32(adapter.factor(module, len(down))))
     magnitude = None
     if name := parts.get(_MAGNITUDE):
-        magnitude = _values(adapter, name).reshape(-1)
+        magnitude = values_of(adapter, name).reshape(-1)
         if is_embedding or adapter.config.get("fan_in_fan_out") or len(magnitude) != len(left):
             raise InputError(f"{adapter.file.path}: {module}: DoRA of such a module is merged by peft only")
 
@@ -169,7 +176,8 @@ def _merge(adapter: Adapter, module: str, parts: Mapping[str, str], base: Tensor
     return floats_in_pieces(base.name, base.shape, read)
 
 
-def _values(adapter: Adapter, name: str) -> Floats:
+def values_of(adapter: Adapter, name: str) -> Floats:
+    """A tensor of the adapter as float32. Raises InputError for NaN and infinity."""
     tensor = adapter.file.tensor(name)
     values: Floats = decode(tensor.data(), tensor.type).reshape(tensor.shape)
     if not np.isfinite(values).all():

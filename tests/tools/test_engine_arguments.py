@@ -24,7 +24,7 @@ def read(line: str) -> dict[str, Any]:
 
 
 def test_defaults() -> None:
-    memory = {"load_mode": "mmap", "cache_type_k": None, "cache_type_v": None}
+    memory = {"load_mode": "mmap", "cache_type_k": None, "cache_type_v": None, "lora": []}
     assert read("") == {"threads": None, **memory, "deterministic": False, "placement": None}
 
 

@@ -109,7 +109,7 @@ REFUSED = [
     ('llama-completion -r "User:" --in-prefix " "', "--in-prefix"),
     ("llama-cli -m m.gguf --mmproj p.gguf --image i.png", "--mmproj"),
     ("llama-cli -m m.gguf -md draft.gguf -p Hi", "-md"),
-    ("llama-cli -m m.gguf -p Hi --lora a.gguf", "--lora"),
+    ("llama-cli -m m.gguf -p Hi --control-vector a.gguf", "--control-vector"),
     ("llama-bench -m m.gguf -rpc host:1", "-rpc"),
 ]  # fmt: skip
 

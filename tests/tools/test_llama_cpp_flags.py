@@ -108,7 +108,10 @@ def test_a_switch_may_be_left_out(line: str) -> None:
         ("--promp x", "no option '--promp'; did you mean '--prompt'?"),
         ("-n5", "no option '-n5'; did you mean '-n'?"),
         ("--reasoning on", "--reasoning on: lltool does not have this option of llama.cpp; only auto"),
-        ("--lora x", "--lora: lltool does not have this option of llama.cpp; lltool has no adapters; merge"),
+        (
+            "--control-vector x",
+            "--control-vector: lltool does not have this option of llama.cpp; lltool has no control",
+        ),
         ("--hellaswag", "--hellaswag: `lltool run` does not have this option of llama.cpp"),
     ],
 )

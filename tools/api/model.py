@@ -374,26 +374,26 @@ def load(
     cache_type_v: CacheType | None = None,
     deterministic: bool = False,
     load_mode: LoadMode = "mmap",
+    lora: Sequence[tuple[Name, float]] = (),
 ) -> Model:
     """Loads a GGUF file, a folder with one, or an id on the Hub such as "org/repo:Q4_K_M", which is downloaded.
 
     The options are those of `lltool run`: `context` is -c, in tokens (default: the model's own, at most 4096); `batch`
     -b; `threads` -t; `cache_type_k` and `cache_type_v` -ctk and -ctv; `load_mode` -lm. The cache has room for
-    `sequences` texts of `context` tokens. What was chosen where an id left it open is logged as a warning of the logger
-    "lltool". Raises InputError if there is no such model, or it cannot be run.
+    `sequences` texts of `context` tokens. `lora` are LoRA adapters with scales: `[("adapter.gguf", 0.5)]`. What was
+    chosen where an id left it open is logged as a warning of the logger "lltool". Raises InputError if there is no such
+    model, or it cannot be run.
 
     >>> lltool.load("SmolLM2-135M-Instruct-Q4_1.gguf", context=2048)
     <lltool.Model SmolLM2-135M-Instruct-Q4_1.gguf: llama, Q4_1, context 2048>
     """
+    cache = {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
     options: dict[str, Any] = {
         "context": context,
         "sequences": sequences,
         "batch": batch,
         "threads": threads,
         "precision": precision,
-        "cache_type_k": cache_type_k,
-        "cache_type_v": cache_type_v,
-        "deterministic": deterministic,
-        "load_mode": load_mode,
     }
+    options |= {**cache, "deterministic": deterministic, "load_mode": load_mode, "lora": lora}
     return Model(load_model(find(name), output=None, **options), options)

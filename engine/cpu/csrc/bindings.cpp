@@ -11,6 +11,7 @@
 
 #include "attention_op.h"
 #include "isa.h"
+#include "low_rank_bindings.h"
 #include "probe.h"
 #include "recurrent_bindings.h"
 #include "routing_bindings.h"
@@ -257,6 +258,7 @@ NB_MODULE(_native, m) {
   nb::class_<Session> executor(m, "Executor");
   bind_recurrent(executor);
   bind_routing(executor);
+  bind_low_rank(m, executor);
   executor
       .def(
           "__init__",
@@ -311,7 +313,7 @@ NB_MODULE(_native, m) {
       .def("finish", &Session::finish)
       .def("run", &Session::run, nb::arg("ids").noconvert(), nb::arg("positions").noconvert(), nb::arg("sequences").noconvert(),
            nb::arg("tables").noconvert(), nb::arg("outputs").noconvert(), nb::arg("slots").noconvert(),
-           nb::arg("types").noconvert() = nb::none())
+           nb::arg("types").noconvert() = nb::none(), nb::arg("scales").noconvert() = nb::none())
       .def("logits", [](Session& s, int64_t start, int64_t stop) {
         const auto lock = s.ready();
         const float* rows;

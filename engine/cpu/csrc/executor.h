@@ -60,6 +60,9 @@ struct Settings {
 struct Batch {
   int64_t tokens = 0, outputs = 0, table_width = 0;
   const int32_t *ids, *positions, *sequences, *tables, *output_rows, *slots, *types;
+  // The scales of adapters, (sequence_count, adapters); null: all are 0.
+  const float* scales = nullptr;
+  int64_t sequence_count = 0, adapters = 0;
 };
 
 // Consecutive positions of one sequence in a batch. If the program has slots, a sequence has one segment in a batch.

@@ -36,9 +36,10 @@ void Assignments::sort(const int32_t* chosen, int64_t tokens) {
     token_.data()[slot] = int32_t(i / used);
     slot_.data()[i] = slot;
   }
-  active_count_ = panel_count_ = 0;
+  active_count_ = panel_count_ = most_ = 0;
   for (int expert = 0; expert < experts; ++expert) {
     panel_start_.data()[expert] = int32_t(panel_count_);
+    most_ = std::max(most_, count(expert));
     if (count(expert)) active_.data()[active_count_++] = expert;
     for (int64_t i = 0; i < count(expert); i += tokens_per_panel_)
       panels_.data()[panel_count_++] = {expert, first(expert) + i, int(std::min<int64_t>(tokens_per_panel_, count(expert) - i))};
@@ -131,9 +132,10 @@ ExpertsOp::ExpertsOp(Buffer x, bool assigned, const Assignments& assignments, st
   executor.reserve_rows(assignments_.most_panels() * executor.kernels.tokens_per_panel, x_.width, int8_, floats_);
 }
 
+// Float activations of all experts have one layout, because the layouts share their memory.
 ExpertsOp::Way ExpertsOp::way_of(const Executor& e, int64_t tokens) const {
   const bool always = e.settings.deterministic, shorts = e.settings.int8 && e.kernels.can_multiply_shorts(x_.width);
-  const bool rows = !floats_ || (!always && tokens < (shorts ? shorts_from : packed_from));
+  const bool rows = !floats_ || (!always && assignments_.most() < (shorts ? shorts_from : packed_from));
   return {always || tokens >= panels_from, rows ? Floats::rows : shorts ? Floats::shorts : Floats::packed};
 }
 

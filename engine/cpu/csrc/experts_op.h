@@ -20,6 +20,7 @@ public:
   // Sorts the choices of `tokens` tokens, (tokens, used).
   void sort(const int32_t* chosen, int64_t tokens);
 
+  int64_t most() const { return most_; } // tokens of an expert
   int64_t count(int expert) const { return start_.data()[expert + 1] - start_.data()[expert]; }
   int64_t first(int expert) const { return start_.data()[expert]; } // slot
   int64_t token(int64_t slot) const { return token_.data()[slot]; }
@@ -41,7 +42,7 @@ public:
 
 private:
   const int tokens_per_panel_;
-  int64_t active_count_ = 0, panel_count_ = 0;
+  int64_t active_count_ = 0, panel_count_ = 0, most_ = 0;
   Memory<int32_t> start_, token_, slot_, next_, active_, panel_start_;
   Memory<Panel> panels_;
 };

@@ -5,6 +5,7 @@
 #include "compare-inl.h"
 #include "delta-inl.h"
 #include "floats-inl.h"
+#include "low_rank-inl.h"
 #include "observe-inl.h"
 #include "probe-inl.h"
 #include "rotate-inl.h"
@@ -214,6 +215,8 @@ const EngineKernels LLTOOL_TABLE = {
     .gated_delta = gated_delta,
     .token_shift = token_shift,
     .time_mix = time_mix,
+    .low_rank_down = low_rank_down,
+    .low_rank_up = low_rank_up,
     .add_squares = add_squares,
     .rotate_halves = rotate_halves,
     .rotate_pairs = rotate_pairs,

@@ -215,6 +215,24 @@ struct TimeMixTask {
   float* state; // delta_floats
 };
 
+// The types of the factors of adapters, with ggml's numbers.
+enum class FactorType : int { f32 = 0, f16 = 1, bf16 = 30 };
+constexpr int64_t factor_bytes(FactorType type) { return type == FactorType::f32 ? 4 : 2; }
+
+// x @ down: `down` is (columns, rank), with a rank of whole vectors; `out` has a row of `rank` for each row of x.
+struct LowRankDown {
+  FactorType type;
+  const uint8_t* down;
+  int64_t columns, rank;
+};
+
+// Columns [begin, end) of out += h @ up, where `up` is (rank, columns) and rows of h are `stride` floats apart.
+struct LowRankUp {
+  FactorType type;
+  const uint8_t* up;
+  int64_t rank, columns, stride, begin, end;
+};
+
 // The largest logit of a row: its first place, its value, and ln(sum(e^(x - value))) over the row.
 struct Peak {
   int64_t place;
@@ -301,6 +319,9 @@ struct EngineKernels {
   void (*gated_delta)(const DeltaTask& task);
   void (*token_shift)(const TokenShiftTask& task);
   void (*time_mix)(const TimeMixTask& task);
+
+  void (*low_rank_down)(const LowRankDown& task, int rows, const float* const* x, float* out);
+  void (*low_rank_up)(const LowRankUp& task, int rows, const float* h, float* const* out);
 
   // sums[i] += x[t][i]^2 over all rows t, for n <= observed_columns columns; rows are `stride` floats apart.
   void (*add_squares)(const float* x, int64_t stride, int64_t rows, int64_t n, double* sums);

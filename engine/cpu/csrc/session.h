@@ -18,6 +18,7 @@
 #include "experts_op.h"
 #include "head_linear_op.h"
 #include "linear_op.h"
+#include "low_rank_op.h"
 #include "observe.h"
 #include "ops.h"
 #include "places.h"
@@ -103,6 +104,8 @@ public:
   Executor executor;
   Places places;
   std::vector<ObserveOp*> observers; // owned by the executor
+  const std::shared_ptr<LowRankSpace> low_rank_space = std::make_shared<LowRankSpace>();
+  int adapters = 0; // whose factors operations have
 
   Claim claim() { return Claim(runs_in_); }
   auto build() { // for adding an operation
@@ -192,6 +195,7 @@ public:
   }
 
   void keep(const Bytes2& data) { weights_.push_back(data); }
+  int64_t token_ids() const { return token_ids_; }
 
   void embed(Place out, int type, Bytes2 data, double scale, const std::string& by) {
     const auto lock = build();
@@ -245,7 +249,7 @@ public:
   }
 
   void run(Array1<int32_t> ids, Array1<int32_t> positions, Array1<int32_t> sequences, Tables tables, Array1<int32_t> outputs,
-           Array1<int32_t> slots, std::optional<Array1<int32_t>> types) {
+           Array1<int32_t> slots, std::optional<Array1<int32_t>> types, std::optional<Rows> scales) {
     const auto lock = ready();
     const size_t n = ids.size();
     if (n == 0 || n > size_t(executor.settings.max_batch) || positions.size() != n || sequences.size() != n || outputs.size() > n)
@@ -271,8 +275,11 @@ public:
       for (size_t i = 0; i < slots.size(); ++i)
         if (slots.data()[i] < 0 || slots.data()[i] >= executor.settings.slots) throw std::invalid_argument("run: no such slot");
     }
+    require(!scales || (scales->shape(0) == tables.shape(0) && int(scales->shape(1)) >= adapters), "run: wanted a scale of each adapter for each sequence");
+    if (scales) require_aligned(*scales);
     Arrays arrays{copy(ids), copy(positions), copy(sequences), {tables.data(), tables.data() + tables.size()}, copy(outputs), copy(slots),
-                  types ? copy(*types) : std::vector<int32_t>(n)};
+                  types ? copy(*types) : std::vector<int32_t>(n),
+                  scales ? std::vector<float>(scales->data(), scales->data() + scales->size()) : std::vector<float>()};
     Batch batch;
     batch.tokens = int64_t(n);
     batch.outputs = int64_t(arrays.outputs.size());
@@ -284,6 +291,9 @@ public:
     batch.output_rows = arrays.outputs.data();
     batch.slots = arrays.slots.data();
     batch.types = arrays.types.data();
+    batch.scales = scales ? arrays.scales.data() : nullptr;
+    batch.sequence_count = int64_t(tables.shape(0));
+    batch.adapters = scales ? int64_t(scales->shape(1)) : 0;
     require_own_places(batch);
     if (executor.slot_floats > 0) require_own_slots(batch, arrays.slots);
     arrays_ = std::move(arrays);
@@ -328,6 +338,7 @@ private:
   GroupPlaces columns_;                                     // the places that its groups use
   struct Arrays {
     std::vector<int32_t> ids, positions, sequences, tables, outputs, slots, types;
+    std::vector<float> scales;
   } arrays_;
 };
 

@@ -77,6 +77,7 @@ def make_row(
         samples_prompt_ns=[run.prompt_ns for run in runs],
         settings={
             "precision": ran.precision,
+            **({"lora": ran.lora} if ran.lora != "none" else {}),
             "asked": _asked(point.settings, ran),
             **({"limits": asdict(limits)} if limits else {}),
         },

@@ -97,6 +97,11 @@ class ResultRow:
         return self.settings.get("precision")
 
     @property
+    def lora(self) -> str:
+        """The adapters of the run, "none" without any."""
+        return str(self.settings.get("lora", "none"))
+
+    @property
     def asked(self) -> Mapping[str, Any]:
         """The settings that were asked for and are not in effect."""
         return self.settings.get("asked", {})  # type: ignore[no-any-return]

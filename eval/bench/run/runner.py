@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from lltool.engine.adapters import scaled_path
 from lltool.engine.cache import Sequence as CachedSequence
 from lltool.engine.model import load_model
 from lltool.engine.pieces import Wanted
@@ -34,6 +35,7 @@ class Runner:
             cache_type_v=ran.type_v,
             load_mode=cast(LoadMode, ran.load_mode),
             placement=placement_of(ran),
+            lora=[] if ran.lora == "none" else [scaled_path(part) for part in ran.lora.split("+")],
         )
         self.load_ms = (perf_counter() - start) * 1e3
         self._submitted = ran.batch

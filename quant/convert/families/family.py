@@ -7,6 +7,7 @@ reordered, split, stacked or changed when the writer reads them.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from reprlib import repr as short
 from typing import Any
 
@@ -123,10 +124,8 @@ class Family:
         if adapter := find_adapter(files):
             raise InputError(f"{files[adapter].path}: {adapter}: belongs to an adapter that is not merged; {MERGE_IT}")
         names: dict[str, str] = {}
-        starts = {row.checkpoint.removeprefix(self.base).split(".")[0] + "." for row in self.rows}
-        outside = {row.checkpoint.split(".")[0] + "." for row in self.rows if not row.checkpoint.startswith(self.base)}
         for name, file in files.items():
-            plain = plain_name(name, self.prefixes, self.base, tuple(starts - outside), tuple(outside))
+            plain = self.plain(name)
             if plain in names:
                 raise InputError(f"{file.path}: {names[plain]} and {name} both stand for {plain}; remove one")
             if not any(part in name for part in self.ignored):
@@ -149,6 +148,18 @@ class Family:
                 f"missing?"
             )
         return names
+
+    def plain(self, name: str) -> str:
+        """The table's name of a checkpoint's tensor."""
+        inside, outside = self._beginnings
+        return plain_name(name, self.prefixes, self.base, inside, outside)
+
+    @cached_property
+    def _beginnings(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """How names in the base model begin, without its own beginning, and names outside of it."""
+        starts = {row.checkpoint.removeprefix(self.base).split(".")[0] + "." for row in self.rows}
+        outside = {row.checkpoint.split(".")[0] + "." for row in self.rows if not row.checkpoint.startswith(self.base)}
+        return tuple(starts - outside), tuple(outside)
 
     def _drop_further(self, names: dict[str, str], start: str, config: Config) -> None:
         """Takes out the tensors of layers that predict further tokens."""

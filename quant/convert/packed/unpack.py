@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
-from lltool.quant.convert.packed import awq, bitnet, bitsandbytes, compressed_tensors, fp8, gptq, modelopt, mxfp4
+from lltool.quant.convert.packed import awq, bitnet, bitsandbytes, compressed_tensors, fp8, gptq, hqq, modelopt, mxfp4
 from lltool.quant.convert.packed.parts import Parts, PlainFile, RawFile, Settings, Unpacked
 from lltool.quant.retype import Decoder, retype_tensor
 
@@ -27,6 +27,7 @@ PACKINGS: dict[str, Packing] = {
     "modelopt": modelopt.unpack,
     "bitsandbytes": bitsandbytes.unpack,
     "bitnet": bitnet.unpack,
+    "hqq": hqq.unpack,
 }
 """The packings by the quant_method of a config.json."""
 

@@ -51,6 +51,12 @@ def product(out: tuple[int, int], type: int, data: Any, bias: Any = None) -> Mad
     return Made(_native.Product, {"out": out, "type": type, "data": data, "bias": bias})
 
 
+def factors(adapter: int, inputs: int, rank: int, outputs: int, experts: int = 1, output: int = 0) -> Made:
+    """The factors of an adapter of a rank of at most 16."""
+    data = {"down": weight(inputs * experts, 32), "up": weight(rank * experts, 2 * outputs)}
+    return Made(_native.Factors, {"adapter": adapter, "factor": 0.5, "output": output, "type": 1, **data})
+
+
 def function(name: str, factor: float = 0.0) -> Made:
     """A function that needs no weights."""
     return Made(_native.Function, {"name": name, "vector": None, "factor": factor, "unit": 1})
@@ -80,6 +86,7 @@ def whole_program() -> list[Call]:
     vectors = {"sinks": sinks, "slopes": sinks, "common_key": common}
     adds: list[tuple[str, dict[str, Any]]] = [
         ("embed", {"out": x, "type": 0, "data": embedding, "scale": 0.5, "by": "token"}),
+        ("low_rank_embed", {"out": x, "updates": [factors(1, 50, 3, 64)]}),
         ("function", {"function": rms(64), "x": x, "y": None, "out": n, "group": -1}),
         ("linear", {"x": n, "groups": qkv, "residual": None, "norm": rms(64)}),
         ("rope", {"x": q, "out": q, **rope, "interleaved": True, "group": 0}),
@@ -106,6 +113,11 @@ def whole_program() -> list[Call]:
         ("linear", {"x": h, "groups": [[product(up, 0, weight(64, 256))]], "residual": x, "norm": None}),
         ("function", {"function": function("silu"), "x": up, "y": x, "out": up, "group": 0}),
         ("function", {"function": function("softcap", 30.0), "x": up, "y": None, "out": up, "group": -1}),
+        (
+            "low_rank",
+            {"x": h, "outs": [up, x], "updates": [factors(0, 64, 16, 64), factors(1, 64, 2, 64, output=1)]}
+            | {"chosen": None, "assigned": False},
+        ),
         ("select", {"x": up, "out": h}),
         ("linear", {"x": h, "groups": [[product(LOGITS, 2, weight(40, 36))]], "residual": None, "norm": None}),
         ("function", {"function": function("scale", 2.0), "x": LOGITS, "y": None, "out": LOGITS, "group": 0}),
@@ -121,6 +133,8 @@ def whole_program() -> list[Call]:
                 np.array([[0], [1]], np.int32),
                 int32(0, 1, 2),
                 int32(2, 0),
+                None,
+                np.array([[0.5, 0], [1, 2]], np.float32),
             ],
         ),
         ("logits", [1, 3]),
@@ -156,6 +170,10 @@ def mixture(h: tuple[int, int], residual: tuple[int, int]) -> list[tuple[str, di
                 "activation": function("silu"),
                 "out": gate,
             },
+        ),
+        (
+            "low_rank",
+            {"x": h, "outs": [gate], "updates": [factors(1, 64, 4, 32, 4)], "chosen": chosen, "assigned": False},
         ),
         ("observe", {"x": gate, "chosen": chosen, "assigned": True}),
         (

@@ -221,6 +221,18 @@ def test_an_expert_of_all_tokens_and_experts_of_none() -> None:
         compare(made, one_sequence(tokens), ISAS[0], 1e-5)
 
 
+def test_float_weights_of_an_expert_of_many_tokens_beside_others_of_few() -> None:
+    """Panels of 14 bits and rows of floats would share their memory."""
+    made = mixture(GGMLType.F16, width=256, hidden=256, choice_bias=True)
+    bias = made.weights["choice"].data.view(np.float32)
+    bias[...] = 0
+    bias[0, 2] = 100
+    for tokens in (40, 60):
+        expected = run_all(ReferenceExecutor(made, 4, dtype=np.float64), one_sequence(tokens))
+        error = np.sqrt(np.square(outputs(made, tokens) - expected).mean())
+        assert error < 0.02 * np.sqrt(np.square(expected).mean())
+
+
 def test_scores_that_are_no_numbers_still_choose_experts() -> None:
     made = mixture()
     made.weights["router.weight"].data.view(np.float32)[3] = np.nan

@@ -132,7 +132,7 @@ def test_bad_adapters_are_one_line(checkpoint: Path, adapter: Make, tmp_path: Pa
     ]:
         (folder / "adapter_config.json").write_text(json.dumps(config | change))
         with pytest.raises(InputError, match=message):
-            open_adapter(str(folder))
+            plan_conversion(checkpoint, "f32", Wishes(adapters=[open_adapter(str(folder))]))
     with pytest.raises(InputError, match="no such file or folder; wanted an adapter's folder"):
         open_adapter(str(tmp_path / "none:2"))
     with pytest.raises(InputError, match=r"adapter_config\.json: missing"):
