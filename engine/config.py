@@ -10,11 +10,13 @@ import numpy as np
 from lltool.engine.models.alibi import read_slopes
 from lltool.engine.models.delta_net import DeltaNet, read_delta_net
 from lltool.engine.models.latent import Latent, read_latent
+from lltool.engine.models.layer_sizes import LayerSizes, read_layer_sizes
 from lltool.engine.models.mixture import Mixture, read_mixture
 from lltool.engine.models.neutral_keys import NEUTRAL
 from lltool.engine.models.pooling import PoolingSettings, read_pooling
 from lltool.engine.models.recurrent import Recurrent, read_heads, read_recurrent
 from lltool.engine.models.rotary import Rotary, Scaling
+from lltool.engine.models.streams import Streams, read_streams
 from lltool.engine.models.temper import Temper, read_temper
 from lltool.engine.models.windows import read_windows
 from lltool.engine.operations.elementwise import Activation
@@ -68,6 +70,10 @@ class ModelConfig:
     delta_net: DeltaNet | None  # None: no layer has one
     temper: Temper | None  # None: queries do not grow with the position
     latent: Latent | None  # None: each head, or group of heads, has keys and values of its own
+    layer_sizes: tuple[LayerSizes, ...]  # empty: all layers have the same
+    input_width: int  # of what each layer reads of the tokens; 0: nothing
+    streams: Streams | None  # None: one residual stream
+    bias_buckets: int  # of a bias of scores by the distance of keys; 0: none
     is_causal: bool  # whether a token sees only those before it; else a text is evaluated whole
     pooling: PoolingSettings
 
@@ -91,10 +97,17 @@ class ModelConfig:
             keys.expect("nextn_predict_layers", extra < layers, f"fewer than the {layers} blocks")
             layers -= extra
         traits = traits.by_layers.get(layers, traits)
+        if traits.ungated and f"{traits.prefix}blk.0.ffn_gate.weight" not in weights:
+            traits = replace(traits, is_gated=False, activation=traits.ungated)
         if "hidden_activation" in keys.values:
             traits = replace(traits, activation=_stated_activation(keys))
         width = keys.integer("embedding_length")
-        heads, kv_heads, attends = read_heads(keys, layers, traits.attends)
+        windows = read_windows(keys, layers, traits.sliding_period, traits.window, full_first=traits.full_layers_first)
+        sizes = read_layer_sizes(keys, layers, width, windows) if traits.sizes_by_layer else ()
+        if sizes:
+            heads, kv_heads, attends = sizes[-1].heads, sizes[-1].kv_heads, (True,) * layers
+        else:
+            heads, kv_heads, attends = read_heads(keys, layers, traits.attends)
         head_dim = keys.integer("attention.key_length", width // heads)
         keys.expect("attention.head_count", heads % kv_heads == 0, f"a multiple of the {kv_heads} key/value heads")
         value_dim = keys.integer("attention.value_length", head_dim)
@@ -114,15 +127,20 @@ class ModelConfig:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", rotary.base), rotary.dims)
         if traits.local_rope_base is not None:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", traits.local_rope_base), rotary.dims)
+        if sizes:
+            local_rotary = replace(local_rotary, dims=keys.integer("rope.dimension_count_swa", local_rotary.dims))
         latent, rotary = read_latent(keys, rotary, head_dim, kv_heads) if traits.latent else (None, rotary)
-        scaled_dim = width / heads if traits.scales_by_width else head_dim
-        windows = read_windows(keys, layers, traits.sliding_period, traits.window, full_first=traits.full_layers_first)
+        scaled_dim = width / heads if traits.scales_by_width else 1 if traits.unscaled else head_dim
         both = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
         eps = both[1] if traits.norm == "rms" or both[0] not in keys.values else both[0]
         scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}
         logit_scale = scales.get("logit_scale", 1.0)
         absent = keys.raw("expert_feed_forward_length") if traits.has_mlp else 0  # files without dense layers lack it
-        ff_width = keys.integer("feed_forward_length", absent, minimum=int(traits.has_mlp))
+        ff_width = (
+            max(size.ff_width for size in sizes)
+            if sizes
+            else keys.integer("feed_forward_length", absent, minimum=int(traits.has_mlp))
+        )
         ff_width //= 2 if traits.halved_mlp else 1
         config = cls(
             architecture=architecture,
@@ -158,11 +176,33 @@ class ModelConfig:
             context=context_length,
             xielu=_xielu(metadata, layers) if traits.activation == "xielu" else (),
             clamp=keys.number("attention.clamp_kqv", 0.0, *SCALES) if traits.clamps else 0.0,
+            layer_sizes=sizes,
+            input_width=keys.integer("embedding_length_per_layer_input", 0, minimum=0) if sizes else 0,
+            streams=read_streams(keys, layers) if traits.has_streams else None,
+            bias_buckets=keys.integer("attention.relative_buckets_count", minimum=4) if traits.distance_bias else 0,
             is_causal=keys.flag("attention.causal", traits.causal),
             pooling=read_pooling(keys, traits.rank_pooling, has_classifier="cls.output.weight" in weights),
         )
         keys.refuse_unread(NEUTRAL)
         return config
+
+    def of_layer(self, layer: int) -> "ModelConfig":
+        """The configuration with the sizes of one layer."""
+        if not self.layer_sizes:
+            return self
+        sizes = self.layer_sizes[layer]
+        return replace(
+            self,
+            heads=sizes.heads,
+            kv_heads=sizes.kv_heads,
+            head_dim=sizes.head_dim,
+            value_dim=sizes.value_dim,
+            ff_width=sizes.ff_width,
+        )
+
+    def block(self, layer: int) -> str:
+        """What the names of a layer's tensors begin with."""
+        return f"{self.traits.prefix}blk.{layer}."
 
 
 def _xielu(metadata: Mapping[str, Value], layers: int) -> tuple[tuple[float, float, float], ...]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lltool.engine.config import ModelConfig
-from lltool.engine.models import bert, gemma3, hybrid, llama, olmo2, parallel, qwen3_next
+from lltool.engine.models import bert, gemma3, gemma3n, gemma4, hybrid, llama, olmo2, parallel, qwen3_next
 from lltool.engine.program import Program, Tracer, Weight
 from lltool.gguf.source import Source
 
@@ -32,6 +32,8 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "gemma3": gemma3.trace,
     "gemma": llama.trace,
     "gemma2": gemma3.trace,
+    "gemma3n": gemma3n.trace,
+    "gemma4": gemma4.trace,
     "internlm2": llama.trace,
     "baichuan": llama.trace,
     "minicpm": llama.trace,
@@ -76,6 +78,7 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "modern-bert": llama.trace,
     "eurobert": llama.trace,
     "gemma-embedding": gemma3.trace,
+    "t5encoder": llama.trace,
 }
 
 

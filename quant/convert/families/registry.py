@@ -30,6 +30,8 @@ from lltool.quant.convert.families.exaone3 import EXAONE3
 from lltool.quant.convert.families.falcon_h1 import FALCON_H1
 from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.gemma3 import GEMMA3, GEMMA_EMBEDDING
+from lltool.quant.convert.families.gemma3n import GEMMA3N
+from lltool.quant.convert.families.gemma4 import GEMMA4
 from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
 from lltool.quant.convert.families.gpt_oss import GPT_OSS
 from lltool.quant.convert.families.granite_hybrid import GRANITE_HYBRID
@@ -57,6 +59,8 @@ FAMILIES = (
     QWEN3,
     GEMMA_EMBEDDING,  # before Gemma 3, whose classes it has
     GEMMA3,
+    GEMMA3N,
+    GEMMA4,
     QWEN2_MOE,
     QWEN3_MOE,
     OLMOE,

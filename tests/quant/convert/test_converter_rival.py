@@ -93,6 +93,7 @@ FAILS = {
     "phi 3.5 moe, window 64": _UNKNOWN,
     "phi 3.5 moe, longrope, no biases": _UNKNOWN,
     "exaone": "KeyError: 'activation_function'",
+    "gemma3n": "only supports 4 altup inputs",
     "gemma2, no caps": "required argument is not a float",
 }
 

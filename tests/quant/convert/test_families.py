@@ -18,6 +18,7 @@ from lltool.quant.convert.families.registry import FAMILIES, find_family
 from tests.derived_checkpoints import DERIVED, make_with_original
 from tests.tiny_checkpoints import FAMILIES as TINY
 from tests.tiny_checkpoints import LINEAR, MIXTURES, make_checkpoint
+from tests.tiny_gemma import GEMMA
 
 
 def edit_config(folder: Path, copy: Path, **values: Any) -> Path:
@@ -85,7 +86,7 @@ def expected_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, NDArr
 NAMED = [
     family
     for family in TINY
-    if family.startswith(("llama", "mistral", "qwen", "gemma3")) and family not in (*MIXTURES, *LINEAR)
+    if family.startswith(("llama", "mistral", "qwen", "gemma3")) and family not in (*MIXTURES, *LINEAR, *GEMMA)
 ]
 
 
@@ -104,7 +105,10 @@ def test_every_tensor(family: str, checkpoint: Callable[[str], Path], tmp_path: 
 
 @pytest.mark.parametrize(
     "family",
-    [*(family for family in TINY if family not in (*MIXTURES, *LINEAR, "jamba", "granitehybrid", "lfm2moe")), *DERIVED],
+    [
+        *(family for family in TINY if family not in (*MIXTURES, *LINEAR, *GEMMA, "jamba", "granitehybrid", "lfm2moe")),
+        *DERIVED,
+    ],
 )
 def test_names_are_those_of_gguf(family: str, tmp_path: Path) -> None:
     """Each checkpoint tensor has the GGUF name that PyPI's gguf maps it to; or it is split, as here written out."""

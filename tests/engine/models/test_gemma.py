@@ -1,0 +1,90 @@
+"""Gemma 3n and Gemma 4: what published checkpoints have that transformers does not write, and llama.cpp's logits."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lltool.gguf.reader import open_gguf
+from lltool.quant.convert.conversion import convert
+from tests.engine.models.test_architectures import assert_close, difference, load, make_case, prompt
+from tests.libllama import MISSING, find_library, logits_of
+
+# What llama.cpp has as constants or wants.
+AS_PUBLISHED: dict[str, Any] = {
+    "intermediate_size": 8192,  # it divides by one less for the deviation of gates
+    "num_hidden_layers": 24,
+    "num_kv_shared_layers": 4,
+    "layer_types": None,
+    "laurel_rank": 64,
+    "hidden_size_per_layer_input": 256,
+    "altup_num_inputs": 4,
+    "activation_sparsity_pattern": None,
+}
+
+
+def add_unread_keys(folder: Path, layers: range, width: int, rows: int) -> None:
+    """Keys and values of layers that read those of earlier ones, which published checkpoints have."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    for name in [f"model.layers.{layer}.self_attn." for layer in layers]:
+        for part in ("k_proj", "v_proj"):
+            tensors[f"{name}{part}.weight"] = np.ones((rows, width), np.float32)
+        tensors[f"{name}k_norm.weight"] = np.ones(rows, np.float32)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_keys_that_nothing_reads(tmp_path: Path) -> None:
+    _, wanted = make_case("gemma3n", tmp_path)
+    add_unread_keys(tmp_path, range(4, 7), 48, 24)
+    path = convert(tmp_path, tmp_path / "all.gguf", outtype="f32")
+    with open_gguf(path) as file:
+        assert "blk.6.attn_k_norm.weight" in {tensor.name for tensor in file.tensors}
+    with load(path, "cpu") as model:
+        assert_close(model.forward([(model.new_sequence(), prompt(), "all")]).all(), wanted)
+
+
+def test_tokens_without_an_input_of_layers_have_the_first_ones(tmp_path: Path) -> None:
+    """Tokens of images are the last ones, and the table of inputs ends before them."""
+    path, wanted = make_case("gemma3n", tmp_path, vocab_size_per_layer_input=200)
+    with load(path, "cpu") as model:
+        assert_close(model.forward([(model.new_sequence(), prompt(), "all")]).all(), wanted)
+
+
+@pytest.mark.rival
+@pytest.mark.slow
+def test_gemma_3n_in_llama_cpp(tmp_path: Path) -> None:
+    llama = find_library() or pytest.skip(MISSING)
+    _, wanted = make_case("gemma3n", tmp_path, **AS_PUBLISHED)
+    add_unread_keys(tmp_path, range(20, 24), 48, 24)
+    theirs = logits_of(llama, convert(tmp_path, tmp_path / "all.gguf", outtype="f32"), prompt())
+    assert theirs is not None
+    assert np.median(np.abs(theirs - wanted).max(axis=1)) / np.ptp(wanted) < 2e-3  # its GELU has half precision
+
+
+@pytest.mark.rival
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["gemma4", "gemma4-moe"])
+def test_gemma_4_in_llama_cpp(case: str, tmp_path: Path) -> None:
+    """llama.cpp looks GELU up in half precision, which changes choices of experts; the oracle does so here."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    class HalfGelu(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            half = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+            return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, half))
+
+    llama = find_library() or pytest.skip(MISSING)
+    path, _ = make_case(case, tmp_path)
+    oracle = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    for module in oracle.modules():
+        if hasattr(module, "act_fn"):
+            module.act_fn = HalfGelu()
+    with torch.no_grad():
+        wanted = oracle(torch.tensor(prompt()[None])).logits[0].numpy()
+    theirs = logits_of(llama, path, prompt())
+    assert theirs is not None
+    assert difference(theirs, wanted) < 5e-4
