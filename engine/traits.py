@@ -42,6 +42,7 @@ class Architecture:
     distance_bias: bool = False  # of scores, by the distance between query and key (T5)
     ungated: PlainActivation | None = None  # the activation of files without gates, if there are such files
     prefix: str = ""  # of the names of a layer's tensors
+    attention_output: str = "attn_output"  # the name of the matrix after attention
     window: int = 0  # of files that do not state one; 0: none
     tempered: Tempered = ""  # the layers whose queries grow with the position
     divides_magnitude: bool = False  # it reads a multiplier that takes back YaRN's magnitude
@@ -234,6 +235,7 @@ ARCHITECTURES = {
         distance_bias=True,
         causal=False,
         prefix="enc.",
+        attention_output="attn_o",
         output_norm="enc.output_norm",
     ),
     "gemma-embedding": replace(_GEMMA3, causal=False),

@@ -26,6 +26,8 @@ _GEMMA = {
     "use_bidirectional_attention": True,
 }
 
+_T5 = {"d_model": 48, "d_kv": 20, "d_ff": 96, "num_layers": 4, "num_heads": 3, "relative_attention_num_buckets": 16}
+
 # family: transformers' model class, tokenizer, config beyond SIZES
 ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertModel", "wordpiece", {"type_vocab_size": 2, **ODD}),
@@ -41,6 +43,9 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "modern-bert": ("ModernBertModel", "qwen2", _MODERN),
     "eurobert": ("EuroBertModel", "qwen2", {"num_key_value_heads": 2}),
     "gemma-embedding": ("Gemma3TextModel", "gemma", _GEMMA),
+    "t5": ("T5EncoderModel", "qwen2", {**_T5, "feed_forward_proj": "relu"}),
+    "mt5": ("MT5EncoderModel", "qwen2", {**_T5, "feed_forward_proj": "gated-gelu"}),
+    "umt5": ("UMT5EncoderModel", "qwen2", {**_T5, "feed_forward_proj": "gated-gelu"}),
 }
 RERANKERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertForSequenceClassification", "wordpiece", {"type_vocab_size": 2, **ONE_LABEL}),

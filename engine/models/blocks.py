@@ -87,7 +87,7 @@ def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: B
     )
     if gate:
         out = gated(g, gate[0], out, "sigmoid")
-    return project(g, config, out, f"{name}attn_output.weight", residual)
+    return project(g, config, out, f"{name}{traits.attention_output}.weight", residual)
 
 
 def _project_queries(g: Tracer, config: ModelConfig, name: str, x: Buffer, *, alone: bool) -> tuple[Buffer, ...]:

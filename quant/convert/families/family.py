@@ -121,6 +121,8 @@ class Family:
         outside = {row.checkpoint.split(".")[0] + "." for row in self.rows if not row.checkpoint.startswith(self.base)}
         for name, file in files.items():
             plain = plain_name(name, self.prefixes, self.base, tuple(starts - outside), tuple(outside))
+            if plain in names and _have_same_values(files[names[plain]], names[plain], file, name):
+                continue  # one tensor under two names
             if plain in names:
                 raise InputError(f"{file.path}: {names[plain]} and {name} both stand for {plain}; remove one")
             if not any(part in name for part in self.ignored):

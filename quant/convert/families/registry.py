@@ -48,6 +48,7 @@ from lltool.quant.convert.families.qwen2 import QWEN2
 from lltool.quant.convert.families.qwen3 import QWEN3
 from lltool.quant.convert.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from lltool.quant.convert.families.stored import Stored
+from lltool.quant.convert.families.t5 import T5_ENCODER
 
 _OF_THE_WHOLE = ("architectures", "model_type", "tie_word_embeddings")
 
@@ -97,6 +98,7 @@ FAMILIES = (
     *qwen3_next.FAMILIES,
     *bert.FAMILIES,
     *modern_bert.FAMILIES,
+    T5_ENCODER,
 )
 
 
