@@ -124,6 +124,8 @@ ARCHITECTURES = {
         mixture=MixtureTraits(best_of_groups=True),
         extra_blocks=True,
     ),
+    "minimax-m2": Architecture(head_norms="always", mixture=MixtureTraits(scoring="sigmoid", normalized=True)),
+    "hunyuan-moe": Architecture(head_norms="always", norms_after_rope=True, mixture=MixtureTraits(normalized=True)),
     "phimoe": Architecture(norm="layer", mixture=MixtureTraits(scoring="sparsemixer")),
     "llama4": Architecture(
         rotates="windows or all",

@@ -6,7 +6,7 @@ Nothing is downloaded. Norm weights and biases are random too: at their initial 
 from pathlib import Path
 from typing import Any
 
-from tests.tiny_gemma import GEMMA
+from tests.tiny_gemma import GEMMA, NEWER
 from tests.tiny_recurrent import RECURRENT
 from tests.tiny_tokenizers import TOKENIZERS
 
@@ -302,6 +302,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen35": ("Qwen3_5ForCausalLM", "qwen2", LINEAR_ATTENTION),
     **MIXTURES,
     **GEMMA,
+    **NEWER,
     **RECURRENT,
 }
 

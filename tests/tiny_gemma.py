@@ -1,4 +1,4 @@
-"""Rows of tests/tiny_checkpoints.py for Gemma 3n and Gemma 4."""
+"""Rows of tests/tiny_checkpoints.py for Gemma 3n and Gemma 4, and for mixtures that came with them."""
 
 from typing import Any
 
@@ -51,5 +51,30 @@ GEMMA: dict[str, tuple[str, str, dict[str, Any]]] = {
             "top_k_experts": 2,
             "moe_intermediate_size": 40,
         },
+    ),
+}
+
+_ROUTED: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "intermediate_size": 48}
+
+NEWER: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "minimax-m2": (
+        "MiniMaxM2ForCausalLM",
+        "qwen2",
+        _ROUTED
+        | {"num_local_experts": 8, "num_experts_per_tok": 3}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    ),
+    "hunyuan-moe": ("HunYuanMoEV1ForCausalLM", "qwen2", _ROUTED | {"num_experts": 8, "moe_topk": 3}),
+    "solar-open": (
+        "SolarOpenForCausalLM",
+        "qwen2",
+        {"head_dim": 24, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+        | {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5},
+    ),
+    "helium": ("HeliumForCausalLM", "llama3", {"head_dim": 16}),
+    "cwm": (
+        "CwmForCausalLM",
+        "llama3",
+        {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
     ),
 }

@@ -24,6 +24,8 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "ernie4_5-moe": llama.trace,
     "dots1": llama.trace,
     "deepseek2": llama.trace,
+    "minimax-m2": llama.trace,
+    "hunyuan-moe": llama.trace,
     "phimoe": llama.trace,
     "llama4": llama.trace,
     "mistral3": llama.trace,

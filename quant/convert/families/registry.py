@@ -32,15 +32,17 @@ from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.gemma3 import GEMMA3, GEMMA_EMBEDDING
 from lltool.quant.convert.families.gemma3n import GEMMA3N
 from lltool.quant.convert.families.gemma4 import GEMMA4
-from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
+from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE, SOLAR_OPEN
 from lltool.quant.convert.families.gpt_oss import GPT_OSS
 from lltool.quant.convert.families.granite_hybrid import GRANITE_HYBRID
 from lltool.quant.convert.families.granite_moe import GRANITE_MOE
+from lltool.quant.convert.families.hunyuan_moe import HUNYUAN_MOE
 from lltool.quant.convert.families.jamba import JAMBA
 from lltool.quant.convert.families.lfm2 import LFM2
 from lltool.quant.convert.families.lfm2_moe import LFM2_MOE
-from lltool.quant.convert.families.llama import LLAMA, MISTRAL
+from lltool.quant.convert.families.llama import HELIUM, LLAMA, MISTRAL
 from lltool.quant.convert.families.llama4 import LLAMA4
+from lltool.quant.convert.families.minimax_m2 import MINIMAX_M2
 from lltool.quant.convert.families.ministral3 import MINISTRAL3
 from lltool.quant.convert.families.mixtral import MIXTRAL, OLMOE
 from lltool.quant.convert.families.phi_moe import PHI_MOE
@@ -56,6 +58,7 @@ FAMILIES = (
     MIXTRAL,  # before Llama, whose architecture it has
     LLAMA,
     MISTRAL,
+    HELIUM,
     QWEN2,
     QWEN3,
     GEMMA_EMBEDDING,  # before Gemma 3, whose classes it has
@@ -74,6 +77,9 @@ FAMILIES = (
     DEEPSEEK3,
     GLM4_LITE,
     PHI_MOE,
+    MINIMAX_M2,
+    HUNYUAN_MOE,
+    SOLAR_OPEN,
     LLAMA4,
     MINISTRAL3,
     ARCEE,
