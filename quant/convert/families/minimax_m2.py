@@ -32,7 +32,9 @@ class _RotaryDim(Setting):
     def describe(self, config: Config) -> Keys:
         if (rotated := config.get("rotary_dim")) is not None:
             config.require(
-                "rotary_dim", type(rotated) is int and 0 < rotated <= config.values["head_dim"], "at most a head"
+                "rotary_dim",
+                type(rotated) is int and 0 < rotated <= config.values["head_dim"],
+                f"at most {config.values['head_dim']}",
             )
             config.derive("partial_rotary_factor", rotated / config.values["head_dim"])
         return {}
