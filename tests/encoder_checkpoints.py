@@ -16,6 +16,7 @@ SIZES: dict[str, Any] = {
 }
 ODD = {"hidden_size": 96, "num_attention_heads": 3}
 ONE_LABEL = {"num_labels": 1}
+_DECODES = {"num_key_value_heads": 2, "pad_token_id": 0}
 _MODERN = {"local_attention": 32, "cls_token_id": None, "sep_token_id": None}
 _GEMMA = {
     "head_dim": 32,
@@ -56,6 +57,17 @@ RERANKERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "qwen2",
         {**_MODERN, "num_labels": 3, "classifier_pooling": "mean"},
     ),
+    **{
+        name: (f"{name}ForSequenceClassification", tokenizer, _DECODES | settings)
+        for name, tokenizer, settings in (
+            ("Llama", "llama3", ONE_LABEL),
+            ("Mistral", "llama3", {**ONE_LABEL, "sliding_window": 64}),
+            ("Qwen2", "qwen2", {"num_labels": 3}),
+            ("Qwen3", "qwen2", {**ONE_LABEL, "head_dim": 24}),
+            ("Gemma2", "gemma", {**ONE_LABEL, "head_dim": 24, "sliding_window": 64}),
+            ("Phi3", "qwen2", ONE_LABEL),
+        )
+    },
 }
 
 

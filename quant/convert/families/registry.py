@@ -7,6 +7,7 @@ from typing import Any
 from lltool.gguf.errors import InputError
 from lltool.quant.convert.families import (
     bert,
+    classified,
     cohere,
     gemma,
     glm,
@@ -105,6 +106,7 @@ FAMILIES = (
     *bert.FAMILIES,
     *modern_bert.FAMILIES,
     T5_ENCODER,
+    *classified.FAMILIES,
 )
 
 
