@@ -59,7 +59,7 @@ class Family:
     `prefixes` of checkpoint names are replaced before the table is used, and `base` begins the names that a model
     without its output matrix leaves out; tensors whose names contain one of `ignored` are left out. So are layers that
     predict further tokens, as transformers leaves them out: their names begin with `predictors`, or `further` is a key
-    that says how many there are after the last. `only` is a key that must be true in a config of this family, which is
+    that says how many there are after the last. Names that begin with one of `aliases` may repeat a tensor. `only` is a key that must be true in a config of this family, which is
     before another of the same classes. Of families with one architecture, export takes the first that `restores` a
     file. If there is no way back, `no_export` says why.
     """
@@ -75,6 +75,7 @@ class Family:
     base: str = "model."
     further: str = ""
     predictors: str = ""
+    aliases: tuple[str, ...] = ()
     only: str = ""
     ignored: tuple[str, ...] = IGNORED
     restores: Callable[[Stored], bool] = _always
@@ -121,8 +122,9 @@ class Family:
         outside = {row.checkpoint.split(".")[0] + "." for row in self.rows if not row.checkpoint.startswith(self.base)}
         for name, file in files.items():
             plain = plain_name(name, self.prefixes, self.base, tuple(starts - outside), tuple(outside))
-            if plain in names and _have_same_values(files[names[plain]], names[plain], file, name):
-                continue  # one tensor under two names
+            if plain in names and any(each.startswith(self.aliases) for each in (name, names[plain])):
+                if _have_same_values(files[names[plain]], names[plain], file, name):
+                    continue
             if plain in names:
                 raise InputError(f"{file.path}: {names[plain]} and {name} both stand for {plain}; remove one")
             if not any(part in name for part in self.ignored):

@@ -152,7 +152,7 @@ GEMMA3N = Family(
     defaults={
         "vocab_size": 262400,
         "hidden_size": 2048,
-        "intermediate_size": 16384,
+        "intermediate_size": [16384] * 35,
         "num_hidden_layers": 35,
         "num_attention_heads": 8,
         "num_key_value_heads": 2,

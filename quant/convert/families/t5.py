@@ -125,6 +125,7 @@ T5_ENCODER = Family(
         "max_position_embeddings": "n_positions",
     },
     prefixes={"encoder.embed_tokens.": "shared."},
+    aliases=("encoder.embed_tokens.",),
     base="",
     no_export=NO_EXPORT,
 )

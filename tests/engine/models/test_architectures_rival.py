@@ -48,6 +48,7 @@ DIFFERENT: dict[str, tuple[str, dict[str, Any] | None]] = {
     "qwen2, last layers slide": (_WINDOW[0], {"use_sliding_window": False}),
     "mixtral, window 64": _WINDOW,
     "mixtral, one expert of a token, three heads": _WINDOW,
+    "cwm": (_WINDOW[0], {"layer_types": ["full_attention"] * 3}),
     "ministral": (_WINDOW[0], {"layer_types": ["full_attention"] * 3}),
     "phi3": _WINDOW,
     "starcoder2": _WINDOW,
