@@ -125,6 +125,7 @@ GLM4_MOE = Family(
 )
 
 
+_NOT_OF_SOLAR = ("intermediate_size", "first_k_dense_replace", "num_nextn_predict_layers")
 SOLAR_OPEN = replace(
     GLM4_MOE,
     models=("SolarOpenForCausalLM", "SolarOpenModel"),
@@ -145,7 +146,7 @@ SOLAR_OPEN = replace(
         *SCALED_SIGMOID,
     ),
     defaults={
-        **GLM4_MOE.defaults,
+        **{key: value for key, value in GLM4_MOE.defaults.items() if key not in _NOT_OF_SOLAR},
         "hidden_size": 4096,
         "num_hidden_layers": 48,
         "num_attention_heads": 64,
@@ -153,8 +154,6 @@ SOLAR_OPEN = replace(
         "rope_theta": 1e6,
         "partial_rotary_factor": 1.0,
         "moe_intermediate_size": 1280,
-        "first_k_dense_replace": 0,
-        "num_nextn_predict_layers": 0,
     },
     restores=lambda stored: not stored.keys.get("leading_dense_block_count"),
 )

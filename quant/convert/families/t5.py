@@ -92,7 +92,6 @@ _DEFAULTS: dict[str, Any] = {
     "relative_attention_max_distance": 128,
     "layer_norm_eps": 1e-6,
     "feed_forward_proj": "relu",
-    "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
 
@@ -104,7 +103,7 @@ T5_ENCODER = Family(
     defaults=_DEFAULTS,
     settings=(
         Layers(),
-        Integer("max_position_embeddings", "context_length"),
+        Integer("max_position_embeddings", "context_length", 512),
         Integer("hidden_size", "embedding_length"),
         _Attention(),
         _FeedForward(),

@@ -3,8 +3,9 @@
 # classes; the reason in English and in Chinese
 _LEFT_OUT = (
     (
-        "OPT, GPT-Neo, CodeGen, XGLM, BioGPT, CTRL, XLNet, Persimmon, RecurrentGemma, JetMoE, DiffLlama, Doge, VaultGemma,"
-        " nanochat, FlexOlmo, LongCat-Flash, Zaya, ELECTRA, ALBERT, DeBERTa, MPNet, BigBird, RoFormer, ModernBERT decoder",
+        "OPT, GPT-Neo, CodeGen, XGLM, BioGPT, CTRL, XLNet, Persimmon, RecurrentGemma, JetMoE, DiffLlama, Doge,"
+        " VaultGemma, nanochat, FlexOlmo, LongCat-Flash, Zaya, ELECTRA, ALBERT, DeBERTa, MPNet, BigBird, RoFormer,"
+        " ModernBERT decoder",
         "llama.cpp does not have them, so that a file would run nowhere else",
         "llama.cpp 没有这些架构，文件在别处无法运行",
     ),
