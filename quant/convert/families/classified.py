@@ -16,7 +16,7 @@ def _classified(family: Family) -> Family:
     name = family.models[0].replace("ForCausalLM", "ForSequenceClassification")
     return replace(
         family,
-        models=(name, name.replace("Gemma3F", "Gemma3TextF")) if family is GEMMA3 else (name,),
+        models=(name.replace("Gemma3F", "Gemma3TextF"), name) if family is GEMMA3 else (name,),
         rows=(
             *(row for row in family.rows if not row.targets[0].startswith("output.")),
             Row("cls.output.weight", "score.weight", ("_labels", "width")),
