@@ -4,10 +4,10 @@ import math
 from typing import cast
 
 from lltool.engine.config import ModelConfig
+from lltool.engine.models.attended import distance_bias, keys_of_an_earlier_layer
 from lltool.engine.models.norms import norm_heads, normed, plain_head_norms
 from lltool.engine.models.rotary import stored_divisors
-from lltool.engine.operations.attention import Attention, attend
-from lltool.engine.operations.distance_bias import DistanceBias
+from lltool.engine.operations.attention import attend
 from lltool.engine.operations.elementwise import (
     Activation,
     PlainActivation,
@@ -43,7 +43,7 @@ def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: B
     """Grouped-query self-attention of x with the layer's window and positions; adds `residual`."""
     config, traits = config.of_layer(layer), config.traits
     name, head_dim, window = config.block(layer), config.head_dim, config.windows[layer]
-    earlier = _keys_of_an_earlier_layer(g, config, layer)
+    earlier = keys_of_an_earlier_layer(g, config, layer)
     q, *kv = _project_queries(g, config, name, x, alone=earlier is not None)
     queries = config.heads * head_dim
     q, *gate = split(g, q, [queries] * 2, config.heads) if traits.gates_attention else (q,)
@@ -82,7 +82,7 @@ def attention(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: B
         slopes=config.slopes,
         chunk=window if traits.is_chunked else 0,
         causal=config.is_causal,
-        bias=_distance_bias(g, config, name),
+        bias=distance_bias(g, config, name),
         stores=earlier is None,
     )
     if gate:
@@ -105,22 +105,6 @@ def _project_queries(g: Tracer, config: ModelConfig, name: str, x: Buffer, *, al
         q, k = linear(g, x, names[:2], widths[:2])
         return q, k, k
     return linear(g, x, names, widths)
-
-
-def _keys_of_an_earlier_layer(g: Tracer, config: ModelConfig, layer: int) -> Attention | None:
-    """The attention whose keys and values the layer reads; None if it has its own."""
-    source = config.layer_sizes[layer].keys_of if config.layer_sizes else layer
-    if source == layer:
-        return None
-    return next(op for op in g.ops if isinstance(op, Attention) and op.layer == source)
-
-
-def _distance_bias(g: Tracer, config: ModelConfig, name: str) -> DistanceBias | None:
-    """T5's bias of scores: that of the layer or, if it has none, of the first."""
-    if not config.bias_buckets:
-        return None
-    own = f"{name}attn_rel_b.weight"
-    return DistanceBias(own if own in g.weights else f"{config.block(0)}attn_rel_b.weight", config.bias_buckets, 128)
 
 
 def mlp(

@@ -219,20 +219,6 @@ class DropRows(Change):
 
 
 @dataclass(frozen=True)
-class PadRows(Change):
-    """A matrix with fewer than `count` rows gets more of its first row, which the model reads for them."""
-
-    count: str
-
-    def to_gguf(self, tensors: Sequence[Tensor], sizes: Sizes) -> Tensors:
-        rows = np.arange(sizes[self.count])
-        return [t if t.shape[0] == len(rows) else take_rows(t, np.where(rows < t.shape[0], rows, 0)) for t in tensors]
-
-    def to_checkpoint(self, tensors: Sequence[Tensor], sizes: Sizes) -> Tensors:
-        return list(tensors)
-
-
-@dataclass(frozen=True)
 class Squeeze(Change):
     """An axis of length 1, which is not the last, is dropped."""
 

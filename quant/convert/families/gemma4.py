@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from lltool.gguf.metadata import ValueType, array, u32
-from lltool.quant.convert.families.changes import PadRows
 from lltool.quant.convert.families.config import Config
 from lltool.quant.convert.families.experts import COUNT, Experts
 from lltool.quant.convert.families.family import IGNORED, Family
@@ -22,6 +21,7 @@ from lltool.quant.convert.families.keys import (
     Setting,
     Softcap,
 )
+from lltool.quant.convert.families.padding import PadRows
 from lltool.quant.convert.families.rope import describe_rope, read_rope
 from lltool.quant.convert.families.rows import LayerSet, Row
 from lltool.quant.convert.families.stored import Stored
