@@ -10,11 +10,13 @@ import numpy as np
 from lltool.engine.models.alibi import read_slopes
 from lltool.engine.models.delta_net import DeltaNet, read_delta_net, read_kimi_delta
 from lltool.engine.models.latent import Latent, read_latent
+from lltool.engine.models.layer_sizes import LayerSizes, read_layer_sizes
 from lltool.engine.models.mixture import Mixture, read_mixture
 from lltool.engine.models.neutral_keys import NEUTRAL
 from lltool.engine.models.pooling import PoolingSettings, read_pooling
 from lltool.engine.models.recurrent import Recurrent, read_heads, read_recurrent
 from lltool.engine.models.rotary import Rotary, Scaling
+from lltool.engine.models.streams import Streams, read_streams
 from lltool.engine.models.temper import Temper, read_temper
 from lltool.engine.models.time_mixing import TimeMixing, read_time_mixing
 from lltool.engine.models.windows import read_windows
@@ -71,6 +73,10 @@ class ModelConfig:
     time_mixing: TimeMixing | None  # None: it has attention or another mixer
     temper: Temper | None  # None: queries do not grow with the position
     latent: Latent | None  # None: each head, or group of heads, has keys and values of its own
+    layer_sizes: tuple[LayerSizes, ...]  # empty: all layers have the same
+    input_width: int  # of what each layer reads of the tokens; 0: nothing
+    streams: Streams | None  # None: one residual stream
+    bias_buckets: int  # of a bias of scores by the distance of keys; 0: none
     is_causal: bool  # whether a token sees only those before it; else a text is evaluated whole
     pooling: PoolingSettings
 
@@ -95,10 +101,17 @@ class ModelConfig:
             layers -= extra
             keys.further = extra
         traits = traits.by_layers.get(layers, traits)
+        if traits.ungated and f"{traits.prefix}blk.0.ffn_gate.weight" not in weights:
+            traits = replace(traits, is_gated=False, activation=traits.ungated)
         if "hidden_activation" in keys.values:
             traits = replace(traits, activation=_stated_activation(keys))
         width = keys.integer("embedding_length")
-        heads, kv_heads, attends = read_heads(keys, layers, traits.attends)
+        windows = read_windows(keys, layers, traits.sliding_period, traits.window, full_first=traits.full_layers_first)
+        sizes = read_layer_sizes(keys, layers, width, windows) if traits.sizes_by_layer else ()
+        if sizes:
+            heads, kv_heads, attends = sizes[-1].heads, sizes[-1].kv_heads, (True,) * layers
+        else:
+            heads, kv_heads, attends = read_heads(keys, layers, traits.attends)
         head_dim = keys.integer("attention.key_length", width // heads)
         keys.expect("attention.head_count", heads % kv_heads == 0, f"a multiple of the {kv_heads} key/value heads")
         value_dim = keys.integer("attention.value_length", head_dim)
@@ -118,18 +131,19 @@ class ModelConfig:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", rotary.base), rotary.dims)
         if traits.local_rope_base is not None:
             local_rotary = Rotary(_rope_base(keys, "rope.freq_base_swa", traits.local_rope_base), rotary.dims)
+        if sizes:
+            local_rotary = replace(local_rotary, dims=keys.integer("rope.dimension_count_swa", local_rotary.dims))
         latent: Latent | None = None
         if traits.latent:
             states_values = not traits.kimi_delta
             latent, rotary = read_latent(keys, rotary, head_dim, kv_heads, states_values=states_values)
-        scaled_dim = width / heads if traits.scales_by_width else head_dim
-        windows = read_windows(keys, layers, traits.sliding_period, traits.window, full_first=traits.full_layers_first)
+        scaled_dim = width / heads if traits.scales_by_width else 1 if traits.unscaled else head_dim
         both = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
         preferred = both[::-1] if traits.norm == "rms" else both
         eps = next((key for key in preferred if key in keys.values), preferred[0])
         scales = {key: keys.number(key, 0.0, *SCALES) or 1.0 for key in sorted(traits.scales)}
         logit_scale = scales.get("logit_scale", 1.0)
-        ff_width, mlps = _feed_forward(keys, layers, traits)
+        ff_width, mlps = _feed_forward(keys, layers, traits, sizes)
         config = cls(
             architecture=architecture,
             traits=traits,
@@ -168,15 +182,44 @@ class ModelConfig:
             context=context_length,
             xielu=_xielu(metadata, layers) if traits.activation == "xielu" else (),
             clamp=keys.number("attention.clamp_kqv", 0.0, *SCALES) if traits.clamps else 0.0,
+            layer_sizes=sizes,
+            input_width=keys.integer("embedding_length_per_layer_input", 0, minimum=0) if sizes else 0,
+            streams=read_streams(keys, layers) if traits.has_streams else None,
+            bias_buckets=keys.integer("attention.relative_buckets_count", minimum=4) if traits.distance_bias else 0,
             is_causal=keys.flag("attention.causal", traits.causal),
             pooling=read_pooling(keys, traits.rank_pooling, has_classifier="cls.output.weight" in weights),
         )
         keys.refuse_unread(NEUTRAL)
         return config
 
+    def of_layer(self, layer: int) -> "ModelConfig":
+        """The configuration with the sizes of one layer."""
+        if not self.layer_sizes:
+            return self
+        sizes = self.layer_sizes[layer]
+        return replace(
+            self,
+            heads=sizes.heads,
+            kv_heads=sizes.kv_heads,
+            head_dim=sizes.head_dim,
+            value_dim=sizes.value_dim,
+            ff_width=sizes.ff_width,
+        )
 
-def _feed_forward(keys: ArchitectureKeys, layers: int, traits: Architecture) -> tuple[int, tuple[bool, ...]]:
-    """The width inside the MLP, and for each layer whether it has one: a list of widths has 0 for a layer without."""
+    def block(self, layer: int) -> str:
+        """What the names of a layer's tensors begin with."""
+        return f"{self.traits.prefix}blk.{layer}."
+
+
+def _feed_forward(
+    keys: ArchitectureKeys, layers: int, traits: Architecture, sizes: Sequence[LayerSizes]
+) -> tuple[int, tuple[bool, ...]]:
+    """The width inside the MLP, the largest of `sizes` if layers have sizes of their own, and which layers have one.
+
+    A list of widths has 0 for a layer without one.
+    """
+    if sizes:
+        return max(size.ff_width for size in sizes), (traits.has_mlp,) * layers
     if traits.single_blocks:
         widths = keys.integers("feed_forward_length", layers, 0)
         distinct = sorted(set(widths) - {0})

@@ -260,6 +260,10 @@ class Tracer:
         assert self.weights[weight].type == GGMLType.F32
         return self.weights[weight].data.reshape(-1).view(np.float32).astype(np.float64)
 
+    def pass_over(self, *weights: str) -> None:
+        """Notes tensors that some files have although nothing reads them."""
+        self.used.update(weights)
+
     def finish(self) -> Program:
         """Ends the trace; the last operation's output is the logits. Raises InputError if a weight was not used."""
         unused = sorted(self.weights.keys() - self.used)

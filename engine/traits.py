@@ -35,6 +35,15 @@ class Architecture:
     kimi_delta: bool = False  # layers without attention have Kimi's delta attention
     plain_head_norms: bool = False  # norms without weights, of heads with rotary positions
     is_chunked: bool = False  # a sliding window is a chunk: a query sees the keys of its own chunk alone
+    plain_value_norms: bool = False  # norms without weights, of heads
+    values_of_keys: bool = False  # without a matrix of their own, values are keys before norms
+    unscaled: bool = False  # scores of attention, unless the file states a scale
+    sizes_by_layer: bool = False  # layers may differ in their heads and widths, and share keys and values
+    has_streams: bool = False  # several residual streams (AltUp), and gates that are made sparse
+    distance_bias: bool = False  # of scores, by the distance between query and key (T5)
+    ungated: PlainActivation | None = None  # the activation of files without gates, if there are such files
+    prefix: str = ""  # of the names of a layer's tensors
+    attention_output: str = "attn_output"  # the name of the matrix after attention
     window: int = 0  # of files that do not state one; 0: none
     tempered: Tempered = ""  # the layers whose queries grow with the position
     divides_magnitude: bool = False  # it reads a multiplier that takes back YaRN's magnitude
@@ -84,6 +93,7 @@ _GEMMA2 = Architecture(activation="gelu_tanh", scaled_embedding=True, sliding_pe
 _GEMMA3 = Architecture(
     head_norms="always", activation="gelu_tanh", scaled_embedding=True, sliding_period=6, local_rope_base=10000.0
 )
+_GEMMA3N = replace(_GEMMA3, plain_value_norms=True, unscaled=True, sizes_by_layer=True)
 _BERT = Architecture(norm="layer", activation="gelu", causal=False, rank_pooling="cls")
 
 _LFM2 = Architecture(head_norms="always", mixer="short convolution", attends="stated", output_norm="token_embd_norm")
@@ -133,6 +143,8 @@ ARCHITECTURES = {
         kimi_delta=True,
         mixture=MixtureTraits(scoring="sigmoid", normalized=True),
     ),
+    "minimax-m2": Architecture(head_norms="always", mixture=MixtureTraits(scoring="sigmoid", normalized=True)),
+    "hunyuan-moe": Architecture(head_norms="always", norms_after_rope=True, mixture=MixtureTraits(normalized=True)),
     "phimoe": Architecture(norm="layer", mixture=MixtureTraits(scoring="sparsemixer")),
     "llama4": Architecture(
         rotates="windows or all",
@@ -157,6 +169,8 @@ ARCHITECTURES = {
     "gemma": Architecture(activation="gelu_tanh", scaled_embedding=True),
     "gemma2": replace(_GEMMA2, by_layers={46: replace(_GEMMA2, scales_by_width=True)}),  # 27B
     "gemma3": replace(_GEMMA3, by_layers={62: replace(_GEMMA3, scales_by_width=True)}),  # 27B
+    "gemma3n": replace(_GEMMA3N, sliding_period=5, has_streams=True),
+    "gemma4": replace(_GEMMA3N, values_of_keys=True, mixture=MixtureTraits(normalized=True)),
     "internlm2": Architecture(interleaved_rope=True),
     "baichuan": Architecture(interleaved_rope=True, by_layers={40: Architecture(rotates="none", alibi_bias=8.0)}),
     "minicpm": Architecture(interleaved_rope=True, scales=_GRANITE, divides_logits=True),
@@ -237,5 +251,16 @@ ARCHITECTURES = {
         plain_local_rope=True,
     ),
     "eurobert": Architecture(causal=False),
+    "t5encoder": Architecture(  # also of mT5 and UMT5
+        rotates="none",
+        activation="gelu_tanh",
+        ungated="relu",
+        unscaled=True,
+        distance_bias=True,
+        causal=False,
+        prefix="enc.",
+        attention_output="attn_o",
+        output_norm="enc.output_norm",
+    ),
     "gemma-embedding": replace(_GEMMA3, causal=False),
 }

@@ -68,13 +68,15 @@ class ArchitectureKeys:
         self.expect(key, whole and 0 <= found < 2**31, "an integer from 0")
         return int(found)
 
-    def numbers(self, key: str, count: int) -> list[float]:
-        """A finite number for each of `count` layers. Raises InputError for anything else."""
+    def numbers(self, key: str, count: int, *, or_minus_infinity: bool = False) -> list[float]:
+        """A finite number, or minus infinity, for each of `count` layers. Raises InputError for anything else."""
         self.read.add(key)
         value = self.values.get(key)
         is_list = value is not None and value.item in (ValueType.FLOAT32, ValueType.FLOAT64)
         found = np.asarray(value.data if value is not None and is_list else (), np.float64)
-        fine = len(found) == count and bool(np.all(np.abs(found) <= MAX_NUMBER))
+        fine = len(found) == count and bool(
+            np.all((np.abs(found) <= MAX_NUMBER) | (or_minus_infinity & (found == -np.inf)))
+        )
         self.expect(key, fine, f"a number for each of {count} layers")
         return [float(x) for x in found]
 

@@ -16,6 +16,7 @@ SIZES: dict[str, Any] = {
 }
 ODD = {"hidden_size": 96, "num_attention_heads": 3}
 ONE_LABEL = {"num_labels": 1}
+_DECODES = {"num_key_value_heads": 2, "pad_token_id": 0}
 _MODERN = {"local_attention": 32, "cls_token_id": None, "sep_token_id": None}
 _GEMMA = {
     "head_dim": 32,
@@ -25,6 +26,8 @@ _GEMMA = {
     "query_pre_attn_scalar": 32,
     "use_bidirectional_attention": True,
 }
+
+_T5 = {"d_model": 48, "d_kv": 20, "d_ff": 96, "num_layers": 4, "num_heads": 3, "relative_attention_num_buckets": 16}
 
 # family: transformers' model class, tokenizer, config beyond SIZES
 ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -41,6 +44,9 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "modern-bert": ("ModernBertModel", "qwen2", _MODERN),
     "eurobert": ("EuroBertModel", "qwen2", {"num_key_value_heads": 2}),
     "gemma-embedding": ("Gemma3TextModel", "gemma", _GEMMA),
+    "t5": ("T5EncoderModel", "qwen2", {**_T5, "feed_forward_proj": "relu"}),
+    "mt5": ("MT5EncoderModel", "qwen2", {**_T5, "feed_forward_proj": "gated-gelu"}),
+    "umt5": ("UMT5EncoderModel", "qwen2", {**_T5, "feed_forward_proj": "gated-gelu"}),
 }
 RERANKERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertForSequenceClassification", "wordpiece", {"type_vocab_size": 2, **ONE_LABEL}),
@@ -51,6 +57,17 @@ RERANKERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "qwen2",
         {**_MODERN, "num_labels": 3, "classifier_pooling": "mean"},
     ),
+    **{
+        name: (f"{name}ForSequenceClassification", tokenizer, _DECODES | settings)
+        for name, tokenizer, settings in (
+            ("Llama", "llama3", ONE_LABEL),
+            ("Mistral", "llama3", {**ONE_LABEL, "sliding_window": 64}),
+            ("Qwen2", "qwen2", {"num_labels": 3}),
+            ("Qwen3", "qwen2", {**ONE_LABEL, "head_dim": 24}),
+            ("Gemma2", "gemma", {**ONE_LABEL, "head_dim": 24, "sliding_window": 64}),
+            ("Phi3", "qwen2", ONE_LABEL),
+        )
+    },
 }
 
 

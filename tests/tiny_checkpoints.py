@@ -6,6 +6,7 @@ Nothing is downloaded. Norm weights and biases are random too: at their initial 
 from pathlib import Path
 from typing import Any
 
+from tests.tiny_gemma import GEMMA, NEWER
 from tests.tiny_recurrent import RECURRENT
 from tests.tiny_tokenizers import TOKENIZERS
 
@@ -300,6 +301,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bloom": ("BloomForCausalLM", "qwen2", {**FULL_ODD_HEADS, "seq_length": 512}),
     "qwen35": ("Qwen3_5ForCausalLM", "qwen2", LINEAR_ATTENTION),
     **MIXTURES,
+    **GEMMA,
+    **NEWER,
     **RECURRENT,
 }
 
@@ -326,19 +329,27 @@ def make_checkpoint(
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 and name.endswith("weight"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (0.0 if adds_one(family) else 1.0))
+            elif name.endswith("scale"):
+                parameter.copy_(torch.randn_like(parameter) * 0.2 + 1)
             elif name.endswith("bias"):
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
             elif name.endswith("A_log"):  # so that some states last for many tokens
                 parameter.copy_(torch.randn_like(parameter) * 1.5 - 2)
             else:
                 parameter.copy_(torch.randn_like(parameter) * 1.3 / parameter.shape[-1] ** 0.5)
+        if family in GEMMA:  # scores are not scaled: larger queries would make a maximum of the softmax
+            for name, parameter in model.named_parameters():
+                if name.endswith("q_norm.weight"):
+                    parameter.mul_(0.3)
         for name, buffer in model.named_buffers():
             if name.endswith(("correction_bias", "expert_bias")):
                 buffer.copy_(torch.randn_like(buffer) * 0.2)
+            elif name.endswith("layer_scalar"):
+                buffer.copy_(torch.rand_like(buffer) + 0.5)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
 
 
 def adds_one(family: str) -> bool:
     """Whether the model multiplies by 1 + the weight of a norm."""
-    return family.startswith(("gemma", "nemotron", *LINEAR))
+    return family.startswith(("gemma", "nemotron", *LINEAR)) and not family.startswith(("gemma3n", "gemma4"))

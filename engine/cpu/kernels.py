@@ -15,6 +15,7 @@ from lltool.engine.operations.attention import BLOCK_TYPES, Attention
 from lltool.engine.operations.concatenate import Concatenate
 from lltool.engine.operations.convolution import Convolution
 from lltool.engine.operations.delta import GatedDelta
+from lltool.engine.operations.distance_bias import DistanceBias
 from lltool.engine.operations.elementwise import (
     Activate,
     Add,
@@ -26,6 +27,7 @@ from lltool.engine.operations.elementwise import (
     Scale,
     ScaleByPosition,
     Softcap,
+    Sparsify,
     Xielu,
 )
 from lltool.engine.operations.embed import Embed, EmbedPositions, EmbedTypes
@@ -39,6 +41,7 @@ from lltool.engine.operations.rwkv import TimeMix, TokenShift
 from lltool.engine.operations.scan import Scan, SelectiveScan
 from lltool.engine.operations.select import Select
 from lltool.engine.operations.split import Split
+from lltool.engine.operations.streams import MatchMagnitude, MixStreams
 from lltool.engine.program import Buffer, Operation, Program, Rows
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
@@ -78,11 +81,13 @@ class Target:
         weight = self.program.weights[name]
         return np.ascontiguousarray(decode(weight.data, weight.type).reshape(-1))
 
-    def product(self, out: Buffer, weight: str, bias: str | None, rows: slice = slice(None)) -> _native.Product:
-        """The product with some rows of a matrix."""
+    def product(
+        self, out: Buffer, weight: str, bias: str | None, rows: slice = slice(None), of: tuple[int, int] = (0, 1)
+    ) -> _native.Product:
+        """The product with some rows of a matrix, or with one of the equal parts of each matrix of a stack."""
         type, data = self.matrix(weight)
         vector = None if bias is None else self.vector(bias)[rows]
-        return _native.Product(out=self.place(out), type=type, data=data[rows], bias=vector)
+        return _native.Product(out=self.place(out), type=type, data=data[rows], bias=vector, part=of[0], parts=of[1])
 
 
 def _embed(to: Target, op: Embed) -> None:
@@ -175,6 +180,7 @@ def _route(to: Target, op: Route) -> None:
         groups_used=routing.groups_used,
         counted=routing.counted,
         bias=to.vector(op.bias) if op.bias else None,
+        scales=to.vector(op.scales) if op.scales else None,
     )
 
 
@@ -184,7 +190,9 @@ def _experts(to: Target, op: ExpertLinear) -> None:
         x=to.place(op.x),
         assigned=op.x.rows is Rows.ASSIGNMENT,
         chosen=to.place(op.chosen),
-        products=[to.product(*part) for part in zip(op.outs, op.weights, op.biases, strict=True)],
+        products=[
+            to.product(*each[:3], of=each[3]) for each in zip(op.outs, op.weights, op.biases, op.parts, strict=True)
+        ],
         activation=_native.Function(name=activation.activation) if activation else None,
         out=to.place(activation.out) if activation else None,
     )
@@ -221,13 +229,23 @@ def _attention(to: Target, op: Attention) -> None:
             raise InputError(f"layer {op.layer}: heads of {dim}; {wanted}")
     common = op.common_key(to.program, to.cache_types[0])
     arguments = to.arguments(op) | {
+        "biases": _biases(to, op.bias) if op.bias else None,
         "v": None if is_shared else to.place(op.v),
         "sinks": to.vector(op.sinks) if op.sinks else None,
         "slopes": None if op.slopes is None else np.array(op.slopes, np.float32),
         "common_key": None if common is None else common.reshape(-1),
         "groups": to.fused.stores,
     }
+    del arguments["bias"]
     to.native.attention(**arguments)
+
+
+def _biases(to: Target, bias: DistanceBias) -> NDArray[np.float32]:
+    """The bias of each head and distance, (H * distances,), and more of the outermost at both ends."""
+    reach = bias.furthest + _native.BIAS_PADDING
+    distances = np.arange(-reach, reach + 1 + _native.BIAS_PADDING)
+    table = to.vector(bias.weight).reshape(bias.buckets, -1)
+    return np.ascontiguousarray(table[bias.buckets_of(distances)].T).reshape(-1)
 
 
 def _convolution(to: Target, op: Convolution) -> None:
@@ -281,7 +299,9 @@ def _gated(to: Target, op: Gated) -> None:
     to.native.function(function=function, x=to.place(op.gate), y=to.place(op.up), out=to.place(op.out), group=to.group)
 
 
-def _function(to: Target, op: Activate | AddVector | Clamp | Multiply | Xielu, function: _native.Function) -> None:
+def _function(
+    to: Target, op: Activate | AddVector | Clamp | Multiply | Sparsify | Xielu, function: _native.Function
+) -> None:
     to.native.function(function=function, x=to.place(op.x), out=to.place(op.out), group=to.group)
 
 
@@ -293,6 +313,21 @@ def _xielu(to: Target, op: Xielu) -> None:
     unit = math.gcd(op.x.width, _XIELU_UNIT)
     scales = np.repeat(np.array([op.positive, op.negative], np.float32), unit)
     _function(to, op, _native.Function(name="xielu", vector=scales, factor=op.slope, unit=unit))
+
+
+def _sparsify(to: Target, op: Sparsify) -> None:
+    width = op.x.width
+    _function(
+        to, op, _native.Function(name="sparsify", vector=np.ones(width, np.float32), factor=op.deviations, unit=width)
+    )
+
+
+def _mix_streams(to: Target, op: MixStreams) -> None:
+    to.native.mix_streams(**to.arguments(op))
+
+
+def _match_magnitude(to: Target, op: MatchMagnitude) -> None:
+    to.native.match_magnitude(**to.arguments(op))
 
 
 def _clamp(to: Target, op: Clamp) -> None:
@@ -369,6 +404,7 @@ KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     Activate: _activate,
     Xielu: _xielu,
     Clamp: _clamp,
+    Sparsify: _sparsify,
     Multiply: _multiply,
     AddVector: _add_vector,
     Product: _product,
@@ -377,5 +413,7 @@ KERNELS: dict[type[Operation], Callable[[Target, Any], None]] = {
     ScaleByPosition: _scale_by_position,
     Softcap: _softcap,
     Select: _select,
+    MixStreams: _mix_streams,
+    MatchMagnitude: _match_magnitude,
     Observe: _observe,
 }

@@ -8,6 +8,8 @@ from lltool.engine.config import ModelConfig
 from lltool.engine.models import (
     bert,
     gemma3,
+    gemma3n,
+    gemma4,
     hybrid,
     kimi_linear,
     llama,
@@ -36,6 +38,8 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "ernie4_5-moe": llama.trace,
     "dots1": llama.trace,
     "deepseek2": llama.trace,
+    "minimax-m2": llama.trace,
+    "hunyuan-moe": llama.trace,
     "phimoe": llama.trace,
     "llama4": llama.trace,
     "mistral3": llama.trace,
@@ -44,6 +48,8 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "gemma3": gemma3.trace,
     "gemma": llama.trace,
     "gemma2": gemma3.trace,
+    "gemma3n": gemma3n.trace,
+    "gemma4": gemma4.trace,
     "internlm2": llama.trace,
     "baichuan": llama.trace,
     "minicpm": llama.trace,
@@ -91,6 +97,7 @@ TRACES: dict[str, Callable[[Tracer, ModelConfig], None]] = {
     "modern-bert": llama.trace,
     "eurobert": llama.trace,
     "gemma-embedding": gemma3.trace,
+    "t5encoder": llama.trace,
 }
 
 

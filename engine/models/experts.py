@@ -19,19 +19,32 @@ def feed_forward(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual
     return (experts if has_experts else mlp)(g, config, layer, x, residual)
 
 
-def experts(g: Tracer, config: ModelConfig, layer: int, x: Buffer, residual: Buffer | None = None) -> Buffer:
-    """The weighted sum of a token's experts, and of the shared expert if there is one; adds `residual`."""
+def experts(
+    g: Tracer,
+    config: ModelConfig,
+    layer: int,
+    x: Buffer,
+    residual: Buffer | None = None,
+    routed: Buffer | None = None,
+) -> Buffer:
+    """The weighted sum of a token's experts, and of the shared expert if there is one; adds `residual`.
+
+    The router reads x, or `routed`.
+    """
     name, mixture = f"blk.{layer}.", config.mixture
     assert mixture is not None
-    count, bias = mixture.routing.experts, f"{name}exp_probs_b.bias"
-    (logits,) = linear(g, x, [f"{name}ffn_gate_inp.weight"], [count])
-    chosen, weights = route(g, logits, mixture.routing, bias if bias in g.weights else None)
+    count, bias, scales = mixture.routing.experts, f"{name}exp_probs_b.bias", f"{name}ffn_down_exps.scale"
+    (logits,) = linear(g, x if routed is None else routed, [f"{name}ffn_gate_inp.weight"], [count])
+    stored_bias, stored_scales = (tensor if tensor in g.weights else None for tensor in (bias, scales))
+    chosen, weights = route(g, logits, mixture.routing, stored_bias, stored_scales)
     width, inputs = mixture.latent_width or config.width, x
     if mixture.latent_width:
         (inputs,) = linear(g, x, [f"{name}ffn_latent_down.weight"], [width])
     inputs = weigh(g, inputs, chosen, weights) if mixture.weighs_inputs else inputs
     factors = None if mixture.weighs_inputs else weights
     names = [f"{name}ffn_gate_exps.weight", f"{name}ffn_up_exps.weight"]
+    if (fused := f"{name}ffn_gate_up_exps.weight") in g.weights:
+        names = [fused] * 2
     if config.traits.is_gated:
         gate, up = expert_linear(g, inputs, chosen, count, names, [mixture.width] * 2)
         hidden = gated(g, gate, up, cast(Activation, config.traits.activation))

@@ -29,8 +29,8 @@ def head(g: Tracer, config: ModelConfig, x: Buffer) -> Buffer:
 
 def _text_head(g: Tracer, config: ModelConfig, x: Buffer) -> Buffer:
     """The pooled states of texts, and what the classifier, or matrices after the pooling, make of them."""
-    if "output_norm.weight" in g.weights:
-        x = normed(g, config, x, "output_norm")
+    if f"{config.traits.output_norm}.weight" in g.weights:
+        x = normed(g, config, x, config.traits.output_norm)
     x = select(g, x, mean=config.pooling.kind == "mean")
     if config.pooling.ranks:
         return _classifier(g, config, x)

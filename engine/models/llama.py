@@ -1,4 +1,4 @@
-"""Llama and models like it, also with experts or latent attention, and ModernBERT: pre-norm blocks."""
+"""Llama and models like it, also with experts or latent attention, ModernBERT and T5's encoder: pre-norm blocks."""
 
 from lltool.engine.config import ModelConfig
 from lltool.engine.models.blocks import embedding
@@ -12,9 +12,10 @@ from lltool.engine.program import Tracer
 def trace(g: Tracer, config: ModelConfig) -> None:
     x = g.end_block(embedding(g, config))
     for layer in range(config.layers):
-        h = x if layer == 0 and config.traits.bare_first_layer else normed(g, config, x, f"blk.{layer}.attn_norm")
+        name, bare = config.block(layer), layer == 0 and config.traits.bare_first_layer
+        h = x if bare else normed(g, config, x, f"{name}attn_norm")
         x = self_attention(g, config, layer, h, residual=x)
-        h = normed(g, config, x, f"blk.{layer}.{config.traits.ffn_norm}")
+        h = normed(g, config, x, f"{name}{config.traits.ffn_norm}")
         x = feed_forward(g, config, layer, h, residual=x)
         g.end_block(x)
     head(g, config, x)

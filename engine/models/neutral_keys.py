@@ -12,6 +12,7 @@ NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "dense_3_feat_in": None,
     "dense_3_feat_out": None,
     "rope.scaling.finetuned": None,
+    "decoder_start_token_id": None,  # of a decoder that an encoder's file does not have
     "rope.dimension_sections": None,  # of images' positions; in a text, all sections have the token's
     "attention.max_alibi_bias": (0,),
     "attention.clamp_kqv": (0,),

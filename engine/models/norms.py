@@ -15,16 +15,17 @@ def normed(g: Tracer, config: ModelConfig, x: Buffer, name: str, groups: int = 1
     return layer_norm(g, x, stored, config.norm_eps, groups, stored_bias)
 
 
-def norm_heads(g: Tracer, config: ModelConfig, name: str, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
-    """The norms of queries and keys, if the architecture has them: of each head or of all, as their weights say."""
+def norm_heads(g: Tracer, config: ModelConfig, name: str, *parts: Buffer) -> tuple[Buffer, ...]:
+    """The norms of queries, and of keys after them, if the architecture has them: of each head or of all."""
     match config.traits.head_norms:
         case "none":
-            return q, k
+            return parts
         case "if stored" if f"{name}attn_q_norm.weight" not in g.weights:
-            return q, k
-    return (
-        _norm_heads(g, config, q, f"{name}attn_q_norm", config.heads),
-        _norm_heads(g, config, k, f"{name}attn_k_norm", config.kv_heads),
+            return parts
+    kinds = ("q", config.heads), ("k", config.kv_heads)
+    return tuple(
+        _norm_heads(g, config, part, f"{name}attn_{kind}_norm", heads)
+        for part, (kind, heads) in zip(parts, kinds, strict=False)
     )
 
 
@@ -41,8 +42,8 @@ def _norm_heads(g: Tracer, config: ModelConfig, x: Buffer, name: str, heads: int
 _WITHOUT_NORMS = 128
 
 
-def plain_head_norms(g: Tracer, config: ModelConfig, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
-    """RMS norms without weights, of each head of queries and keys."""
+def plain_head_norms(g: Tracer, config: ModelConfig, *parts: Buffer) -> tuple[Buffer, ...]:
+    """RMS norms without weights, of each head of queries, and of keys after them."""
     if config.mixture and config.mixture.routing.experts == _WITHOUT_NORMS:
-        return q, k
-    return norm(g, q, None, config.norm_eps, config.heads), norm(g, k, None, config.norm_eps, config.kv_heads)
+        return parts
+    return tuple(norm(g, part, None, config.norm_eps, part.width // config.head_dim) for part in parts)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lltool.engine.batch import PAGE, CacheType
+from lltool.engine.operations.distance_bias import DistanceBias
 from lltool.engine.program import Buffer, Calls, Cost, Operation, Program, Tracer, Weight
 from lltool.engine.reference.cache_rounding import round_to_cache
 from lltool.engine.reference.context import Context
@@ -21,11 +22,12 @@ class Attention(Operation):
     """Stores k and v of the batch in the cache of `layer`; then out = softmax(scale * q @ Kᵀ) @ V with a causal mask.
 
     If `window` > 0, a query at position p sees only keys at positions > p - window; if `chunk` > 0, only those of its
-    own chunk of so many positions. If `softcap` > 0, a score becomes
-    softcap * tanh(score / softcap). `slopes` are, for each head, what a score loses for each position between query and
-    key (ALiBi). `sinks` holds, for each head, the score of a key that every query sees and that has no value. A head of
-    values has a width of its own; where `v` is `k`, a value is the beginning of its key. Before a key is stored, the
-    common key is subtracted from it.
+    own chunk of so many positions. If `softcap` > 0, a score becomes softcap * tanh(score / softcap). `bias` is added
+    to scores by the distance of a key. `slopes` are, for each head, what a score loses for each position between query
+    and key (ALiBi). `sinks` holds, for each head, the score of a key that every query sees and that has no value. A
+    head of values has a width of its own; where `v` is `k`, a value is the beginning of its key. Before a key is
+    stored, the common key is subtracted from it. Unless it `stores`, k and v are those of an attention before it with
+    the same `layer`, which has stored them.
 
     Without `causal`, the tokens of a sequence in the batch are a whole text: a query sees the keys of all of them or,
     if `window` > 0, those at a distance of at most window // 2, and `slopes` count the distance in both directions.
@@ -47,10 +49,13 @@ class Attention(Operation):
     slopes: tuple[float, ...] | None = None
     chunk: int = 0
     causal: bool = True
+    bias: DistanceBias | None = None
+    stores: bool = True
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {} if self.sinks is None else {self.sinks: (self.heads,)}
+        shapes: dict[str, tuple[int, ...]] = {} if self.sinks is None else {self.sinks: (self.heads,)}
+        return shapes if self.bias is None else shapes | {self.bias.weight: (self.bias.buckets, self.heads)}
 
     @property
     def value_dim(self) -> int:
@@ -97,8 +102,9 @@ class Attention(Operation):
         if (common := self.common_key(run.program, run.key_type)) is not None:
             k = k - common
         rows = batch.tables[batch.sequences, batch.positions // PAGE] * PAGE + batch.positions % PAGE  # (T,)
-        keys[rows] = round_to_cache(k, run.key_type, self.value_dim if self.v == self.k else 0)
-        if self.v != self.k:
+        if self.stores:
+            keys[rows] = round_to_cache(k, run.key_type, self.value_dim if self.v == self.k else 0)
+        if self.stores and self.v != self.k:
             values[rows] = round_to_cache(run[self.v].reshape(-1, self.kv_heads, self.value_dim), run.value_type)
 
         out = np.empty((*q.shape[:2], self.value_dim), q.dtype)
@@ -112,6 +118,9 @@ class Attention(Operation):
             if self.softcap:
                 scores = self.softcap * np.tanh(scores / self.softcap)
             distance = positions[:, None] - seen  # (T, n)
+            if self.bias is not None:
+                table = run.weight(self.bias.weight)  # (buckets, H)
+                scores = scores + table[self.bias.buckets_of(-distance)].transpose(2, 0, 1)
             if self.slopes is not None:
                 scores = scores - np.array(self.slopes)[:, None, None] * np.abs(distance)
             before, after = self.reach
@@ -146,13 +155,33 @@ def attend(
     value_dim: int | None = None,
     chunk: int = 0,
     causal: bool = True,
+    bias: DistanceBias | None = None,
+    stores: bool = True,
 ) -> Buffer:
     """`value_dim` is needed only where `v` is `k`."""
     heads, kv_heads = q.width // head_dim, k.width // head_dim
     out = g.buffer(heads * (v.width // kv_heads if value_dim is None else value_dim), q.rows)
     if not causal:
         layer = 0
-    op = Attention(q, k, v, out, layer, heads, kv_heads, head_dim, scale, window, softcap, sinks, slopes, chunk, causal)
+    op = Attention(
+        q,
+        k,
+        v,
+        out,
+        layer,
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        window,
+        softcap,
+        sinks,
+        slopes,
+        chunk,
+        causal,
+        bias,
+        stores,
+    )
     return g.add(op).out
 
 

@@ -13,7 +13,7 @@ from lltool.engine.reference.context import Context, Floats
 Activation = Literal["silu", "gelu_tanh", "gelu", "swiglu_oai", "sigmoid"]
 """Of a gate, whose result is multiplied."""
 
-PlainActivation = Literal["gelu_tanh", "gelu", "relu_squared", "tanh", "sigmoid"]
+PlainActivation = Literal["gelu_tanh", "gelu", "relu", "relu_squared", "tanh", "sigmoid"]
 """Of a layer without a gate."""
 
 
@@ -42,6 +42,11 @@ def relu_squared(x: Floats) -> Floats:
     return np.square(np.maximum(x, 0))
 
 
+def relu(x: Floats) -> Floats:
+    out: Floats = np.maximum(x, 0)
+    return out
+
+
 def tanh(x: Floats) -> Floats:
     out: Floats = np.tanh(x)
     return out
@@ -58,6 +63,7 @@ ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
     "silu": silu,
     "gelu_tanh": gelu_tanh,
     "gelu": gelu,
+    "relu": relu,
     "relu_squared": relu_squared,
     "sigmoid": sigmoid,
     "tanh": tanh,
@@ -123,6 +129,25 @@ class Xielu(Operation):
         x = run[self.x]
         curve = np.where(x > 0, self.positive * x * x, self.negative * (np.expm1(np.minimum(x, -1e-6)) - x))
         run[self.out] = curve + self.slope * x
+
+
+@dataclass(frozen=True)
+class Sparsify(Operation):
+    """out = max(x - (mean + deviations * standard deviation), 0), over each row.
+
+    Of normally distributed values, a share of Φ(deviations) becomes 0 (Gemma 3n).
+    """
+
+    in_place = True
+
+    x: Buffer
+    out: Buffer
+    deviations: float
+
+    def reference(self, run: Context) -> None:
+        x = run[self.x]
+        cutoff = x.mean(axis=1, keepdims=True) + self.deviations * x.std(axis=1, keepdims=True)
+        run[self.out] = np.maximum(x - cutoff, 0)
 
 
 @dataclass(frozen=True)
@@ -266,6 +291,10 @@ def activate(g: Tracer, x: Buffer, activation: PlainActivation) -> Buffer:
 
 def xielu(g: Tracer, x: Buffer, positive: float, negative: float, slope: float) -> Buffer:
     return g.add(Xielu(x, g.like(x), positive, negative, slope)).out
+
+
+def sparsify(g: Tracer, x: Buffer, deviations: float) -> Buffer:
+    return g.add(Sparsify(x, g.like(x), deviations)).out
 
 
 def clamp(g: Tracer, x: Buffer, limit: float) -> Buffer:

@@ -5,6 +5,7 @@ Source: Shazeer et al. 2017; groups and the bias of the choice are those of Deep
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -47,17 +48,19 @@ class Routing:
 class Route(Operation):
     """outs are the experts of each token, (T, used) int32, best first, and their weights, (T, used).
 
-    `bias` (experts,) is added to the scores that decide the choice, and not to the weights.
+    `bias` (experts,) is added to the scores that decide the choice, and not to the weights. `scales` (experts,)
+    multiply the weights at last.
     """
 
     logits: Buffer
     outs: tuple[Buffer, Buffer]
     routing: Routing
     bias: str | None = None
+    scales: str | None = None
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {} if self.bias is None else {self.bias: (self.routing.experts,)}
+        return {name: (self.routing.experts,) for name in (self.bias, self.scales) if name is not None}
 
     def reference(self, run: Context) -> None:
         routing, logits = self.routing, run[self.logits]
@@ -76,6 +79,8 @@ class Route(Operation):
         weights = np.take_along_axis(scores, chosen, axis=1)
         if routing.normalized:
             weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), LEAST_SUM)
+        if self.scales is not None:
+            weights = weights * run.weight(self.scales)[chosen]
         run[self.outs[0]], run[self.outs[1]] = chosen, weights * routing.factor
 
 
@@ -110,7 +115,8 @@ class ExpertLinear(Operation):
     """outs[i] = x @ weights[i][e].T + biases[i][e] for each token and each of its experts e.
 
     The weights are stacks (experts, out, in), the biases (experts, out). `x` has a row for each token, or one for each
-    assignment.
+    assignment. A weight that is named several times is a stack of fused matrices: its outputs, of one width, take the
+    rows of each matrix in turn.
     """
 
     changes_rows = True
@@ -122,6 +128,12 @@ class ExpertLinear(Operation):
     biases: tuple[str | None, ...]
     experts: int
 
+    @cached_property
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """Of each output: which part of its weight's matrices it takes, and how many equal parts these have."""
+        seen = [self.weights[:index].count(weight) for index, weight in enumerate(self.weights)]
+        return tuple((part, self.weights.count(weight)) for part, weight in zip(seen, self.weights, strict=True))
+
     @property
     def title(self) -> str:
         return "experts"
@@ -129,8 +141,8 @@ class ExpertLinear(Operation):
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
-        for out, weight, bias in zip(self.outs, self.weights, self.biases, strict=True):
-            shapes[weight] = (self.experts, out.width, self.x.width)
+        for out, weight, bias, (_, parts) in zip(self.outs, self.weights, self.biases, self.parts, strict=True):
+            shapes[weight] = (self.experts, parts * out.width, self.x.width)
             if bias is not None:
                 shapes[bias] = (self.experts, out.width)
         return shapes
@@ -147,7 +159,7 @@ class ExpertLinear(Operation):
         """The experts read are those that as many tokens choose on average if each expert is as likely."""
         used, tokens, cost = self.chosen.width, np.array(calls.rows[Rows.TOKEN]), Cost()
         read = self.experts * (1 - (1 - used / self.experts) ** tokens).sum()
-        for weight in (weights[name] for name in self.weights):
+        for weight in (weights[name] for name in dict.fromkeys(self.weights)):
             products = float(tokens.sum()) * used * weight.rows / self.experts * weight.columns
             is_float = LAYOUT[weight.type].block == 1
             bytes_read = float(read) * weight.data.nbytes / self.experts
@@ -158,11 +170,12 @@ class ExpertLinear(Operation):
         x, owners = run[self.x], run[self.chosen].astype(np.int64).reshape(-1)  # (T * used,)
         if self.x.rows is not Rows.ASSIGNMENT:
             x = x.repeat(self.chosen.width, axis=0)
-        for out, weight, bias in zip(self.outs, self.weights, self.biases, strict=True):
+        for out, weight, bias, (part, _) in zip(self.outs, self.weights, self.biases, self.parts, strict=True):
+            rows = slice(part * out.width, (part + 1) * out.width)
             y = np.empty((len(x), out.width), x.dtype)
             for expert in np.unique(owners):
                 mine = owners == expert
-                y[mine] = x[mine] @ run.weight(weight)[expert].T
+                y[mine] = x[mine] @ run.weight(weight)[expert][rows].T
             run[out] = y if bias is None else y + run.weight(bias)[owners]
 
 
@@ -220,15 +233,20 @@ class SharedGate(Operation):
         run[self.out] = run[self.x] * (0.5 + 0.5 * np.tanh(0.5 * gate))[:, None]
 
 
-def route(g: Tracer, logits: Buffer, routing: Routing, bias: str | None) -> tuple[Buffer, Buffer]:
+def route(
+    g: Tracer, logits: Buffer, routing: Routing, bias: str | None, scales: str | None = None
+) -> tuple[Buffer, Buffer]:
     outs = (g.buffer(routing.used, type=GGMLType.I32), g.buffer(routing.used))
-    return g.add(Route(logits, outs, routing, bias)).outs
+    return g.add(Route(logits, outs, routing, bias, scales)).outs
 
 
 def expert_linear(
     g: Tracer, x: Buffer, chosen: Buffer, experts: int, weights: Sequence[str], widths: Sequence[int]
 ) -> tuple[Buffer, ...]:
-    """Gives weight i an output of `widths[i]`; adds a bias if the file has one (NAME.bias for NAME.weight)."""
+    """Gives weight i an output of `widths[i]`; adds a bias if the file has one (NAME.bias for NAME.weight).
+
+    Fused matrices, which are named several times, have none.
+    """
     names = [name.removesuffix("weight") + "bias" for name in weights]
     biases = tuple(name if name in g.weights else None for name in names)
     outs = tuple(g.buffer(width, Rows.ASSIGNMENT, each=chosen.width) for width in widths)

@@ -99,7 +99,7 @@ def _rebuild(file: GGUFFile, type: GGMLType, threads: int | None) -> tuple[Famil
     constants = {
         name: decode(file.tensor(name).data(), file.tensor(name).type).reshape(-1) for name in DERIVED if name in names
     }
-    stored = Stored(architecture, keys, names, constants)
+    stored = Stored(architecture, keys, names, constants, {tensor.name: tensor.shape for tensor in file.tensors})
     family = family_of(stored)
     config = family.restore(stored)
     config["vocab_size"] = next((t.rows for t in file.tensors if t.name == EMBEDDING), 0)

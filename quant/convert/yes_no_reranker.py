@@ -51,12 +51,14 @@ def is_reranker(folder: Path, name: str, architecture: str) -> bool:
 
 
 def make_classifier(tensors: Sequence[Tensor], tokens: Sequence[str], file: Path) -> Classifier:
-    """Raises InputError if the vocabulary lacks one of the two words."""
+    """Raises InputError if the vocabulary lacks one of the two words. A classifier that is there stays."""
     missing = [label for label in _LABELS if label not in tokens]
     if missing:
         raise InputError(f"{file}: no token {missing[0]!r}, wanted one: the model is a reranker by its name")
     by_name = {tensor.name: tensor for tensor in tensors}
     rows = np.array([tokens.index(label) for label in _LABELS])
+    if "cls.output.weight" in by_name:  # made of the two rows by others, who subtracted one from the other
+        return Classifier(list(tensors), {"tokenizer.chat_template.rerank": string(_PROMPT)})
     two = take_rows(by_name.pop(HEAD, by_name[EMBEDDING]), rows)
     return Classifier(
         [*by_name.values(), replace(two, name="cls.output.weight")],

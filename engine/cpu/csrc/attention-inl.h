@@ -240,6 +240,7 @@ private:
       vf high = splat(masked);
       const int own = own_key(first + r), last = last_key(first + r);
       const float slope = task.slopes ? task.slopes[(first + r) % task.group] * log2_e : 0;
+      const float* biases = task.biases ? lltool::biases_of(task, (first + r) % task.group) : nullptr;
       for (int j = begin; j < end; j += lanes) {
         float* at = scores + r * page_tokens + j;
         vf s;
@@ -254,6 +255,7 @@ private:
           if (task.softcap > 0) s = tanh(s) * cap;
         }
         if (task.slopes) s -= abs(to_float(load<vi>(counted) + (j - own))) * slope;
+        if (biases) s += load<vf>(biases + std::clamp(j - own, -task.bias_reach, task.bias_reach)) * log2_e;
         if (is_masked) {
           const vi key = load<vi>(counted) + j;
           s = key <= last ? s : splat(masked);

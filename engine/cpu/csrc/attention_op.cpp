@@ -53,6 +53,8 @@ AttentionTask AttentionOp::task(const Run& run, const Piece& piece, int64_t head
   task.v_type = e.settings.v_type;
   task.sinks = sinks.empty() ? nullptr : sinks.data() + head * group;
   task.slopes = slopes.empty() ? nullptr : slopes.data() + head * group;
+  task.biases = biases.empty() ? nullptr : biases.data() + head * group * (2 * bias_reach + 1 + bias_padding);
+  task.bias_reach = bias_reach;
   task.pairs = e.pairs;
   task.scratch = e.attention_space(run.worker.index);
   return task;

@@ -22,6 +22,8 @@ struct AttentionOp : Op {
   bool values_are_keys; // a value is the beginning of its key
   float scale, softcap;
   std::vector<float> sinks, slopes; // one per head, or empty
+  std::vector<float> biases;        // (heads, 2 bias_reach + 1 + bias_padding), or empty
+  int bias_reach = 0;
   void run(const Run& run) const override;
 
 private:

@@ -17,6 +17,7 @@
 #include "routing_bindings.h"
 #include "sampling_bindings.h"
 #include "session.h"
+#include "streams_bindings.h"
 
 namespace nb = nanobind;
 using namespace lltool;
@@ -27,6 +28,7 @@ struct Product {
   int type;
   Bytes2 data;
   std::optional<Floats> bias;
+  int part, parts; // of a stack: which of so many equal parts of each expert's rows
 };
 
 // A function of the table of kernels, with the weights and the number of columns of a unit.
@@ -68,7 +70,7 @@ static void add_linear(Session& s, Place x, const std::vector<std::vector<Produc
     widths.push_back(groups[g][0].out.second);
     for (const Product& p : groups[g]) {
       const int64_t rows = int64_t(p.data.shape(0));
-      require(rows == p.out.second && (!p.bias || int64_t(p.bias->size()) == rows) && rows == widths[g] &&
+      require(p.parts == 1 && p.part == 0 && rows == p.out.second && (!p.bias || int64_t(p.bias->size()) == rows) && rows == widths[g] &&
                   (!residual || residual->second == rows),
               "linear: shapes do not agree");
       require(p.out != x && (!residual || p.out != *residual) && std::find(outs.begin(), outs.end(), p.out) == outs.end(),
@@ -143,10 +145,10 @@ static void add_scale_by_position(Session& s, Place x, Place out, double factor,
   s.add(std::make_unique<ScaleByPositionOp>(buffer(x), buffer(out), scale.run, factor, length, offset), {x}, &out, group);
 }
 
-// Without v, a value is the beginning of its key.
+// Without v, a value is the beginning of its key. Unless it `stores`, an attention before it has stored these keys and values.
 static void add_attention(Session& s, Place q, Place k, std::optional<Place> v, Place out, int layer, int heads, int kv_heads, int head_dim,
                           double scale, int window, int chunk, double softcap, std::optional<Floats> sinks, std::optional<Floats> slopes,
-                          std::optional<Floats> common_key, bool causal, std::pair<int, int> groups) {
+                          std::optional<Floats> common_key, std::optional<Floats> biases, bool stores, bool causal, std::pair<int, int> groups) {
   const auto lock = s.build();
   require(layer >= 0 && window >= 0 && chunk >= 0 && head_dim > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0,
           "attention: wanted whole groups of heads");
@@ -159,6 +161,10 @@ static void add_attention(Session& s, Place q, Place k, std::optional<Place> v, 
           "attention: shapes do not agree");
   require(!sinks || int64_t(sinks->size()) == heads, "attention: wanted a sink for each head or none");
   require(!slopes || int64_t(slopes->size()) == heads, "attention: wanted a slope for each head or none");
+  constexpr int64_t least_biases = 1 + bias_padding;
+  require(!biases || (int64_t(biases->size()) % heads == 0 && int64_t(biases->size()) / heads >= least_biases &&
+                      (int64_t(biases->size()) / heads - least_biases) % 2 == 0),
+          "attention: wanted as many biases of keys before as of keys after a query");
   require(!common_key || int64_t(common_key->size()) == k.second, "attention: wanted a common key of all heads or none");
   require_finite({scale, softcap});
   require(softcap >= 0, "attention: softcap is negative");
@@ -171,14 +177,16 @@ static void add_attention(Session& s, Place q, Place k, std::optional<Place> v, 
   op->q = buffer(q), op->out = buffer(out);
   op->layer = layer, op->heads = heads, op->kv_heads = kv_heads, op->head_dim = head_dim, op->value_dim = int(value_dim);
   op->scale = float(scale), op->softcap = float(softcap), op->sinks = floats_or_none(sinks), op->slopes = floats_or_none(slopes);
+  op->biases = floats_or_none(biases);
+  if (biases) op->bias_reach = int((int64_t(biases->size()) / heads - least_biases) / 2);
   op->values_are_keys = !v;
   op->window = causal || window == 0 ? window : window / 2 + 1; // with its own position, as for causal attention
   op->ahead = causal ? 0 : window ? window / 2 : std::numeric_limits<int>::max();
-  s.executor.add_cache_layer(layer, heads, kv_heads, head_dim, int(value_dim), !v, !causal);
+  s.executor.add_cache_layer(layer, heads, kv_heads, head_dim, int(value_dim), !v, !causal, stores);
   op->tiling = s.executor.add_tiling(heads / kv_heads, op->window, op->ahead, chunk);
   const int64_t block = transformed_block(head_dim, v ? 0 : value_dim);
-  s.add(std::make_unique<StoreOp>(buffer(k), head_dim, layer, true, block, floats_or_none(common_key)), {k}, nullptr, groups.first);
-  if (v)
+  if (stores) s.add(std::make_unique<StoreOp>(buffer(k), head_dim, layer, true, block, floats_or_none(common_key)), {k}, nullptr, groups.first);
+  if (stores && v)
     s.add(std::make_unique<StoreOp>(buffer(*v), int(value_dim), layer, false, transformed_block(value_dim), std::vector<float>()), {*v},
           nullptr, groups.second);
   s.add_op(std::move(op));
@@ -197,14 +205,18 @@ static void add_experts(Session& s, Place x, bool assigned, Place chosen, const 
   std::vector<ExpertsOp::Part> parts;
   std::vector<Place> outs;
   for (const Product& p : products) {
-    const Matrix weight = s.stack("experts", p.type, from.width, p.data, a.experts);
+    Matrix weight = s.stack("experts", p.type, from.width, p.data, a.experts);
+    const int64_t step = weight.rows * weight.row_bytes;
+    require(p.parts >= 1 && p.part >= 0 && p.part < p.parts && weight.rows % p.parts == 0, "experts: wanted one of equal parts");
+    weight.rows /= p.parts;
+    weight.data += p.part * weight.rows * weight.row_bytes;
     require(p.out.second == weight.rows * a.used && p.out.second == products[0].out.second &&
                 (!p.bias || int64_t(p.bias->size()) == weight.rows * a.experts),
             "experts: shapes do not agree");
     require(p.out != x && p.out != chosen && std::find(outs.begin(), outs.end(), p.out) == outs.end(),
             "experts: an output in the place of an input or of another output");
     outs.push_back(p.out);
-    parts.push_back({{p.out.first, weight.rows}, weight, floats_or_none(p.bias)});
+    parts.push_back({{p.out.first, weight.rows}, weight, step, floats_or_none(p.bias)});
   }
   ExpertsOp::Activation after;
   require(activation.has_value() == out.has_value(), "experts: an activation and its output belong together");
@@ -238,6 +250,7 @@ NB_MODULE(_native, m) {
   m.attr("MAX_HEAD_DIM") = max_head_dim;
   m.attr("MAX_DELTA_DIM") = max_delta_dim;
   m.attr("MAX_GROUP") = attention_rows; // query heads per key/value head
+  m.attr("BIAS_PADDING") = bias_padding;
   m.def("available_isas", &available_isas, "Instruction sets this processor can run, best first.");
   m.def("built_isas", &built_isas, "Instruction sets that this module was compiled for, best first.");
   m.def("probe_read", [](const std::string& isa, int threads, Array1<uint8_t> data, double seconds) {
@@ -249,14 +262,15 @@ NB_MODULE(_native, m) {
     return probe_multiply(isa, threads, kind, seconds);
   }, nb::arg("isa"), nb::arg("threads"), nb::arg("kind"), nb::arg("seconds"), "Multiply-adds a second of int8, int16 or float32.");
   nb::class_<Product>(m, "Product")
-      .def(nb::init<Place, int, Bytes2, std::optional<Floats>>(), nb::kw_only(), nb::arg("out"), nb::arg("type"),
-           nb::arg("data").noconvert(), nb::arg("bias").noconvert() = nb::none());
+      .def(nb::init<Place, int, Bytes2, std::optional<Floats>, int, int>(), nb::kw_only(), nb::arg("out"), nb::arg("type"),
+           nb::arg("data").noconvert(), nb::arg("bias").noconvert() = nb::none(), nb::arg("part") = 0, nb::arg("parts") = 1);
   nb::class_<Function>(m, "Function")
       .def(nb::init<std::string, std::optional<Floats>, double, int64_t>(), nb::kw_only(), nb::arg("name"),
            nb::arg("vector").noconvert() = nb::none(), nb::arg("factor") = 0.0, nb::arg("unit") = 1);
   bind_sampling(m);
   nb::class_<Session> executor(m, "Executor");
   bind_recurrent(executor);
+  bind_streams(executor);
   bind_routing(executor);
   bind_low_rank(m, executor);
   executor
@@ -287,7 +301,8 @@ NB_MODULE(_native, m) {
       .def("attention", &add_attention, nb::kw_only(), nb::arg("q"), nb::arg("k"), nb::arg("v").none(), nb::arg("out"), nb::arg("layer"),
            nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("scale"), nb::arg("window") = 0, nb::arg("chunk") = 0,
            nb::arg("softcap") = 0.0, nb::arg("sinks").noconvert() = nb::none(), nb::arg("slopes").noconvert() = nb::none(),
-           nb::arg("common_key").noconvert() = nb::none(), nb::arg("causal") = true,
+           nb::arg("common_key").noconvert() = nb::none(), nb::arg("biases").noconvert() = nb::none(), nb::arg("stores") = true,
+           nb::arg("causal") = true,
            nb::arg("groups") = std::pair<int, int>(-1, -1))
       .def("select", &Session::select, nb::kw_only(), nb::arg("x"), nb::arg("out"), nb::arg("mean") = false)
       .def("experts", &add_experts, nb::kw_only(), nb::arg("x"), nb::arg("assigned"), nb::arg("chosen"), nb::arg("products").noconvert(),

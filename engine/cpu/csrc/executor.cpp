@@ -64,27 +64,28 @@ int Executor::add_rope_table(std::vector<float> frequencies, float magnitude) {
   return int(ropes.size()) - 1;
 }
 
-void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim, bool values_are_keys, bool shared) {
+void Executor::add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim, bool values_are_keys, bool shared,
+                               bool stores) {
   const CacheType v_type = values_are_keys ? settings.k_type : settings.v_type;
   if ((has_blocks(settings.k_type) && head_dim % 32) || (has_blocks(v_type) && value_dim % 32))
     throw std::invalid_argument("a cache type with blocks wants heads of a multiple of 32");
   if (cache.size() <= size_t(layer)) cache.resize(size_t(layer) + 1);
   CacheLayer& c = cache[size_t(layer)];
-  if (c.kv_heads && shared && c.shared && c.kv_heads == kv_heads && c.k_bytes == cache_bytes(settings.k_type, head_dim, pairs) &&
-      c.v_bytes == cache_bytes(settings.v_type, value_dim, pairs))
-    return;
-  if (c.kv_heads) throw std::invalid_argument("layer " + std::to_string(layer) + " has two attentions");
-  c.kv_heads = kv_heads, c.shared = shared;
-  c.k_bytes = cache_bytes(settings.k_type, head_dim, pairs);
-  c.v_bytes = values_are_keys ? 0 : cache_bytes(v_type, value_dim, pairs);
-  c.offset = page_bytes;
-  const int64_t more = checked_mul(kv_heads, c.k_bytes + c.v_bytes);
-  checked_mul(settings.pages, page_bytes + more, 2); // twice, so that later additions cannot overflow
-  page_bytes += more;
+  const int64_t k_bytes = cache_bytes(settings.k_type, head_dim, pairs);
+  const int64_t v_bytes = values_are_keys ? 0 : cache_bytes(v_type, value_dim, pairs);
+  const bool is_same = c.kv_heads == kv_heads && c.k_bytes == k_bytes && c.v_bytes == v_bytes;
+  if (!stores && !is_same) throw std::invalid_argument("layer " + std::to_string(layer) + " has stored no keys of these shapes");
+  if (c.kv_heads && stores && !(is_same && shared && c.shared))
+    throw std::invalid_argument("layer " + std::to_string(layer) + " has two attentions");
   attention_floats_ = std::max(attention_floats_, attention_scratch(std::max(head_dim, value_dim)));
   const int64_t parts = settings.pages / part_pages + 2, tokens = std::min(settings.max_batch, few_tokens);
   const int64_t partials = checked_mul(parts, tokens, heads, attention_partial(value_dim));
   partial_floats_ = std::max(partial_floats_, size_t(partials));
+  if (c.kv_heads) return;
+  c = {shared, kv_heads, k_bytes, v_bytes, page_bytes};
+  const int64_t more = checked_mul(kv_heads, k_bytes + v_bytes);
+  checked_mul(settings.pages, page_bytes + more, 2); // twice, so that later additions cannot overflow
+  page_bytes += more;
 }
 
 int Executor::add_tiling(int group, int window, int ahead, int chunk) {

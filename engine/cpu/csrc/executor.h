@@ -136,8 +136,8 @@ public:
   void begin_head();
   int add_rope_table(std::vector<float> frequencies, float magnitude);
   // With `values_are_keys`, values take no room. A `shared` layer's memory can be taken in turn by attentions of the same
-  // shapes.
-  void add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim, bool values_are_keys, bool shared);
+  // shapes. An attention that does not store reads what one before it has stored.
+  void add_cache_layer(int layer, int heads, int kv_heads, int head_dim, int value_dim, bool values_are_keys, bool shared, bool stores);
   int add_tiling(int group, int window, int ahead, int chunk);
   // Adds a part of `floats` numbers to each slot, for an operation that keeps a state of fixed size; returns its offset.
   int64_t add_state(int64_t floats);

@@ -111,7 +111,7 @@ void RouteOp::choose(const Run& run, int64_t t) const {
     total += weight[place] = score[expert];
   });
   const float scale = normalized ? factor / std::max(total, 1e-20f) : factor;
-  for (int i = 0; i < used; ++i) weight[i] *= scale;
+  for (int i = 0; i < used; ++i) weight[i] *= scales.empty() ? scale : scale * scales[size_t(to[i])];
 }
 
 void RouteOp::run(const Run& run) const {
@@ -184,7 +184,7 @@ void ExpertsOp::multiply(const Run& run, int expert, int64_t begin, int64_t end,
   for (const Part& part : parts_) {
     Matrix w = part.weight;
     const int64_t width = w.rows;
-    w.data += expert * w.rows * w.row_bytes;
+    w.data += expert * part.step;
     float* to = e.at(part.out) + first * width;
     const bool quantized = is_int8(e, part);
     if (quantized && !way.panels) {

@@ -58,7 +58,7 @@ struct RouteOp : Op {
   bool normalized;
   float factor;
   int groups, groups_used, counted; // a group counts as much as its `counted` best experts
-  std::vector<float> bias; // empty: none
+  std::vector<float> bias, scales; // of each expert; empty: none
   Memory<float> scores;    // (threads, 4, experts)
 
   RouteOp(Assignments& a, const Executor& executor)
@@ -77,7 +77,8 @@ class ExpertsOp : public Op {
 public:
   struct Part {
     Buffer out;    // rows of assignments
-    Matrix weight; // of the first expert; the others follow
+    Matrix weight; // of the first expert
+    int64_t step;  // bytes from the matrix of an expert to that of the next
     std::vector<float> bias;
   };
   // function(the first part, the second part); null: none

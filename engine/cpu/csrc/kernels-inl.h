@@ -54,6 +54,22 @@ void layer_norm(const float* x, const float* weight, float eps, int64_t n, float
   map(out, weight + n, n, out, [](vf v, vf b) { return v + b; });
 }
 
+// max(x - cutoff, 0), where the cutoff is the mean of x and `deviations` standard deviations.
+void sparsify(const float* x, const float* weight, float deviations, int64_t n, float* out) {
+  vf acc{};
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) acc += load<vf>(x + i);
+  float total = sum_of(acc);
+  for (; i < n; ++i) total += x[i];
+  const float mean = total / float(n);
+  acc = vf{};
+  for (i = 0; i + lanes <= n; i += lanes) acc += (load<vf>(x + i) - mean) * (load<vf>(x + i) - mean);
+  float squares = sum_of(acc);
+  for (; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+  const float cutoff = mean + deviations * std::sqrt(squares / float(n));
+  map(x, weight, n, out, [cutoff](vf v, vf w) { return max(v - cutoff, splat(0.0f)) * w; });
+}
+
 void multiply(const float* x, const float* weight, float, int64_t n, float* out) {
   map(x, weight, n, out, [](vf v, vf w) { return v * w; });
 }
@@ -140,6 +156,7 @@ void scale(const float* x, const float*, float factor, int64_t n, float* out) {
 constexpr lltool::NamedFunction functions[] = {
     {"rms_norm", rms_norm, 1, 0.0f},
     {"layer_norm", layer_norm, 2, 0.0f},
+    {"sparsify", sparsify, 1, -INFINITY},
     {"multiply", multiply, 1, -INFINITY},
     {"product", product, 0, -INFINITY},
     {"silu", silu, 0, -INFINITY},
@@ -153,6 +170,7 @@ constexpr lltool::NamedFunction functions[] = {
     {"activate_tanh", activate<tanh>, 0, -INFINITY},
     {"activate_sigmoid", activate<sigmoid_of>, 0, -INFINITY},
     {"add_vector", add, 1, -INFINITY},
+    {"activate_relu", activate<relu_of>, 0, -INFINITY},
     {"xielu", xielu, 2, -INFINITY},
     {"clamp", clamp, 0, 0.0f},
     {"add", add, 0, -INFINITY},

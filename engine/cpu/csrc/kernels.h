@@ -14,6 +14,7 @@
 namespace lltool {
 
 constexpr int page_tokens = 64; // tokens in a page of the KV cache
+constexpr int bias_padding = 16; // the most lanes of a vector: from any place in a table of biases, a vector can be loaded
 constexpr int max_head_dim = 576, max_layers = 1 << 16, max_experts = 1 << 16, max_taps = 64;
 
 // Columns of quantized activations in row layout; those after the weight's own columns are zero.
@@ -122,10 +123,17 @@ struct AttentionTask {
   CacheType k_type, v_type;
   const float* sinks; // null, or for each head of the group the logit of a key without a value
   const float* slopes; // null, or for each head of the group what a score loses for each position between query and key
+  const float* biases; // null, or for each head of the group what a score gains by the distance from query to key
+  int bias_reach;      // a head has biases of -reach to reach + bias_padding; beyond them lie more of the outermost
   bool pairs;         // multiply pairs of int16, which types without blocks hold then, not floats
   float* scratch;                // attention_scratch(...) floats
   float* partial; // null, or the output instead of `out` for a part of the keys: attention_partial(...) floats per row
 };
+
+// The biases of a head, from that of distance 0 on; before them are those of negative distances, from key to query.
+inline const float* biases_of(const AttentionTask& t, int head) {
+  return t.biases + int64_t(head) * (2 * t.bias_reach + 1 + bias_padding) + t.bias_reach;
+}
 
 // A causal convolution of each column of some tokens of a sequence: out[t] = the sum of weight[k] x[t - taps + 1 + k].
 struct ConvolutionTask {

@@ -7,13 +7,14 @@
 namespace lltool {
 
 static void add_route(Session& s, Place logits, Place chosen, Place weights, const std::string& scoring, bool normalized, double factor, int groups,
-                      int groups_used, int counted, std::optional<Floats> bias) {
+                      int groups_used, int counted, std::optional<Floats> bias, std::optional<Floats> scales) {
   const auto lock = s.build();
   const int64_t experts = logits.second, used = chosen.second;
-  require(weights.second == used && used >= 1 && used <= experts && experts <= max_experts && (!bias || int64_t(bias->size()) == experts),
+  require(weights.second == used && used >= 1 && used <= experts && experts <= max_experts && (!bias || int64_t(bias->size()) == experts) &&
+              (!scales || int64_t(scales->size()) == experts),
           "route: shapes do not agree");
   require(groups >= 1 && experts % groups == 0 && groups_used >= 1 && groups_used <= groups && counted >= 1, "route: wanted whole groups of experts");
-  require(scoring == "softmax" || scoring == "sigmoid" || (scoring == "sparsemixer" && groups == 1 && !bias), "route: no such scoring");
+  require(scoring == "softmax" || scoring == "sigmoid" || (scoring == "sparsemixer" && groups == 1 && !bias && !scales), "route: no such scoring");
   require(chosen != weights && chosen != logits && weights != logits, "route: an output in the place of an input or of another output");
   require_finite({factor});
   s.require_body("route: the head has no experts");
@@ -22,7 +23,7 @@ static void add_route(Session& s, Place logits, Place chosen, Place weights, con
   op->logits = buffer(logits), op->chosen = buffer(chosen), op->weights = buffer(weights);
   op->scoring = scoring == "softmax" ? Scoring::softmax : scoring == "sigmoid" ? Scoring::sigmoid : Scoring::sparsemixer;
   op->normalized = normalized, op->factor = float(factor);
-  op->groups = groups, op->groups_used = groups_used, op->counted = counted, op->bias = floats_or_none(bias);
+  op->groups = groups, op->groups_used = groups_used, op->counted = counted, op->bias = floats_or_none(bias), op->scales = floats_or_none(scales);
   s.add_op(std::move(op));
   s.places.make(buffer(chosen)), s.places.make(buffer(weights));
 }
@@ -69,7 +70,7 @@ void bind_routing(nb::class_<Session>& executor) {
   executor
       .def("route", &add_route, nb::kw_only(), nb::arg("logits"), nb::arg("chosen"), nb::arg("weights"), nb::arg("scoring"),
            nb::arg("normalized"), nb::arg("factor"), nb::arg("groups") = 1, nb::arg("groups_used") = 1, nb::arg("counted") = 2,
-           nb::arg("bias").noconvert() = nb::none())
+           nb::arg("bias").noconvert() = nb::none(), nb::arg("scales").noconvert() = nb::none())
       .def("weigh", &add_weigh, nb::kw_only(), nb::arg("x"), nb::arg("chosen"), nb::arg("weights"), nb::arg("out"))
       .def("combine", &add_combine, nb::kw_only(), nb::arg("x"), nb::arg("chosen"), nb::arg("weights").none(), nb::arg("out"),
            nb::arg("residual") = nb::none())

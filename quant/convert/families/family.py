@@ -58,12 +58,12 @@ class Family:
     `models` are classes of transformers and `model_types` those of their configs; `defaults` are the config class's,
     and `spelling` gives its names of keys that the tables name as Llama's config does, empty for a key that it lacks.
     `prefixes` of checkpoint names are replaced before the table is used, and `base` begins the names that a model
-    without its output matrix leaves out; tensors whose names contain one of `ignored` are left out. So are layers that
-    predict further tokens, as transformers leaves them out: their names begin with `predictors`, or `further` is a key
-    that says how many there are after the last. `only` is a key that must be true in a config of this family, or a
-    condition on the config; the family is before another of the same classes. `prepare` completes a config before
-    anything is read from it. Of families with one architecture, export takes the first that `restores` a file. If there
-    is no way back, `no_export` says why.
+    without its output matrix leaves out; names that begin with one of `aliases` may repeat a tensor, and tensors whose
+    names contain one of `ignored` are left out. So are layers that predict further tokens, as transformers leaves them
+    out: their names begin with `predictors`, or `further` is a key that says how many there are after the last. `only`
+    is a key that must be true in a config of this family, or a condition on the config; the family is before another of
+    the same classes. `prepare` completes a config before anything is read from it. Of families with one architecture,
+    export takes the first that `restores` a file. If there is no way back, `no_export` says why.
     """
 
     architecture: str
@@ -77,6 +77,7 @@ class Family:
     base: str = "model."
     further: str = ""
     predictors: str = ""
+    aliases: tuple[str, ...] = ()
     only: str | Callable[[Mapping[str, Any]], bool] = ""
     prepare: Callable[[Config], None] | None = None
     ignored: tuple[str, ...] = IGNORED
@@ -126,6 +127,9 @@ class Family:
         names: dict[str, str] = {}
         for name, file in files.items():
             plain = self.plain(name)
+            repeats = any(each.startswith(self.aliases) for each in (name, names.get(plain, "")))
+            if plain in names and repeats and _have_same_values(files[names[plain]], names[plain], file, name):
+                continue
             if plain in names:
                 raise InputError(f"{file.path}: {names[plain]} and {name} both stand for {plain}; remove one")
             if not any(part in name for part in self.ignored):

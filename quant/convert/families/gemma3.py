@@ -100,16 +100,20 @@ class Activation(Setting):
 
 @dataclass(frozen=True)
 class Windows(Setting):
-    """The sliding window of all layers but every `period`th, or of those that layer_types names."""
+    """The sliding window of all layers but every `period`th, or of those that layer_types names.
+
+    The file states which they are if they are others, or `always`.
+    """
 
     period: int
+    always: bool = False
 
     def describe(self, config: Config) -> Keys:
         layers = config.integer("num_hidden_layers")
         period = config.integer("sliding_window_pattern", self.period)
         slides = config.sliding_layers(layers) or [(layer + 1) % period != 0 for layer in range(layers)]
         keys = {"attention.sliding_window": u32(config.integer("sliding_window"))}
-        if slides != [(layer + 1) % self.period != 0 for layer in range(layers)]:
+        if self.always or slides != [(layer + 1) % self.period != 0 for layer in range(layers)]:
             keys["attention.sliding_window_pattern"] = array(ValueType.BOOL, np.array(slides))
         return keys
 

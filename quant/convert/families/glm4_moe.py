@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from lltool.gguf.metadata import u32
 from lltool.quant.convert.families import qwen2, qwen3
 from lltool.quant.convert.families.config import Config
 from lltool.quant.convert.families.experts import COUNT, SCALED_SIGMOID, router_row, single_rows, stacked_rows
@@ -10,7 +11,7 @@ from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.keys import DECODER, ByTensor, Fixed, HeadDim, Integer, Keys, Setting
 from lltool.quant.convert.families.qwen_moe import replace_mlp
 from lltool.quant.convert.families.rope import Rope
-from lltool.quant.convert.families.rows import LayerSet, Row, layers_before, layers_from
+from lltool.quant.convert.families.rows import LayerSet, Row, all_layers, layers_before, layers_from
 from lltool.quant.convert.families.stored import Stored
 
 _MLP, _HIDDEN = "model.layers.{}.mlp.", "moe_intermediate_size"
@@ -74,6 +75,17 @@ def _optional_norms(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple(changed)
 
 
+class _SharedWidth(Setting):
+    """A width inside dense layers, of which there are none; files state one."""
+
+    def describe(self, config: Config) -> Keys:
+        config.derive("intermediate_size", config.integer("intermediate_size", config.integer(_HIDDEN)))
+        return {"feed_forward_length": u32(config.values["intermediate_size"])}
+
+    def restore(self, stored: Stored, config: dict[str, Any]) -> dict[str, Any]:
+        return {"intermediate_size": stored.integer("feed_forward_length")}
+
+
 GLM4_MOE = Family(
     architecture="glm4moe",
     models=("Glm4MoeForCausalLM", "Glm4MoeModel"),
@@ -111,6 +123,41 @@ GLM4_MOE = Family(
         NoFurtherLayers(),
     ),
 )
+
+
+_NOT_OF_SOLAR = ("intermediate_size", "first_k_dense_replace", "num_nextn_predict_layers")
+SOLAR_OPEN = replace(
+    GLM4_MOE,
+    models=("SolarOpenForCausalLM", "SolarOpenModel"),
+    model_types=("solar_open",),
+    rows=replace_mlp(
+        tuple(row for row in _optional_norms(qwen2.ROWS) if row.targets[0].endswith("weight")),
+        *(replace(row, layers=all_layers) for row in _EXPERTS if row.layers is _MIXED),
+    ),
+    settings=(
+        Fixed("hidden_act", "silu"),
+        Fixed("attention_bias", False),
+        *DECODER[:3],
+        _SharedWidth(),
+        *DECODER[4:],
+        HeadDim(always=True),
+        Rope(("default", "linear", "yarn"), dims=True, partial=True),
+        Integer(_HIDDEN, "expert_feed_forward_length"),
+        *SCALED_SIGMOID,
+    ),
+    defaults={
+        **{key: value for key, value in GLM4_MOE.defaults.items() if key not in _NOT_OF_SOLAR},
+        "hidden_size": 4096,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 64,
+        "head_dim": 128,
+        "rope_theta": 1e6,
+        "partial_rotary_factor": 1.0,
+        "moe_intermediate_size": 1280,
+    },
+    restores=lambda stored: not stored.keys.get("leading_dense_block_count"),
+)
+"""Without dense layers, norms of heads and biases."""
 
 
 class _FullAttention(Setting):

@@ -5,7 +5,17 @@ from typing import Any
 from lltool.quant.convert.families.changes import Permute
 from lltool.quant.convert.families.config import Config
 from lltool.quant.convert.families.family import IGNORED, Family
-from lltool.quant.convert.families.keys import DECODER, ByTensor, Fixed, Ignored, Keys, Setting, describe_windows
+from lltool.quant.convert.families.keys import (
+    DECODER,
+    ByTensor,
+    Expected,
+    Fixed,
+    HeadDim,
+    Ignored,
+    Keys,
+    Setting,
+    describe_windows,
+)
 from lltool.quant.convert.families.rope import ROPE_TYPES, Rope
 from lltool.quant.convert.families.stored import Stored
 from lltool.quant.convert.families.tables import LLAMA_NAMES, decoder, layer, reorder
@@ -70,10 +80,35 @@ LLAMA = Family(
     restores=lambda stored: not stored.keys.get("attention.sliding_window"),
 )
 
+HELIUM = Family(
+    architecture="llama",
+    models=("HeliumForCausalLM", "HeliumModel"),
+    model_types=("helium",),
+    rows=decoder(layer(NAMES, biases={name: bias for name, bias in BIASES.items() if name != "attn_output"})),
+    defaults={
+        "hidden_size": 2560,
+        "intermediate_size": 7040,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 20,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-8,
+        "rope_theta": 100000.0,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    },
+    settings=(*BLOCKS, HeadDim(always=True), Expected("attention_bias", False), Expected("mlp_bias", False)),
+    restores=lambda stored: False,
+)
+"""Its checkpoints rotate neighbouring dimensions, as files do; export makes a Llama of them."""
+
 MISTRAL = Family(
     architecture="llama",
-    models=("MistralForCausalLM", "MistralModel", "MinistralForCausalLM", "MinistralModel", WITH_IMAGES),
-    model_types=("mistral", "ministral"),
+    models=(
+        *("MistralForCausalLM", "MistralModel", "MinistralForCausalLM", "MinistralModel", WITH_IMAGES),
+        *("CwmForCausalLM", "CwmModel"),
+    ),
+    model_types=("mistral", "ministral", "cwm"),
     rows=decoder(layer(NAMES, changes=PAIRS)),
     defaults={
         **SIZES_7B,

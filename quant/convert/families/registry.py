@@ -7,6 +7,7 @@ from typing import Any
 from lltool.gguf.errors import InputError
 from lltool.quant.convert.families import (
     bert,
+    classified,
     cohere,
     gemma,
     glm,
@@ -31,16 +32,20 @@ from lltool.quant.convert.families.exaone3 import EXAONE3
 from lltool.quant.convert.families.falcon_h1 import FALCON_H1
 from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.gemma3 import GEMMA3, GEMMA_EMBEDDING
-from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE
+from lltool.quant.convert.families.gemma3n import GEMMA3N
+from lltool.quant.convert.families.gemma4 import GEMMA4
+from lltool.quant.convert.families.glm4_moe import DOTS1, GLM4_MOE, SOLAR_OPEN
 from lltool.quant.convert.families.gpt_oss import GPT_OSS
 from lltool.quant.convert.families.granite_hybrid import GRANITE4, GRANITE_HYBRID
 from lltool.quant.convert.families.granite_moe import GRANITE_MOE
+from lltool.quant.convert.families.hunyuan_moe import HUNYUAN_MOE
 from lltool.quant.convert.families.jamba import JAMBA
 from lltool.quant.convert.families.kimi_linear import KIMI_LINEAR
 from lltool.quant.convert.families.lfm2 import LFM2
 from lltool.quant.convert.families.lfm2_moe import LFM2_MOE
-from lltool.quant.convert.families.llama import LLAMA, MISTRAL
+from lltool.quant.convert.families.llama import HELIUM, LLAMA, MISTRAL
 from lltool.quant.convert.families.llama4 import LLAMA4
+from lltool.quant.convert.families.minimax_m2 import MINIMAX_M2
 from lltool.quant.convert.families.ministral3 import MINISTRAL3
 from lltool.quant.convert.families.mixtral import MIXTRAL, OLMOE
 from lltool.quant.convert.families.phi_moe import PHI_MOE
@@ -49,6 +54,7 @@ from lltool.quant.convert.families.qwen3 import QWEN3
 from lltool.quant.convert.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from lltool.quant.convert.families.rwkv7 import RWKV7
 from lltool.quant.convert.families.stored import Stored
+from lltool.quant.convert.families.t5 import T5_ENCODER
 
 _OF_THE_WHOLE = ("architectures", "model_type", "tie_word_embeddings")
 
@@ -56,10 +62,13 @@ FAMILIES = (
     MIXTRAL,  # before Llama, whose architecture it has
     LLAMA,
     MISTRAL,
+    HELIUM,
     QWEN2,
     QWEN3,
     GEMMA_EMBEDDING,  # before Gemma 3, whose classes it has
     GEMMA3,
+    GEMMA3N,
+    GEMMA4,
     QWEN2_MOE,
     QWEN3_MOE,
     OLMOE,
@@ -72,6 +81,9 @@ FAMILIES = (
     DEEPSEEK3,
     GLM4_LITE,
     PHI_MOE,
+    MINIMAX_M2,
+    HUNYUAN_MOE,
+    SOLAR_OPEN,
     LLAMA4,
     MINISTRAL3,
     ARCEE,
@@ -100,6 +112,8 @@ FAMILIES = (
     RWKV7,
     *bert.FAMILIES,
     *modern_bert.FAMILIES,
+    T5_ENCODER,
+    *classified.FAMILIES,
 )
 
 

@@ -15,7 +15,7 @@ from lltool.gguf.errors import InputError
 class Stored:
     """A GGUF file for `restore`: its values by key without the architecture's prefix, and the names of its tensors.
 
-    `constants` are the values of the tensors that follow from a config.
+    `constants` are the values of the tensors that follow from a config, `shapes` those of all tensors.
 
     Methods that read a key raise InputError if it is missing without a default or has a value of the wrong kind.
     """
@@ -24,6 +24,7 @@ class Stored:
     keys: Mapping[str, Any]
     names: frozenset[str]
     constants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def integer(self, key: str, default: int | None = None) -> int:
         found = self.keys.get(key, default)

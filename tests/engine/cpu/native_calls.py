@@ -83,7 +83,8 @@ def whole_program() -> list[Call]:
     qkv = [[product(q, 2, q4_0, bias)], [product(k, 8, q8_0)], [product(v, 8, q8_0)]]
     rope = {"head_dim": 32, "frequencies": [1.0, 0.1], "magnitude": 1.0}
     heads = {"layer": 0, "heads": 2, "kv_heads": 1, "head_dim": 32, "scale": 0.2, "window": 0, "softcap": 0.0}
-    vectors = {"sinks": sinks, "slopes": sinks, "common_key": common}
+    biases = np.ones(2 * (1 + 2 + _native.BIAS_PADDING), np.float32)  # of distances from -1 to 1, and more
+    vectors = {"sinks": sinks, "slopes": sinks, "common_key": common, "biases": biases}
     adds: list[tuple[str, dict[str, Any]]] = [
         ("embed", {"out": x, "type": 0, "data": embedding, "scale": 0.5, "by": "token"}),
         ("low_rank_embed", {"out": x, "updates": [factors(1, 50, 3, 64)]}),
@@ -107,6 +108,8 @@ def whole_program() -> list[Call]:
         ("concatenate", {"x": k, "y": v, "out": up}),
         ("head_linear", {"x": up, "out": (976, 32), "type": 8, "data": weight(32, 34), "heads": 2, "columns": 32}),
         ("attention", {"q": q, "k": k, "v": None, "out": h, **heads, "layer": 1, "chunk": 2, "groups": (-1, -1)}),
+        ("attention", {"q": q, "k": k, "v": v, "out": h, **heads, "stores": False, "groups": (-1, -1)}),
+        *streams(h, n),
         ("observe", {"x": h, "chosen": None, "assigned": False}),
         *mixture(h, x),
         *recurrent(h),
@@ -156,10 +159,11 @@ def mixture(h: tuple[int, int], residual: tuple[int, int]) -> list[tuple[str, di
     logits, chosen, weights = (384, 4), (388, 2), (390, 2)
     gate, up, down, out = (392, 64), (456, 64), (520, 128), (648, 64)
     first = [product(gate, 2, weight(128, 36), np.ones(128, np.float32)), product(up, 8, weight(128, 68))]
+    each = dict.fromkeys(("bias", "scales"), np.ones(4, np.float32))
     scores = {"scoring": "sigmoid", "normalized": True, "factor": 2.0, "groups": 2, "groups_used": 1, "counted": 2}
     return [
         ("linear", {"x": h, "groups": [[product(logits, 0, weight(4, 256))]], "residual": None, "norm": None}),
-        ("route", {"logits": logits, "chosen": chosen, "weights": weights, **scores, "bias": np.ones(4, np.float32)}),
+        ("route", {"logits": logits, "chosen": chosen, "weights": weights, **scores, **each}),
         (
             "experts",
             {
@@ -190,6 +194,19 @@ def mixture(h: tuple[int, int], residual: tuple[int, int]) -> list[tuple[str, di
         ("weigh", {"x": h, "chosen": chosen, "weights": weights, "out": down}),
         ("combine", {"x": down, "chosen": chosen, "weights": weights, "out": out, "residual": residual}),
         ("shared_gate", {"x": out, "h": h, "out": out, "weight": np.ones(64, np.float32)}),
+    ]
+
+
+def streams(x: tuple[int, int], out: tuple[int, int]) -> list[tuple[str, dict[str, Any]]]:
+    """Calls that mix and scale two streams of 32 columns in rows of 64, with coefficients at 1008."""
+    shares = (1008, 2)
+    ones = Made(_native.Function, {"name": "sparsify", "vector": np.ones(64, np.float32), "factor": 1.0, "unit": 64})
+    sizes = {"outer": 2, "inner": 1, "shift": 1.0}
+    return [
+        ("linear", {"x": x, "groups": [[product(shares, 0, weight(2, 256))]], "residual": None, "norm": None}),
+        ("mix_streams", {"y": x, "z": (192, 32), "coefficients": shares, "out": out, **sizes}),
+        ("match_magnitude", {"x": x, "y": (192, 32), "out": out, "streams": 2, "least": 1e-5}),
+        ("function", {"function": ones, "x": out, "y": None, "out": out, "group": -1}),
     ]
 
 

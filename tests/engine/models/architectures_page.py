@@ -19,6 +19,7 @@ from lltool.quant.convert.families.family import Family
 from lltool.quant.convert.families.registry import FAMILIES, find_family
 from tests.docs.examples import REPOSITORY
 from tests.encoder_checkpoints import ENCODERS
+from tests.engine.models.left_out import format_left_out
 from tests.engine.models.test_architectures import CASES, difference, load, make_case, prompt
 from tests.engine.models.test_architectures_rival import DIFFERENT, difference_from
 from tests.engine.models.test_encoders import make_states, states_of
@@ -95,7 +96,7 @@ def main() -> None:
     encoders = "".join(measure_encoder(family) for family in ENCODERS)
     for language, text in TEXTS.items():
         table = format_rows(found, WORDS[language])
-        page = f"{text}{table}\n{ENCODERS_TEXT[language]}{encoders}"
+        page = f"{text}{table}\n{ENCODERS_TEXT[language]}{encoders}\n{format_left_out(language)}"
         (REPOSITORY / "docs" / language / "architectures.md").write_text(page)
 
 

@@ -26,6 +26,10 @@ _ALIBI = ("llama.cpp takes the kind of positions from the number of layers, 32 o
 _RAMP = ("llama.cpp truncates the range of YaRN's ramp to whole numbers", _POSITIONS)
 _LITE = ("llama.cpp knows models whose queries are not compressed by their number of layers", {"q_lora_rank": 24})
 _MAGNITUDES = ("llama.cpp has one multiplier for the magnitudes of scores and of rotated dimensions", None)
+_GELU = (
+    "llama.cpp looks GELU up in half precision; tests/engine/models/test_gemma.py has an oracle that does so",
+    None,
+)
 _CHUNKS = (
     "llama.cpp has chunks of 8192 and tempers from there on",
     {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1},
@@ -44,6 +48,7 @@ DIFFERENT: dict[str, tuple[str, dict[str, Any] | None]] = {
     "qwen2, last layers slide": (_WINDOW[0], {"use_sliding_window": False}),
     "mixtral, window 64": _WINDOW,
     "mixtral, one expert of a token, three heads": _WINDOW,
+    "cwm": (_WINDOW[0], {"layer_types": ["full_attention"] * 3}),
     "ministral": (_WINDOW[0], {"layer_types": ["full_attention"] * 3}),
     "phi3": _WINDOW,
     "starcoder2": _WINDOW,
@@ -93,6 +98,9 @@ DIFFERENT: dict[str, tuple[str, dict[str, Any] | None]] = {
         "llama.cpp ends the process where heads are not of 64",
         {"hidden_size": 192, "head_dim": 64, "norm_eps": 1e-5},
     ),
+    "gemma3n": ("llama.cpp has 20 layers with keys of their own, and other constants", None),
+    "gemma4": _GELU,
+    "gemma4-moe": _GELU,
     "gptneox, no biases of attention": ("llama.cpp wants biases", {"attention_bias": True}),
 }
 

@@ -31,10 +31,10 @@ def texts() -> list[NDArray[np.int64]]:
 def make_states(family: str, folder: Path) -> tuple[Path, list[Floats]]:
     """A family's model as F32 GGUF in a folder, and transformers' last hidden states (T, width) of `texts()`."""
     import torch
-    from transformers import AutoModel
+    import transformers
 
     make_encoder(ENCODERS[family], folder)
-    oracle = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    oracle = getattr(transformers, ENCODERS[family][0]).from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         states = [oracle(torch.tensor(ids[None])).last_hidden_state[0].numpy() for ids in texts()]
     return convert(folder, folder / "model.gguf", "f32"), states

@@ -29,6 +29,7 @@ _CONSTANT = "the converter writes what published models have, whatever the confi
 OURS = {
     "attention.head_count_kv": _IMPLIED,
     "attention.layer_norm_rms_epsilon": "llama.cpp reads this one",
+    "feed_forward_length": _IMPLIED,
     "context_length": "the converter passes over the name that the config has for it",
     "vocab_size": "the converter writes it for some architectures",
     "rope.freq_base": _DEFAULT,
@@ -97,6 +98,11 @@ FAILS = {
     "phi 3.5 moe, longrope, no biases": _UNKNOWN,
     "exaone": "KeyError: 'activation_function'",
     "kimi-linear": "Can not map tensor 'model.layers.0.block_sparse_moe",  # as transformers names it
+    "minimax-m2": "could not find any of: ['rotary_dim']",
+    "hunyuan-moe": "KeyError: 'moe_intermediate_size'",
+    "helium": _UNKNOWN,
+    "cwm": _UNKNOWN,
+    "gemma3n": "only supports 4 altup inputs",
     "gemma2, no caps": "required argument is not a float",
 }
 
