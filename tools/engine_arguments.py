@@ -42,7 +42,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, measures: bool = Fa
         action=argparse.BooleanOptionalAction,
         default=measures,
         help="bit-identical scores whatever else is in the batch and however a text is split, also for batches of one "
-        f"or two tokens, which decode more slowly (default: {'yes' if measures else 'no'})",
+        "or two tokens, which decode somewhat more slowly, and much more slowly where weights are stored as floats "
+        f"(default: {'yes' if measures else 'no'})",
     )
 
     add_device_arguments(parser)

@@ -155,7 +155,7 @@ void Executor::finish() {
   shortened = {reinterpret_cast<int16_t*>(packed), packed + floats / 2};
   scratch_bytes_ = matmul_scratch(columns_);
   scratch_ = Memory<uint8_t>(checked_mul(scratch_bytes_, threads));
-  own_ = Memory<uint8_t>(checked_mul(threads, columns_, 5) / 2);
+  own_ = Memory<uint8_t>(checked_mul(threads, own_bytes()));
   own_rows_ = Memory<float>(checked_mul(threads, columns_));
   cache_ = Memory<uint8_t>(checked_mul(settings.pages, page_bytes) + 64);
   advise_large_pages(cache_.data(), cache_.size());
@@ -169,9 +169,10 @@ void Executor::finish() {
 }
 
 Quantized Executor::own_quantized(int thread) const {
-  uint8_t* p = own_.data() + int64_t(thread) * columns_ * 5 / 2;
+  uint8_t* p = own_.data() + thread * own_bytes();
   float* scale = reinterpret_cast<float*>(p + columns_);
-  return {reinterpret_cast<int8_t*>(p), scale, reinterpret_cast<int32_t*>(scale + columns_ / 8), {nullptr}};
+  int32_t* sum = reinterpret_cast<int32_t*>(scale + columns_ / 8);
+  return {reinterpret_cast<int8_t*>(p), scale, sum, {sum + columns_ / 4}};
 }
 
 void Executor::fill_ropes(Pool::Worker& worker, const Batch& batch) {

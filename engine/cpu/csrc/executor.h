@@ -50,7 +50,7 @@ struct Settings {
   int64_t arena_width, vocabulary, pages, slots;
   bool int8;
   CacheType k_type, v_type;
-  bool deterministic; // batches of one or two tokens, and few tokens with float weights, are computed as larger ones are
+  bool deterministic; // one or two tokens are computed with the bits that they have among more, few with float weights as many
   Team decode, batch; // for one token, and for several; `threads` is the larger size of the two
   int poll;
 };
@@ -201,6 +201,9 @@ public:
   const Settings settings;
   const EngineKernels& kernels;
   const bool pairs; // attention multiplies pairs of int16
+  // For one or two tokens.
+  decltype(EngineKernels::quantize_row) const quantize_row = settings.deterministic ? kernels.quantize_invariant : kernels.quantize_row;
+  decltype(EngineKernels::matvec) const matvec = settings.deterministic ? kernels.matvec_invariant : kernels.matvec;
   std::vector<RopeTable> ropes;
   std::vector<CacheLayer> cache;
   int64_t page_bytes = 0, slot_floats = 0;
@@ -210,6 +213,7 @@ public:
   Shortened shortened{}; // in the same memory as `packed`
   // Space for one token, private to a thread.
   Quantized own_quantized(int thread) const;
+  int64_t own_bytes() const { return columns_ / 2 * 5 + Outliers::items * 4; }
   float* own_row(int thread) const { return own_rows_.data() + int64_t(thread) * columns_; }
 
 private:

@@ -136,7 +136,7 @@ ExpertsOp::ExpertsOp(Buffer x, bool assigned, const Assignments& assignments, st
 ExpertsOp::Way ExpertsOp::way_of(const Executor& e, int64_t tokens) const {
   const bool always = e.settings.deterministic, shorts = e.settings.int8 && e.kernels.can_multiply_shorts(x_.width);
   const bool rows = !floats_ || (!always && assignments_.most() < (shorts ? shorts_from : packed_from));
-  return {always || tokens >= panels_from, rows ? Floats::rows : shorts ? Floats::shorts : Floats::packed};
+  return {(always && floats_) || tokens >= panels_from, rows ? Floats::rows : shorts ? Floats::shorts : Floats::packed};
 }
 
 const float* ExpertsOp::row(const Run& run, int64_t slot) const {
@@ -169,7 +169,7 @@ void ExpertsOp::prepare(const Run& run, const Assignments::Panel& panel) const {
     rows = made;
   }
   if (int8_ && !way.panels)
-    for (int t = 0; t < panel.tokens; ++t) k.quantize_row(rows + t * K, K, to.quantized.token(t, padded(K)));
+    for (int t = 0; t < panel.tokens; ++t) e.quantize_row(rows + t * K, K, to.quantized.token(t, padded(K)));
   if (int8_ && way.panels) k.quantize_panel(rows, K, panel.tokens, K, to.quantized.token(before, K));
   if (way.floats == Floats::shorts) k.shorten_panel(rows, K, panel.tokens, K, to.shortened.token(before, K));
   if (way.floats == Floats::packed) k.pack_panel(rows, K, panel.tokens, K, packed);
@@ -188,7 +188,7 @@ void ExpertsOp::multiply(const Run& run, int expert, int64_t begin, int64_t end,
     float* to = e.at(part.out) + first * width;
     const bool quantized = is_int8(e, part);
     if (quantized && !way.panels) {
-      k.matvec(w, begin, end, in.quantized, int(T), to, width, scratch);
+      e.matvec(w, begin, end, in.quantized, int(T), to, width, scratch);
     } else if (!quantized && way.floats == Floats::rows) {
       k.matvec_f32(w, begin, end, in.floats, w.columns, int(T), to, width, scratch);
     } else if (quantized && T <= k.tokens_per_panel) {
@@ -219,7 +219,7 @@ void ExpertsOp::run(const Run& run) const {
   const Executor& e = run.executor;
   const Assignments& a = assignments_;
   // All experts of a single token read the same row: each thread prepares it for itself instead of waiting for another.
-  const bool alone = run.rows == 1 && !assigned_ && !e.settings.deterministic;
+  const bool alone = run.rows == 1 && !assigned_ && !(floats_ && e.settings.deterministic);
   bool prepared = !alone;
   const Input own{e.at(x_), e.own_quantized(run.worker.index), {}};
   // A late thread must ask for as many tasks as the others did, so their number depends only on that of the tokens.
@@ -237,7 +237,7 @@ void ExpertsOp::run(const Run& run) const {
     if (i / pieces >= a.active_count()) return;
     const int expert = a.active(i / pieces);
     const int64_t begin = i % pieces * size, end = std::min(rows, begin + size);
-    if (!prepared && int8_) e.kernels.quantize_row(own.floats, x_.width, own.quantized);
+    if (!prepared && int8_) e.quantize_row(own.floats, x_.width, own.quantized);
     prepared = true;
     multiply(run, expert, begin, end, alone ? own : input_of(run, expert));
   });

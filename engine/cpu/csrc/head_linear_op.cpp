@@ -26,9 +26,9 @@ void HeadLinearOp::multiply(const Run& run, const Matrix& w, const float* x, int
   const Quantized quantized = e.quantized.token(place, padded(K));
   const Shortened shortened = e.shortened.token(place, padded(K));
   float* packed = e.packed + place * padded(K);
-  if (int8_ && !always && run.rows < panels_from) {
-    for (int64_t t = 0; t < tokens; ++t) k.quantize_row(x + t * x_.width, K, quantized.token(t, padded(K)));
-    return k.matvec(w, 0, w.rows, quantized, int(tokens), to, out_.width, scratch);
+  if (int8_ && run.rows < panels_from) {
+    for (int64_t t = 0; t < tokens; ++t) e.quantize_row(x + t * x_.width, K, quantized.token(t, padded(K)));
+    return e.matvec(w, 0, w.rows, quantized, int(tokens), to, out_.width, scratch);
   }
   if (!int8_ && !always && run.rows < (shorts ? shorts_from : packed_from))
     return k.matvec_f32(w, 0, w.rows, x, x_.width, int(tokens), to, out_.width, scratch);

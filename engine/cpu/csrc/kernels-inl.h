@@ -5,6 +5,7 @@
 #include "compare-inl.h"
 #include "delta-inl.h"
 #include "floats-inl.h"
+#include "invariant-inl.h"
 #include "low_rank-inl.h"
 #include "observe-inl.h"
 #include "probe-inl.h"
@@ -210,9 +211,11 @@ const EngineKernels LLTOOL_TABLE = {
     .can_decode = can_decode,
     .decode_row = decode_row,
     .quantize_row = quantize_row,
+    .quantize_invariant = quantize_invariant,
     .quantize_panel = quantize_panel,
     .pack_panel = pack_panel,
     .matvec = matvec,
+    .matvec_invariant = matvec_invariant,
     .matvec_f32 = matvec_f32,
     .matmul = matmul,
     .matmul_f32 = matmul_f32,

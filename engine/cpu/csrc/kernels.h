@@ -87,7 +87,7 @@ struct Quantized {
   int8_t* q;
   float* scale;
   int32_t* sum;
-  Outliers outliers; // of a panel
+  Outliers outliers; // of a panel, or of a token for matvec_invariant
 
   // The position of token t, or of the panel that begins with it: a token takes at most K, K / 8 and K / 4 items.
   Quantized token(int64_t t, int64_t K) const {
@@ -286,6 +286,8 @@ struct EngineKernels {
   void (*decode_row)(int type, const uint8_t* row, int64_t columns, float* out);
 
   void (*quantize_row)(const float* x, int64_t K, Quantized out);
+  // The same rounding as in a panel, in a row layout of its own for matvec_invariant.
+  void (*quantize_invariant)(const float* x, int64_t K, Quantized out);
   // Quantizes up to tokens_per_panel tokens to panel layout; rows are `stride` floats apart, missing tokens are zero.
   void (*quantize_panel)(const float* x, int64_t stride, int tokens, int64_t K, Quantized out);
   // The same for the float kernels; out is (K, tokens_per_panel).
@@ -293,6 +295,8 @@ struct EngineKernels {
 
   // Computes out[t][row] for rows [begin, end) and one or two tokens in row layout (q of token t is at q + t * K).
   void (*matvec)(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch);
+  // The same for quantize_invariant: the results have the bits of those of matmul, at most of matvec's speed.
+  void (*matvec_invariant)(const Matrix& w, int64_t begin, int64_t end, Quantized x, int tokens, float* out, int64_t stride, void* scratch);
   void (*matvec_f32)(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride, int tokens, float* out,
                      int64_t stride, void* scratch);
 
@@ -351,7 +355,8 @@ constexpr int64_t observed_columns = 64; // columns that a task of an observer s
 constexpr int tile_rows = 64; // rows that are unpacked at once if there are several panels
 
 // Scratch bytes per thread for weights of at most K (padded) columns. matmul_f32 needs the most, 33 rows of floats;
-// matmul needs 64 rows of codes with scales and a panel's terms, K (64 3/2 + 6); matvec 2 tokens of 7/4 K and a row.
+// matmul needs 64 rows of codes with scales and a panel's terms, K (64 3/2 + 6); matvec 2 tokens of 7/4 K and a row,
+// matvec_invariant about 20 K.
 constexpr size_t matmul_scratch(int64_t K) { return size_t(K) * 4 * 33 + 4096; }
 constexpr int attention_rows = 128; // most query rows (tokens x heads of a group) of a task
 // Floats of a row's partial result: outputs, running maximum and sum.

@@ -12,6 +12,7 @@ namespace {
 
 using lltool::Matrix;
 using lltool::outlier_columns;
+using lltool::Outliers;
 using lltool::padded;
 using lltool::Quantized;
 
@@ -39,6 +40,41 @@ template <class F> inline void unpack_row(const uint8_t* p, int64_t K, Row row) 
     }
   }
   for (; k < K; k += F::block, p += F::bytes) F::unpack(p, row.codes + k, row.scale + k / F::group, row.min + k / F::group);
+}
+
+// Unpacks a group of `lanes` rows to eight vectors, each with four columns of every row: it loads every fourth row to
+// 16 bytes of lanes, four times, and transposes the result.
+template <class F> inline void take_group(const uint8_t* p, int64_t row_bytes, int group, vi (&low)[4], vi (&high)[4]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto codes = F::template codes<Rows<lane_groups>>(RowPlace{p + i * row_bytes, 4 * row_bytes}, group);
+    low[i] = (vi)codes.low;
+    high[i] = (vi)codes.high;
+  }
+  transpose_fours(low);
+  transpose_fours(high);
+}
+
+// ---- the arithmetic of a product, which is the same for any number of tokens, operation by operation ----
+//
+// A dot product of integers is exact in any order. The products of the columns that share an activation's scale are added as
+// below, then those of a row in the order of its columns, after its outliers: acc = fused(part, scale, acc).
+
+// The products of the `half`-th group of these columns, added to those before it: the weights are scale * code + min, and
+// offset() is the sum of the activations' codes.
+template <class F, class Offset> inline vf add_products(int half, vf before, vf dot, vf scale, vf min, Offset offset) {
+  if constexpr (F::has_min) {
+    const vf added = half == 0 ? min * offset() : fused(min, offset(), before);
+    return fused(dot, scale, added);
+  } else {
+    return half == 0 ? dot * scale : fused(dot, scale, before);
+  }
+}
+
+// Weights that are multiplied as floats.
+template <class F> inline vf weights_of(vi code, vf scale, vf min) {
+  const vf centered = to_float(code - F::zero);
+  return F::has_min ? fused(centered, scale, min) : centered * scale;
 }
 
 bool can_multiply(int type) {
@@ -131,44 +167,58 @@ template <int width, class T> inline void transpose_rows(const T* from, int apar
     }
 }
 
+constexpr int64_t whole_vectors(int64_t groups) { return (groups + lanes - 1) / lanes * lanes; }
+
 // Finds the columns of a token that stay floats, ascending, and returns their number: at most one of a group of 32, where
 // the rest of the group is expected to be so much smaller that its rounding becomes as exact as that of other groups.
-inline int find_outliers(const float* x, int64_t K, int32_t (&columns)[outlier_columns]) {
+// `most` gets the largest of each group, and `gain` is space for the same; both hold whole vectors.
+inline int find_outliers(const float* x, int64_t K, int32_t (&columns)[outlier_columns], float* most, float* gain) {
   constexpr float peak = 5.0f / 31.0f; // the largest of 31 normal values has a square of about five variances
-  float gain[outlier_columns] = {}, top[outlier_columns] = {}, total = 0;
-  int32_t group[outlier_columns];
-  int least = 0; // index of the smallest gain
-  for (int64_t k = 0; k < K; k += strip) {
+  const int64_t groups = K / 32;
+  vf totals{};
+  for (int64_t first = 0; first < groups; first += lanes) {
     vf largest[lanes], squares[lanes];
     for (int g = 0; g < lanes; ++g) {
       largest[g] = squares[g] = vf{};
-      if (k + 32 * g < K)
+      if (first + g < groups)
         for (int i = 0; i < 32; i += lanes) {
-          const vf v = load<vf>(x + k + 32 * g + i);
+          const vf v = load<vf>(x + 32 * (first + g) + i);
           largest[g] = max(largest[g], abs(v));
           squares[g] += v * v;
         }
     }
-    const vf most = reduce_each(largest, [](vf a, vf b) { return max(a, b); });
+    const vf top = reduce_each(largest, [](vf a, vf b) { return max(a, b); });
     const vf sum = reduce_each(squares, [](vf a, vf b) { return a + b; });
-    const vf gains = most * most - (sum - most * most) * peak;
-    total += sum_of(most * most);
-    if (highest(gains) <= gain[least]) continue;
-    for (int g = 0; g < lanes; ++g) {
-      if (gains[g] <= gain[least]) continue;
-      gain[least] = gains[g];
-      top[least] = most[g];
-      group[least] = int32_t(k) + 32 * g;
-      for (int i = 0; i < outlier_columns; ++i)
-        if (gain[i] < gain[least]) least = i;
+    totals += top * top;
+    store(most + first, top);
+    store(gain + first, top * top - (sum - top * top) * peak);
+  }
+  const float least_gain = sum_of(totals) / float(groups);
+  int64_t chosen[outlier_columns];
+  int count = 0, least = 0; // index of the smallest gain, once there are as many as may be
+  const auto find_least = [&] {
+    for (int i = least = 0; i < outlier_columns; ++i)
+      if (gain[chosen[i]] < gain[chosen[least]]) least = i;
+  };
+  for (int64_t first = 0; first < groups; first += lanes) {
+    if (!any((vi)(load<vf>(gain + first) > least_gain))) continue;
+    for (int64_t g = first; g < first + lanes; ++g) {
+      if (!(gain[g] > least_gain)) continue;
+      if (count < outlier_columns) {
+        chosen[count++] = g;
+      } else if (gain[g] > gain[chosen[least]]) {
+        chosen[least] = g;
+      } else {
+        continue;
+      }
+      if (count == outlier_columns) find_least();
     }
   }
-  int count = 0;
-  for (int i = 0; i < outlier_columns; ++i) {
-    if (!(gain[i] * float(K / 32) > total)) continue;
-    int32_t column = group[i];
-    while (column < group[i] + 31 && !(std::fabs(x[column]) == top[i])) ++column;
-    columns[count++] = column;
+  for (int i = 0; i < count; ++i) {
+    const float* group = x + 32 * chosen[i];
+    int32_t column = 0;
+    while (column < 31 && !(std::fabs(group[column]) == most[chosen[i]])) ++column;
+    columns[i] = int32_t(32 * chosen[i]) + column;
   }
   std::sort(columns, columns + count);
   return count;
@@ -199,7 +249,10 @@ void quantize_panel(const float* x, int64_t stride, int tokens, int64_t K, Quant
   int counts[panel];
   clear_rows(q, tokens);
   clear_rows(scale, tokens);
-  for (int t = 0; t < tokens; ++t) counts[t] = find_outliers(x + t * stride, K, columns[t]);
+  float* space = reinterpret_cast<float*>(out.q); // which is written afterwards
+  static_assert(2 * lanes * sizeof(float) <= 32 * panel);
+  for (int t = 0; t < tokens; ++t)
+    counts[t] = find_outliers(x + t * stride, K, columns[t], space, space + whole_vectors(K / 32));
   out.outliers.set<panel>(columns, counts, tokens, x, stride);
   for (int64_t k = 0; k < K; k += strip) {
     const int64_t count = K - k < strip ? K - k : strip;

@@ -27,7 +27,7 @@ LinearOp::Input LinearOp::prepare_own(const Run& run) const {
     norm_->normalize(run, 0, e.own_row(run.worker.index));
     own.floats = e.own_row(run.worker.index);
   }
-  if (int8_) e.kernels.quantize_row(own.floats, x_.width, own.quantized);
+  if (int8_) e.quantize_row(own.floats, x_.width, own.quantized);
   return own;
 }
 
@@ -45,7 +45,7 @@ LinearOp::Input LinearOp::prepare(const Run& run, Way way) const {
         for (int64_t t = 0; t < tokens; ++t) norm_->normalize(run, first + t, made + t * K);
         rows = made;
       }
-      if (int8_ && !panels) k.quantize_row(rows, K, e.quantized.token(p, padded(K)));
+      if (int8_ && !panels) e.quantize_row(rows, K, e.quantized.token(p, padded(K)));
       if (int8_ && panels) k.quantize_panel(rows, K, int(tokens), K, e.quantized.token(p * panel, K));
       if (way.floats == Floats::shorts) k.shorten_panel(rows, K, int(tokens), K, e.shortened.token(p * panel, K));
       if (way.floats == Floats::packed) k.pack_panel(rows, K, int(tokens), K, e.packed + p * panel * K);
@@ -63,7 +63,7 @@ LinearOp::Floats LinearOp::floats_way(const Run& run) const {
 
 LinearOp::Shape LinearOp::shape_of(const Run& run) const {
   const Executor& e = run.executor;
-  if (run.rows < panels_from && !e.settings.deterministic) return Shape::rows;
+  if (run.rows < panels_from && !(floats_ && e.settings.deterministic)) return Shape::rows;
   return run.rows <= e.kernels.tokens_per_panel ? Shape::panel : Shape::panels;
 }
 
@@ -117,7 +117,7 @@ void LinearOp::multiply(const Run& run, const Part& part, int64_t begin, int64_t
   const int64_t T = run.rows, width = part.out.width;
   float* to = e.at(part.out);
   void* scratch = e.scratch(run.worker.index);
-  if (quantized && way.shape == Shape::rows) return k.matvec(part.weight, begin, end, in.quantized, int(T), to, width, scratch);
+  if (quantized && way.shape == Shape::rows) return e.matvec(part.weight, begin, end, in.quantized, int(T), to, width, scratch);
   if (!quantized && way.floats == Floats::rows)
     return k.matvec_f32(part.weight, begin, end, in.floats, x_.width, int(T), to, width, scratch);
   if (quantized && way.shape == Shape::panel) return k.matmul(part.weight, begin, end, in.quantized, T, to, width, scratch);

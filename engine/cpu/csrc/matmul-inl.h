@@ -38,8 +38,8 @@ template <class Multiply> inline void write_tile(int64_t rows, int64_t tokens, f
 }
 
 // The terms that sums of a panel's activations add to the products of each group, (K / group, panel): `start` to
-// integers, if the zero of codes is not 0, and `offset` to floats, for formats with minima. They are in memory, because
-// loading one to all lanes costs nothing beside arithmetic, while taking it out of a vector does.
+// integers, if the zero of codes is not 0, and `offset` for formats with minima, which are multiplied with it. They are in
+// memory, because loading one to all lanes costs nothing beside arithmetic, while taking it out of a vector does.
 struct PanelTerms {
   int32_t* start;
   float* offset;
@@ -52,8 +52,7 @@ template <class F> inline void take_terms(Quantized x, int64_t K, PanelTerms to)
   if constexpr (F::zero != bias)
     for (int64_t i = 0; i < count; ++i) to.start[i] = sum[i] * (bias - F::zero);
   if constexpr (F::has_min)
-    for (int64_t g = 0; g < K / F::group; ++g)
-      for (int t = 0; t < panel; ++t) to.offset[g * panel + t] = x.scale[g * F::group / 32 * panel + t] * float(sum[g * panel + t]);
+    for (int64_t i = 0; i < count; ++i) to.offset[i] = float(sum[i]);
 }
 
 // Prefetches explicitly: a tile's rows are read a few columns at a time, which no hardware prefetcher follows.
@@ -86,19 +85,6 @@ struct RowVectors {
   static void store(float* p, vf v) { ::store(p, v); }
 };
 
-// Unpacks a group of `lanes` rows to eight vectors, each with four columns of every row: it loads every fourth row to
-// 16 bytes of lanes, four times, and transposes the result.
-template <class F> inline void take_group(const uint8_t* p, int64_t row_bytes, int group, vi (&low)[4], vi (&high)[4]) {
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const auto codes = F::template codes<Rows<lane_groups>>(RowPlace{p + i * row_bytes, 4 * row_bytes}, group);
-    low[i] = (vi)codes.low;
-    high[i] = (vi)codes.high;
-  }
-  transpose_fours(low);
-  transpose_fours(high);
-}
-
 // A packed tile in the file, with the interface of UnpackedTile, for formats with small blocks unpacked in registers.
 template <class F> struct PackedTile {
   const uint8_t* p;
@@ -124,8 +110,8 @@ template <class F, class Tile> inline vf column_of(const Tile& tile, int64_t col
 #pragma GCC unroll 8
   for (int four = 0; four < 8; ++four) codes[four] = (vi)w.code(four);
   keep_in_memory(codes);
-  const vf weight = to_float((vi)((vu)codes[place / 4] >> uint32_t(place % 4 * 8) & 255) - F::zero) * w.scale_of(place / F::group);
-  return F::has_min ? weight + w.min_of(place / F::group) : weight;
+  const vi code = (vi)((vu)codes[place / 4] >> uint32_t(place % 4 * 8) & 255);
+  return weights_of<F>(code, w.scale_of(place / F::group), F::has_min ? w.min_of(place / F::group) : vf{});
 }
 
 // Multiplies a tile by N tokens of a panel; out is (N, lanes) with `stride`. Not inlined: it needs all registers.
@@ -140,7 +126,7 @@ __attribute__((noinline)) void multiply_tile(Tile w, Quantized x, PanelTerms ter
     const vf weight = column_of<F>(w, x.outliers.columns()[i]);
     const float* value = x.outliers.values(panel) + i * panel;
 #pragma GCC unroll 16
-    for (int t = 0; t < N; ++t) acc[t] += weight * value[t];
+    for (int t = 0; t < N; ++t) acc[t] = fused(weight, splat(value[t]), acc[t]);
   }
   for (int64_t k = 0; k < K; k += 32, x.scale += panel, ahead.next += ahead.step, w.next()) {
     prefetch_lines(ahead.next, ahead.next + ahead.step);
@@ -153,19 +139,12 @@ __attribute__((noinline)) void multiply_tile(Tile w, Quantized x, PanelTerms ter
       for (int t = 0; t < N; ++t) dot[t] = centered ? splat(terms.start[t]) : vi{};
       dot4_splat_each<F::max_code, F::group / 4>(dot, [&](int four) { return w.code(half * 4 + four); }, x.q);
       x.q += F::group * panel;
-      const vf s = w.scale_of(half);
+      const vf s = w.scale_of(half), m = F::has_min ? w.min_of(half) : vf{};
 #pragma GCC unroll 16
-      for (int t = 0; t < N; ++t) {
-        if (halves == 1) acc[t] += to_float(dot[t]) * (s * x.scale[t]);
-        else if (half == 0) part[t] = to_float(dot[t]) * s;
-        else acc[t] += (part[t] + to_float(dot[t]) * s) * x.scale[t];
-      }
-      if constexpr (F::has_min) {
-        const vf m = w.min_of(half);
-#pragma GCC unroll 16
-        for (int t = 0; t < N; ++t) acc[t] += m * terms.offset[t];
-      }
+      for (int t = 0; t < N; ++t) part[t] = add_products<F>(half, part[t], to_float(dot[t]), s, m, [&] { return splat(terms.offset[t]); });
     }
+#pragma GCC unroll 16
+    for (int t = 0; t < N; ++t) acc[t] = fused(part[t], splat(x.scale[t]), acc[t]);
   }
 #pragma GCC unroll 16
   for (int t = 0; t < N; ++t) store(out + t * stride, acc[t]);

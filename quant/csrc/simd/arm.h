@@ -47,6 +47,8 @@ inline float sum_of(vf v) { return vaddvq_f32(v); }
 inline float highest(vf v) { return vmaxnmvq_f32(v); }
 inline bool any(vi mask) { return vmaxvq_u32((uint32x4_t)mask); }
 template <int first, int stride> inline vf spread(const float* s) { return vld1q_dup_f32(s + first); }
+inline vf fused(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+inline vi sum_fours(const vi (&v)[4]) { return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3])); }
 
 inline Words2 look_up_bytes(const uint8_t (&table)[16], Words2 v) {
   return (Words2)vqtbl1q_u8((uint8x16_t)load<Words2>(table), (uint8x16_t)v);

@@ -50,6 +50,17 @@ inline void transpose_fours(vi (&v)[4]) {
 }
 inline vf to_lanes(Floats4 v) { return _mm256_zextps128_ps256((__m128)v); }
 inline vf to_lanes(Floats8 v) { return v; }
+inline vf fused(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+inline vi sum_fours(const vi (&v)[4]) {
+  const auto add = [](__m256i a, __m256i b) { return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)); };
+  const __m256i a = add((__m256i)v[0], (__m256i)v[1]), b = add((__m256i)v[2], (__m256i)v[3]);
+  return (vi)_mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+}
+inline void transpose_parts(vf (&v)[2]) {
+  const __m256 a = v[0];
+  v[0] = _mm256_permute2f128_ps(a, v[1], 0x20);
+  v[1] = _mm256_permute2f128_ps(a, v[1], 0x31);
+}
 inline bool any(vi mask) { return _mm256_movemask_ps((__m256)mask); }
 inline vf highest_of_fours(vf v) {
   const auto most = [](vf a, vf b) { return a > b ? a : b; };
@@ -70,6 +81,31 @@ template <int stride> inline vf spread_halves(const uint8_t* p) {
 inline vf gather_halves(const uint8_t* p, int64_t stride) {
   const auto four = [&](int i) { return int64_t(words_of_blocks<4>(p + 4 * i * stride, stride)); };
   return _mm256_cvtph_ps(_mm_set_epi64x(four(1), four(0)));
+}
+
+inline void columns_of_rows(const float* p, int64_t stride, vf (&v)[1]) {
+  const auto row = [&](int r) { return int64_t(load<uint64_t>(p + r * stride)); };
+  v[0] = _mm256_permutevar8x32_ps((__m256)_mm256_setr_epi64x(row(0), row(1), row(2), row(3)), _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+}
+inline void columns_of_rows(const float* p, int64_t stride, vf (&v)[2]) {
+  const auto rows = [&](int r) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + r * stride)), _mm_loadu_ps(p + (r + 1) * stride), 1);
+  };
+  const __m256 a = rows(0), b = rows(2);
+  const __m256i pick = _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7);
+  v[0] = _mm256_permutevar8x32_ps(_mm256_shuffle_ps(a, b, 0x88), pick);
+  v[1] = _mm256_permutevar8x32_ps(_mm256_shuffle_ps(a, b, 0xdd), pick);
+}
+inline vf gather_halves(const uint8_t* const (&rows)[4], int64_t at, int64_t stride) {
+  const auto four = [&](int j) { return halves_of_rows(rows, at + j * stride); };
+  return _mm256_cvtph_ps(_mm_set_epi64x(four(1), four(0)));
+}
+inline void gather_half_pairs(const uint8_t* const (&rows)[4], int64_t at, int64_t stride, vf& first, vf& second) {
+  const __m256i pairs = _mm256_inserti128_si256(_mm256_castsi128_si256(words_of_rows(rows, at)), words_of_rows(rows, at + stride), 1);
+  const __m256i packed = _mm256_packus_epi32(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff)), _mm256_srli_epi32(pairs, 16));
+  const __m256i halves = _mm256_permute4x64_epi64(packed, 0xd8);
+  first = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+  second = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
 }
 
 template <int max_code> inline vi dot4(vi acc, vb w, vb x) {

@@ -45,6 +45,20 @@ inline void transpose_fours(vi (&v)[4]) {
 }
 inline vf to_lanes(Floats4 v) { return _mm512_zextps128_ps512((__m128)v); }
 inline vf to_lanes(Floats8 v) { return _mm512_zextps256_ps512((__m256)v); }
+inline vf fused(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+inline vi sum_fours(const vi (&v)[4]) {
+  const auto add = [](__m512i a, __m512i b) { return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)); };
+  const __m512i a = add((__m512i)v[0], (__m512i)v[1]), b = add((__m512i)v[2], (__m512i)v[3]);
+  return (vi)_mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+inline void transpose_parts(vf (&v)[4]) {
+  const __m512 a = _mm512_shuffle_f32x4(v[0], v[1], 0x44), b = _mm512_shuffle_f32x4(v[0], v[1], 0xee);
+  const __m512 c = _mm512_shuffle_f32x4(v[2], v[3], 0x44), d = _mm512_shuffle_f32x4(v[2], v[3], 0xee);
+  v[0] = _mm512_shuffle_f32x4(a, c, 0x88);
+  v[1] = _mm512_shuffle_f32x4(a, c, 0xdd);
+  v[2] = _mm512_shuffle_f32x4(b, d, 0x88);
+  v[3] = _mm512_shuffle_f32x4(b, d, 0xdd);
+}
 inline float sum_of(vf v) { return _mm512_reduce_add_ps(v); }
 inline float highest(vf v) { return _mm512_reduce_max_ps(v); }
 inline bool any(vi mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask); }
@@ -70,6 +84,35 @@ template <int stride> inline vf spread_halves(const uint8_t* p) {
 inline vf gather_halves(const uint8_t* p, int64_t stride) {
   const auto four = [&](int i) { return int64_t(words_of_blocks<4>(p + 4 * i * stride, stride)); };
   return _mm512_cvtph_ps(_mm256_setr_epi64x(four(0), four(1), four(2), four(3)));
+}
+
+inline void columns_of_rows(const float* p, int64_t stride, vf (&v)[1]) {
+  const __m512i pick = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const auto row = [&](int r) { return _mm_loadu_ps(p + r * stride); };
+  const __m256 a = _mm256_insertf128_ps(_mm256_castps128_ps256(row(0)), row(1), 1);
+  const __m256 b = _mm256_insertf128_ps(_mm256_castps128_ps256(row(2)), row(3), 1);
+  v[0] = _mm512_permutexvar_ps(pick, _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1));
+}
+inline void columns_of_rows(const float* p, int64_t stride, vf (&v)[2]) {
+  const auto rows = [&](int r) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p + r * stride)), _mm256_loadu_ps(p + (r + 1) * stride), 1);
+  };
+  const __m512 a = rows(0), b = rows(2);
+  const __m512i pick = _mm512_setr_epi32(0, 8, 16, 24, 2, 10, 18, 26, 4, 12, 20, 28, 6, 14, 22, 30);
+  v[0] = _mm512_permutex2var_ps(a, pick, b);
+  v[1] = _mm512_permutex2var_ps(a, _mm512_add_epi32(pick, _mm512_set1_epi32(1)), b);
+}
+inline vf gather_halves(const uint8_t* const (&rows)[4], int64_t at, int64_t stride) {
+  const auto four = [&](int j) { return halves_of_rows(rows, at + j * stride); };
+  return _mm512_cvtph_ps(_mm256_setr_epi64x(four(0), four(1), four(2), four(3)));
+}
+inline void gather_half_pairs(const uint8_t* const (&rows)[4], int64_t at, int64_t stride, vf& first, vf& second) {
+  const auto two = [&](int64_t from) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(words_of_rows(rows, from)), words_of_rows(rows, from + stride), 1);
+  };
+  const __m512i pairs = _mm512_inserti64x4(_mm512_castsi256_si512(two(at)), two(at + 2 * stride), 1);
+  first = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs));
+  second = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16)));
 }
 
 inline Words8 join(Words4 a, Words4 b) {

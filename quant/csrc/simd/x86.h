@@ -23,6 +23,21 @@ template <class V, int stride> inline V first_halves(const uint8_t* p) {
   return v;
 }
 
+// The halves at `at` in four rows. The assembly keeps GCC from gathering them in vectors, whose ports limit the kernels.
+inline int64_t halves_of_rows(const uint8_t* const (&rows)[4], int64_t at) {
+  uint64_t words = 0;
+  for (int r = 0; r < 4; ++r) words |= uint64_t(load_u16(rows[r] + at)) << 16 * r;
+  asm("" : "+r"(words));
+  return int64_t(words);
+}
+// The 32 bits at `at` in four rows.
+inline __m128i words_of_rows(const uint8_t* const (&rows)[4], int64_t at) {
+  __m128i v = _mm_cvtsi32_si128(int(load_u32(rows[0] + at)));
+  v = _mm_insert_epi32(v, int(load_u32(rows[1] + at)), 1);
+  v = _mm_insert_epi32(v, int(load_u32(rows[2] + at)), 2);
+  return _mm_insert_epi32(v, int(load_u32(rows[3] + at)), 3);
+}
+
 // GCC would load the vector for each use, and each load of an unaligned block costs two.
 template <class V> inline V load_once(const uint8_t* p) {
   V v = load<V>(p);

@@ -31,6 +31,8 @@ template <class = void> inline vf min(vf a, vf b) { return a < b ? a : b; }
 // If either is NaN, the result is b.
 template <class = void> inline vf larger(vf a, vf b) { return a > b ? a : b; }
 template <class = void> inline vf smaller(vf a, vf b) { return a < b ? a : b; }
+// a b + c, rounded once if the set has an instruction for it.
+template <class V> inline V fused(V a, V b, V c) { return a * b + c; }
 template <class = void> inline vf square_root(vf v) {
   float each[lanes];
   std::memcpy(each, &v, sizeof v);
@@ -72,6 +74,23 @@ template <class V> inline vf to_lanes(V v) {
   vf sum{};
   for (int i = 0; i < int(sizeof(V) / 4); ++i) sum[i % lanes] += v[i];
   return sum;
+}
+// The sum of lanes 4j to 4j + 3 of v[i], in lane 4j + i.
+template <class V> inline V sum_fours(const V (&v)[4]) {
+  V sum;
+  for (int i = 0; i < lanes; ++i) {
+    const V& from = v[i % 4];
+    const int first = i / 4 * 4;
+    sum[i] = from[first] + from[first + 1] + from[first + 2] + from[first + 3];
+  }
+  return sum;
+}
+// Transposes parts of four lanes: part j of v[k] changes places with part k of v[j].
+template <class V> inline void transpose_parts(V (&v)[lanes / 4]) {
+  V out[lanes / 4];
+  for (int k = 0; k < lanes / 4; ++k)
+    for (int lane = 0; lane < lanes; ++lane) out[k][lane] = v[lane / 4][4 * k + lane % 4];
+  for (int k = 0; k < lanes / 4; ++k) v[k] = out[k];
 }
 template <class = void> inline float sum_of(vf v) {
   float s = 0;
@@ -130,6 +149,26 @@ template <class = void> inline vf gather_halves(const uint8_t* p, int64_t stride
   Float16 halves[lanes];
   for (int i = 0; i < lanes; i += 4) store(halves + i, words_of_blocks<4>(p + i * stride, stride));
   return widen(halves);
+}
+// Of four rows, `stride` floats apart: p[r * stride + n j + k] in lane 4j + r of v[k], where n is one or two.
+template <int n, class V> inline void columns_of_rows(const float* p, int64_t stride, V (&v)[n]) {
+  for (int k = 0; k < n; ++k)
+    for (int i = 0; i < lanes; ++i) v[k][i] = p[i % 4 * stride + i / 4 * n + k];
+}
+// In lane 4j + r, the half at `at` + j * stride in row r. The loads are scalar as above.
+template <class = void> inline vf gather_halves(const uint8_t* const (&rows)[4], int64_t at, int64_t stride) {
+  Float16 halves[lanes];
+  for (int j = 0; j < lanes; j += 4, at += stride) {
+    uint64_t words = 0;
+    for (int r = 0; r < 4; ++r) words |= uint64_t(load_u16(rows[r] + at)) << 16 * r;
+    store(halves + j, words);
+  }
+  return widen(halves);
+}
+// The same, and the half after each.
+template <class Byte> inline void gather_half_pairs(const Byte* const (&rows)[4], int64_t at, int64_t stride, vf& first, vf& second) {
+  first = gather_halves(rows, at, stride);
+  second = gather_halves(rows, at + 2, stride);
 }
 
 } // namespace
