@@ -1,6 +1,5 @@
 """A loaded model: it takes sequences of tokens and returns their logits."""
 
-import logging
 from collections.abc import Callable
 from collections.abc import Sequence as List
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from lltool.engine.batch import CacheType, Precision
 from lltool.engine.cache import MOST_CHECKPOINTS, Sequence, StatePool
 from lltool.engine.config import ModelConfig
 from lltool.engine.cpu.threads import Threads, check_threads
-from lltool.engine.cpu.tuning import read_tuned
+from lltool.engine.cpu.tuning import choose_threads
 from lltool.engine.executor import Executor, SlotExecutor
 from lltool.engine.executors import EXECUTORS, Setup, make_executor
 from lltool.engine.inputs import token_ids, whole_number
@@ -27,21 +26,16 @@ from lltool.engine.models.heads import end_with_states
 from lltool.engine.models.pooling import Pooling
 from lltool.engine.operations.observe import observe_linears
 from lltool.engine.pieces import Wanted, check_choice, join, make_batch, wanted_rows
-from lltool.engine.program import NOT_MULTIPLIED, Program, Weight
+from lltool.engine.program import Program, read_weight
 from lltool.engine.state import StateLayout, choose_room
 from lltool.gguf.errors import FileChanged, InputError
-from lltool.gguf.ggml_types import GGMLType
 from lltool.gguf.mapped import LoadMode
 from lltool.gguf.reader import GGUFFile, open_gguf
-from lltool.gguf.source import Tensor
-from lltool.quant.codec import decode
 
 if TYPE_CHECKING:
     from lltool.engine.gpu.placement import Placement
     from lltool.engine.grammar.compiler import GrammarCompiler
     from lltool.engine.text.tokenizer import Tokenizer
-
-_log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 4096
 
@@ -370,7 +364,7 @@ def load_model(
         adapters = [open_adapter(place, scale, id) for id, (place, scale) in enumerate(lora)]
         program = adapt_program(program, config.architecture, adapters)
         pages, batch = choose_room(is_causal=config.is_causal, context=context, sequences=sequences, batch=batch)
-        chosen = _choose_threads(threads, file)
+        chosen = choose_threads(threads, file.size, file.path.name)
         slots = sequences * (1 + MOST_CHECKPOINTS) if StateLayout.of(program).slots else 0
         setup = Setup(pages, batch, chosen, precision, *cache_types, deterministic, instruction_set, slots, placement)
         made = make_executor(executor, program, setup)
@@ -396,19 +390,3 @@ def _choose_context(wanted: int | None, config: ModelConfig) -> int:
     if wanted is not None and wanted > config.context_length:
         raise InputError(f"context {wanted}, but the model was made for at most {config.context_length}")
     return wanted or min(config.context_length, DEFAULT_CONTEXT)
-
-
-def _choose_threads(wanted: int | Threads | None, file: GGUFFile) -> Threads:
-    """The threads asked for, else those found to be best for models of this size, else one per core."""
-    tuned = read_tuned(file.size) if wanted is None else None
-    if tuned and tuned.is_unusual:
-        _log.warning("%s: %s", file.path.name, tuned.describe())
-    return tuned.threads if tuned else Threads.of(wanted)
-
-
-def read_weight(tensor: Tensor) -> Weight:
-    """Makes a weight: a matrix stays mapped; a vector of another type is decoded to float32, as kernels need it."""
-    if len(tensor.shape) != 1 or tensor.type == GGMLType.F32 or tensor.type in NOT_MULTIPLIED:
-        return Weight(tensor.name, tensor.type, tensor.shape, tensor.data())
-    values = decode(tensor.data(), tensor.type)
-    return Weight(tensor.name, GGMLType.F32, tensor.shape, values.view(np.uint8))

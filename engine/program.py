@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from lltool.engine.state import KeyValue, Slot
 from lltool.gguf.errors import InputError
 from lltool.gguf.ggml_types import GGMLType
+from lltool.gguf.source import Tensor
+from lltool.quant.codec import decode
 
 if TYPE_CHECKING:
     from lltool.engine.reference.context import Context
@@ -220,6 +222,14 @@ def end_with_hidden_states(program: Program) -> Program:
 NOT_MULTIPLIED = frozenset(
     {GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64, GGMLType.F64, GGMLType.Q8_1, GGMLType.Q8_K}
 )
+
+
+def read_weight(tensor: Tensor) -> Weight:
+    """Makes a weight: a matrix stays mapped; a vector of another type is decoded to float32, as kernels need it."""
+    if len(tensor.shape) != 1 or tensor.type == GGMLType.F32 or tensor.type in NOT_MULTIPLIED:
+        return Weight(tensor.name, tensor.type, tensor.shape, tensor.data())
+    values = decode(tensor.data(), tensor.type)
+    return Weight(tensor.name, GGMLType.F32, tensor.shape, values.view(np.uint8))
 
 
 @dataclass

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from lltool.engine.batch import PAGE, Batch, CacheType, Precision
 from lltool.engine.cpu import _native
 from lltool.engine.cpu.fuse import fuse
-from lltool.engine.cpu.kernels import KERNELS, Target
+from lltool.engine.cpu.kernels import KERNELS
+from lltool.engine.cpu.target import Target
 from lltool.engine.cpu.threads import Threads
 from lltool.engine.executor import Observation
 from lltool.engine.operations.observe import Observe

@@ -1,6 +1,7 @@
 """The best numbers of threads on this machine: a search stores them in a file, and loading a model reads it."""
 
 import json
+import logging
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from lltool.gguf.errors import InputError
 from lltool.gguf.regular_file import read_bytes
 from lltool.gguf.whole_file import whole_file
 from lltool.quant import isa
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,17 @@ def read_tuned(model_bytes: int, file: Path | None = None) -> Tuned | None:
         case {"decode": int(decode), "batch": int(batch)} if 1 <= decode <= most and 1 <= batch <= most:
             return Tuned(decode, batch)
     return None
+
+
+def choose_threads(wanted: int | Threads | None, model_bytes: int, model: str) -> Threads:
+    """The threads asked for, else those found to be best for models of this size, else one per core.
+
+    It says so, with the name of the `model`, if a search found other numbers than one per core.
+    """
+    tuned = read_tuned(model_bytes) if wanted is None else None
+    if tuned and tuned.is_unusual:
+        _log.warning("%s: %s", model, tuned.describe())
+    return tuned.threads if tuned else Threads.of(wanted)
 
 
 def keep_tuned(model_bytes: int, tuned: Tuned, file: Path | None = None) -> Path:

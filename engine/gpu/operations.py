@@ -12,6 +12,7 @@ from lltool.engine.operations.concatenate import Concatenate
 from lltool.engine.operations.elementwise import (
     Activate,
     Add,
+    AddVector,
     Clamp,
     Gated,
     Multiply,
@@ -81,11 +82,11 @@ def _experts(to: Recorder, op: ExpertLinear) -> None:
     tokens = to.rows(op.chosen)
     is_assigned = op.x.rows is Rows.ASSIGNMENT
     product = to.product(to.place(op.x), op.x.width, tokens * each if is_assigned else tokens, op.x.width)
-    for out, weight, bias in zip(op.outs, op.weights, op.biases, strict=True):
+    shared = 1 if is_assigned else each
+    for out, weight, bias, part in zip(op.outs, op.weights, op.biases, op.parts, strict=True):
         vector = None if bias is None else to.values(bias).reshape(-1)
-        product.launch_experts(
-            weight, vector, to.place(out), out.width, to.place(op.chosen), tokens * each, 1 if is_assigned else each
-        )
+        place, chosen = to.place(out), to.place(op.chosen)
+        product.launch_experts(weight, vector, place, out.width, chosen, tokens * each, shared, part)
 
 
 def _route(to: Recorder, op: Route) -> None:
@@ -99,6 +100,7 @@ def _route(to: Recorder, op: Route) -> None:
         tokens,
         to.scratch("order", to.most(op.logits) * routing.experts * 4),
         *to.vector(op.bias),
+        *to.vector(op.scales),
         *map(integer, (*numbers, *kinds)),
         np.float32(routing.factor),
         *map(integer, groups),
@@ -135,12 +137,16 @@ def _rope(to: Recorder, op: Rope) -> None:
 def _attention(to: Recorder, op: Attention) -> None:
     if op.value_dim > MOST_VALUE_DIM:
         raise InputError(f"layer {op.layer}: values of {op.value_dim}; the kernel takes at most {MOST_VALUE_DIM}")
+    if op.bias is not None:
+        raise InputError(
+            f"layer {op.layer}: attention has a bias by distance, for which there is no GPU kernel; use -ngl 0"
+        )
     keys, values = to.cache.keys[op.layer], to.cache.values[op.layer]
     is_shared = op.v == op.k
     key_type, value_type = (_CACHE_TYPES[kind] for kind in to.cache.types)
     places = to.state.of_tokens
     stored = [(op.k, keys, key_type)] if is_shared else [(op.k, keys, key_type), (op.v, values, value_type)]
-    for buffer, memory, kind in stored:
+    for buffer, memory, kind in stored if op.stores else ():
         n = to.rows(buffer) * buffer.width
         to.each("store", n, memory, places["places"], *map(integer, (to.place(buffer), buffer.width, kind, n)))
     before, after = (-1 if reach is None else reach for reach in op.reach)
@@ -178,10 +184,10 @@ def _two(to: Recorder, name: str, x: Buffer, y: Buffer, out: Buffer) -> None:
     to.each(name, n, *map(integer, (to.place(x), to.place(y), to.place(out), n)))
 
 
-def _multiply(to: Recorder, op: Multiply) -> None:
+def _with_vector(to: Recorder, name: str, op: AddVector | Multiply) -> None:
     weight, _ = to.vector(op.weight)
     n = to.rows(op.out) * op.out.width * op.out.each
-    to.each("multiply", n, weight, *map(integer, (to.place(op.x), to.place(op.out), op.x.width, n)))
+    to.each(name, n, weight, *map(integer, (to.place(op.x), to.place(op.out), op.x.width, n)))
 
 
 def _scale_by_position(to: Recorder, op: ScaleByPosition) -> None:
@@ -237,7 +243,8 @@ KERNELS: dict[type[Operation], Callable[[Recorder, Any], None]] = {
     Activate: lambda to, op: _one(to, f"activate_{op.activation}", op.x, op.out),
     Xielu: lambda to, op: _one(to, "xielu", op.x, op.out, op.positive, op.negative, op.slope),
     Clamp: lambda to, op: _one(to, "clamp_values", op.x, op.out, op.limit),
-    Multiply: _multiply,
+    Multiply: lambda to, op: _with_vector(to, "multiply", op),
+    AddVector: lambda to, op: _with_vector(to, "add_vector", op),
     Product: lambda to, op: _two(to, "product", op.x, op.y, op.out),
     Add: lambda to, op: _two(to, "add", op.x, op.y, op.out),
     Scale: lambda to, op: _one(to, "scale_values", op.x, op.out, op.factor),

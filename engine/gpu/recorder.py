@@ -153,7 +153,7 @@ class Product:
             arguments = (*parts, self._to.arena.memory, *self._bias(weight, bias, first_row), *map(integer, places))
             self._to.launches.append(self._to.device.prepare(source, "matmul", groups, items, arguments))
         else:
-            shape = (out, out_stride, first_row, rows)
+            shape = (out, out_stride, first_row, rows, rows)
             self._launch_few(weight, self._bias(weight, bias, first_row), residual, 1, shape, -1, self._rows)
 
     def launch_experts(
@@ -165,9 +165,14 @@ class Product:
         chosen: int,
         assignments: int,
         each: int,
+        part: tuple[int, int],
     ) -> None:
-        """The product of each assignment with its expert's matrix; `each` assignments share a row of x."""
-        shape = (out, rows, 0, rows)
+        """The product of each assignment with a part of its expert's matrix; `each` assignments share a row of x.
+
+        `part` is the part's number, and how many parts of `rows` rows a matrix has.
+        """
+        number, parts = part
+        shape = (out, rows, number * rows, rows, parts * rows)
         self._launch_few(weight, self._bias(weight, bias, 0), -1, each, shape, chosen, assignments)
 
     def _launch_few(
@@ -176,7 +181,7 @@ class Product:
         bias: tuple[Any, np.int32],
         residual: int,
         each: int,
-        shape: tuple[int, int, int, int],  # place and stride of the result, first row and number of rows of the matrix
+        shape: tuple[int, ...],  # place and stride of the result; first row, rows and all rows of an expert's matrix
         chosen: int,
         tokens: int,
     ) -> None:

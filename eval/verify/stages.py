@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from lltool.engine.batch import PAGE, Batch
 from lltool.engine.config import ModelConfig
-from lltool.engine.model import read_weight
 from lltool.engine.models.architectures import trace_program
-from lltool.engine.program import Operation, Program
+from lltool.engine.program import Operation, Program, read_weight
 from lltool.engine.reference.compare import Compared, compare_rows
 from lltool.engine.reference.context import Context
 from lltool.engine.state import StateLayout

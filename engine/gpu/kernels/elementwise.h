@@ -19,6 +19,7 @@ OF_ONE(activate_silu, x * sigmoid(x))
 OF_ONE(activate_sigmoid, sigmoid(x))
 OF_ONE(activate_gelu_tanh, gelu_tanh(x))
 OF_ONE(activate_gelu, gelu(x))
+OF_ONE(activate_relu, FMAX(x, 0.0f))
 OF_ONE(activate_relu_squared, FMAX(x, 0.0f) * FMAX(x, 0.0f))
 OF_ONE(activate_tanh, tanh(x))
 OF_ONE(xielu, (x > 0 ? a * x * x : b * (EXP1M(FMIN(x, -1e-6f)) - x)) + c * x)
@@ -44,6 +45,11 @@ OF_TWO(gated_swiglu_oai, FMIN(x, 7.0f) * sigmoid(1.702f * FMIN(x, 7.0f)) * (FMIN
 // out = x * vector, in each row.
 KERNEL multiply(GLOBAL float* arena, GLOBAL const float* vector, const int x, const int out, const int width, const int n) {
   FOR_EACH(n) arena[out + i] = arena[x + i] * vector[i % width];
+}
+
+// out = x + vector, in each row.
+KERNEL add_vector(GLOBAL float* arena, GLOBAL const float* vector, const int x, const int out, const int width, const int n) {
+  FOR_EACH(n) arena[out + i] = arena[x + i] + vector[i % width];
 }
 
 // out = x * factor[row].

@@ -6,7 +6,8 @@ FUNCTION float score_of(GLOBAL const float* logits, int expert, int scoring, flo
 
 // One work item takes a token. `scoring` is 0 (softmax), 1 (sigmoid) or 2 (sparsemixer); `order` has room for `experts`
 // floats a token, from which those that were taken, or are in a group that does not count, are struck out.
-KERNEL route(GLOBAL float* arena, GLOBAL float* order_of_all, GLOBAL const float* bias, const int has_bias, const int logits_place,
+KERNEL route(GLOBAL float* arena, GLOBAL float* order_of_all, GLOBAL const float* bias, const int has_bias,
+             GLOBAL const float* scales, const int has_scales, const int logits_place,
              const int chosen, const int weights, const int experts, const int used, const int scoring, const int normalized,
              const float factor, const int groups, const int groups_used, const int counted, const int tokens) {
   FOR_EACH(tokens) {
@@ -60,8 +61,10 @@ KERNEL route(GLOBAL float* arena, GLOBAL float* order_of_all, GLOBAL const float
       total += share;
       order[best] = -INFINITE;
     }
-    for (int place = 0; place < used; ++place)
+    for (int place = 0; place < used; ++place) {
       shares[place] *= normalized && scoring != 2 ? factor / FMAX(total, 1e-20f) : factor;
+      if (has_scales) shares[place] *= scales[AS_INT(arena[chosen + i * used + place])];
+    }
   }
 }
 

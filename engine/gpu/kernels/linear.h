@@ -1,7 +1,8 @@
 // Products of rows of activations with a matrix. Rows of x are `x_stride` floats apart, rows of the result `out_stride`.
 //
 // With experts (`chosen` >= 0, the place of one expert a row), a row is multiplied with its expert's matrix, and
-// `x_each` rows of the result share a row of x. `bias` and `residual` are places, or -1; the bias is of an expert too.
+// `x_each` rows of the result share a row of x; an expert's matrix has `expert_rows` rows, of which `rows` are
+// multiplied. `bias` and `residual` are places, or -1; the bias is of an expert too.
 
 FUNCTION void store_result(GLOBAL float* arena, GLOBAL const float* bias, int has_bias, int residual, int out,
                            int out_stride, int row, int rows, int token, int expert, float value) {
@@ -16,7 +17,7 @@ FUNCTION void store_result(GLOBAL float* arena, GLOBAL const float* bias, int ha
 // One to TOKENS rows of floats.
 KERNEL matvec(WEIGHTS, GLOBAL float* arena, GLOBAL const float* bias, const int has_bias, const int residual, const int x,
               const int x_stride, const int x_each, const int out, const int out_stride, const int first_row,
-              const int rows, const int columns, const int chosen, const int tokens) {
+              const int rows, const int expert_rows, const int columns, const int chosen, const int tokens) {
   LOCAL float room[ROWS][TOKENS][LANES];
   const int lane = ITEM(0), row = GROUP(0) * ROWS + ITEM(1), first = GROUP(1) * TOKENS;
   const int expert = chosen < 0 ? 0 : AS_INT(arena[chosen + first]);
@@ -25,7 +26,7 @@ KERNEL matvec(WEIGHTS, GLOBAL float* arena, GLOBAL const float* bias, const int 
   if (row < rows)
     for (int column = 4 * lane; column < columns; column += 4 * LANES) {
       float w[4];
-      four_weights(WEIGHTS_GIVEN, first_row + expert * rows + row, column, columns, w);
+      four_weights(WEIGHTS_GIVEN, first_row + expert * expert_rows + row, column, columns, w);
       for (int t = 0; t < TOKENS; ++t)
         if (first + t < tokens) {
           const int from = x + (first + t) / x_each * x_stride + column;
@@ -49,7 +50,7 @@ KERNEL matvec(WEIGHTS, GLOBAL float* arena, GLOBAL const float* bias, const int 
 KERNEL matvec_int8(WEIGHTS, GLOBAL float* arena, GLOBAL const uint* codes, GLOBAL const float* x_scale,
                    GLOBAL const int* x_sums, GLOBAL const float* bias, const int has_bias, const int residual,
                    const int x_each, const int out, const int out_stride, const int first_row, const int rows,
-                   const int columns, const int chosen, const int tokens) {
+                   const int expert_rows, const int columns, const int chosen, const int tokens) {
   LOCAL float room[ROWS][TOKENS][LANES];
   const int lane = ITEM(0), row = GROUP(0) * ROWS + ITEM(1), first = GROUP(1) * TOKENS, chunks = columns / 32;
   const int expert = chosen < 0 ? 0 : AS_INT(arena[chosen + first]);
@@ -57,7 +58,7 @@ KERNEL matvec_int8(WEIGHTS, GLOBAL float* arena, GLOBAL const uint* codes, GLOBA
   for (int t = 0; t < TOKENS; ++t) sums[t] = 0;
   if (row < rows)
     for (int chunk = lane; chunk < chunks; chunk += LANES) {
-      const long at = (long)(first_row + expert * rows + row) * chunks + chunk;
+      const long at = (long)(first_row + expert * expert_rows + row) * chunks + chunk;
       uint words[8];
       for (int word = 0; word < 8; ++word) words[word] = code_word(WEIGHTS_GIVEN, at, word);
       const long group = at * 32 / GROUP_COLUMNS;

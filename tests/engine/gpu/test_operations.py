@@ -1,6 +1,6 @@
 """The kernels for devices against the reference, operation by operation, and products for every format."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -8,11 +8,13 @@ import pytest
 from lltool.engine.batch import Batch
 from lltool.engine.gpu.device import Device
 from lltool.engine.gpu.executor import GpuExecutor
+from lltool.engine.gpu.operations import KERNELS
 from lltool.engine.operations.attention import attend
 from lltool.engine.operations.concatenate import concatenate
 from lltool.engine.operations.elementwise import (
     activate,
     add,
+    add_vector,
     clamp,
     gated,
     multiply,
@@ -23,7 +25,7 @@ from lltool.engine.operations.elementwise import (
     xielu,
 )
 from lltool.engine.operations.embed import embed, embed_positions, embed_types
-from lltool.engine.operations.experts import Routing
+from lltool.engine.operations.experts import Routing, combine, expert_linear, route
 from lltool.engine.operations.linear import head_linear, linear
 from lltool.engine.operations.norm import layer_norm, norm
 from lltool.engine.operations.rope import rope
@@ -34,7 +36,7 @@ from lltool.engine.reference.executor import ReferenceExecutor
 from lltool.gguf.ggml_types import LAYOUT, GGMLType
 from tests.engine.cpu.test_attention import Shape, batches, shuffled_tables
 from tests.engine.cpu.test_cpu import TYPES, VOCAB, Array, f32_weight, one_sequence, program, random_weight, vector
-from tests.engine.operations.test_experts import mixture
+from tests.engine.operations.test_experts import mixture, stack
 
 WIDTH = 90  # no multiple of a work group
 
@@ -123,14 +125,14 @@ def test_elementwise_operations(device: Device) -> None:
         y = norm(g, y, None, 1e-5, groups=3)
         y = add(g, scale(g, y, 0.3), gated(g, y, x, "gelu_tanh"))
         y = multiply(g, gated(g, y, x, "gelu"), "each", (3, 30))
-        y = product(g, softcap(g, y, 5.0), gated(g, x, y, "sigmoid"))
+        y = add_vector(g, product(g, softcap(g, y, 5.0), gated(g, x, y, "sigmoid")), "norm")
         y = add(g, gated(g, y, x, "swiglu_oai"), xielu(g, x, 0.8, 0.9, 0.5))
         return scale_by_position(g, y, 0.1, 7, 2)
 
     compare(device, program(weights, WIDTH, build), one_sequence(37), 2e-6)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu_squared", "tanh"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "relu_squared", "tanh", "sigmoid"])
 def test_activations_without_a_gate(device: Device, activation: str) -> None:
     made = program([embedding(np.random.default_rng(3))], WIDTH, lambda g, x: activate(g, x, activation))  # type: ignore[arg-type]
     compare(device, made, one_sequence(37), 1e-6)
@@ -262,3 +264,74 @@ def test_experts_of_a_quantized_type_whose_inputs_are_weighed(device: Device) ->
     for precision, tolerance in (("f32", 5e-6), ("int8", 2e-4)):
         made = mixture(GGMLType.Q4_0, weights_inputs=True)
         compare(device, made, one_sequence(9), tolerance, precision)
+
+
+def test_experts_whose_matrices_are_fused_and_whose_weights_are_scaled(device: Device) -> None:
+    rng = np.random.default_rng(9)
+    weights = [
+        f32_weight("embed", rng.standard_normal((VOCAB, 64), np.float32)),
+        f32_weight("router.weight", rng.standard_normal((12, 64), np.float32) / 4),
+        vector("scales", rng.standard_normal(12).astype(np.float32)),
+        stack(rng, "both.weight", GGMLType.F32, 96, 64, 12),
+    ]
+
+    def build(g: Tracer, x: Buffer) -> Buffer:
+        (scores,) = linear(g, x, ("router.weight",), (12,))
+        chosen, shares = route(g, scores, Routing(12, 3), None, "scales")
+        first, second = expert_linear(g, x, chosen, 12, ("both.weight",) * 2, (48, 48))
+        hidden = add(g, gated(g, first, second, "silu"), first)
+        return combine(g, hidden, chosen, shares)
+
+    for tokens in (1, 9):
+        compare(device, program(weights, 64, build), one_sequence(tokens), 5e-6)
+
+
+def test_keys_that_an_earlier_attention_has_stored(device: Device) -> None:
+    rng = np.random.default_rng(10)
+    weights = [f32_weight("embed", rng.standard_normal((VOCAB, 48), np.float32))]
+    weights += [f32_weight(f"{n}.weight", rng.standard_normal((48, 48), np.float32) / 5) for n in "qkv"]
+
+    def build(g: Tracer, x: Buffer) -> Buffer:
+        q, k, v = linear(g, x, ("q.weight", "k.weight", "v.weight"), (48, 48, 48))
+        sizes = {"layer": 0, "head_dim": 16, "scale": 0.25, "window": 0, "softcap": 0.0}
+        y = attend(g, q, k, v, **sizes)  # type: ignore[arg-type]
+        return attend(g, y, k, v, stores=False, **sizes)  # type: ignore[arg-type]
+
+    compare(device, program(weights, 48, build), one_sequence(50), 2e-6)
+
+
+# The fields that engine/gpu/operations.py knows: what reads an operation there has to know each field that it gets.
+FIELDS = {
+    "Embed": "out weight vocab scale",
+    "EmbedPositions": "out weight count",
+    "EmbedTypes": "out weight count",
+    "Norm": "x out weight eps groups",
+    "LayerNorm": "x out weight bias eps groups",
+    "Linear": "x outs weights biases residual",
+    "HeadLinear": "x out weight heads columns",
+    "Concatenate": "x y out",
+    "Route": "logits outs routing bias scales",
+    "ExpertLinear": "x chosen outs weights biases experts",
+    "Weigh": "x chosen weights out",
+    "Combine": "x chosen weights out residual",
+    "SharedGate": "x h out weight",
+    "Rope": "x out head_dim frequencies magnitude interleaved first",
+    "Attention": "q k v out layer heads kv_heads head_dim scale window softcap sinks slopes chunk causal bias stores",
+    "Split": "x outs groups",
+    "Gated": "gate up out activation",
+    "Activate": "x out activation",
+    "Xielu": "x out positive negative slope",
+    "Clamp": "x out limit",
+    "Multiply": "x out weight shape",
+    "AddVector": "x out weight",
+    "Product": "x y out",
+    "Add": "x y out",
+    "Scale": "x out factor",
+    "ScaleByPosition": "x out factor length offset",
+    "Softcap": "x out cap",
+    "Select": "x out mean",
+}
+
+
+def test_no_field_of_an_operation_is_passed_over() -> None:
+    assert {kind.__name__: " ".join(field.name for field in fields(kind)) for kind in KERNELS} == FIELDS
