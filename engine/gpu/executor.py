@@ -14,7 +14,7 @@ from lltool.engine.gpu.recorder import Recorder, Weights
 from lltool.engine.operations.attention import Attention
 from lltool.engine.operations.embed import Embed, EmbedPositions, EmbedTypes
 from lltool.engine.program import Operation, Program, Rows
-from lltool.engine.reference.compare import compare_rows
+from lltool.engine.reference.compare import compare_rows, score_rows
 from lltool.gguf.errors import InputError
 from lltool.quant.codec import decode
 
@@ -89,13 +89,7 @@ class GpuExecutor:
         return logits
 
     def score(self, start: int, targets: NDArray[np.int32]) -> NDArray[np.float64]:
-        scores = np.empty(len(targets), np.float64)
-        for first in range(0, len(targets), self.head_rows):
-            wanted = targets[first : first + self.head_rows]
-            x = self.logits(start + first, start + first + len(wanted)).astype(np.float64)
-            x -= x.max(axis=1, keepdims=True)
-            scores[first : first + len(wanted)] = x[np.arange(len(wanted)), wanted] - np.log(np.exp(x).sum(axis=1))
-        return scores
+        return score_rows(self.logits, self.head_rows, start, targets)
 
     def compare(self, start: int, base: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[np.float64]:
         return compare_rows(base, self.logits(start, start + len(targets)), targets)

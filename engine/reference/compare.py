@@ -1,5 +1,6 @@
 """The reference comparison of two models' logits for the same tokens, which native kernels follow."""
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import numpy as np
@@ -47,3 +48,16 @@ def divergences(base: NDArray[np.floating], other: NDArray[np.floating]) -> NDAr
     gap = np.einsum("rv,rv->r", p, x - y).astype(np.float64) / mass
     result: NDArray[np.float64] = gap + np.log(np.exp(y).sum(axis=1, dtype=np.float64) / mass)
     return result
+
+
+def score_rows(
+    logits: Callable[[int, int], NDArray[np.float32]], block: int, start: int, targets: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """What `Executor.score` gives, from logits of at most `block` rows at once."""
+    scores = np.empty(len(targets), np.float64)
+    for first in range(0, len(targets), block):
+        wanted = targets[first : first + block]
+        x = logits(start + first, start + first + len(wanted)).astype(np.float64)
+        x -= x.max(axis=1, keepdims=True)
+        scores[first : first + len(wanted)] = x[np.arange(len(wanted)), wanted] - np.log(np.exp(x).sum(axis=1))
+    return scores

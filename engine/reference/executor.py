@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lltool.engine.batch import PAGE, Batch, CacheType
 from lltool.engine.executor import Observation
 from lltool.engine.program import Program
-from lltool.engine.reference.compare import compare_rows
+from lltool.engine.reference.compare import compare_rows, score_rows
 from lltool.engine.reference.context import Context
 
 
@@ -47,13 +47,7 @@ class ReferenceExecutor:
         return self._context[self._program.logits].astype(np.float32, copy=False)
 
     def score(self, start: int, targets: NDArray[np.int32]) -> NDArray[np.float64]:
-        scores = np.empty(len(targets), np.float64)
-        for first in range(0, len(targets), self.head_rows):
-            wanted = targets[first : first + self.head_rows]
-            x = self.logits(start + first, start + first + len(wanted)).astype(np.float64)
-            x -= x.max(axis=1, keepdims=True)
-            scores[first : first + len(wanted)] = x[np.arange(len(wanted)), wanted] - np.log(np.exp(x).sum(axis=1))
-        return scores
+        return score_rows(self.logits, self.head_rows, start, targets)
 
     def compare(self, start: int, base: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[np.float64]:
         return compare_rows(base, self.logits(start, start + len(targets)), targets)

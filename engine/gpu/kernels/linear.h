@@ -14,6 +14,19 @@ FUNCTION void store_result(GLOBAL float* arena, GLOBAL const float* bias, int ha
 #define LANES 32 // work items that share a row of the matrix
 #define ROWS 4   // rows of the matrix of a work group
 
+// The end of a matvec: adds the `sums` of the lanes, and stores the results of the tokens from `first` on.
+#define ADD_LANES_AND_STORE                                                                                            \
+  for (int t = 0; t < TOKENS; ++t) room[ITEM(1)][t][lane] = sums[t];                                                   \
+  BARRIER;                                                                                                             \
+  for (int half_ = LANES / 2; half_ > 0; half_ /= 2) {                                                                 \
+    if (lane < half_)                                                                                                  \
+      for (int t = 0; t < TOKENS; ++t) room[ITEM(1)][t][lane] += room[ITEM(1)][t][lane + half_];                       \
+    BARRIER;                                                                                                           \
+  }                                                                                                                    \
+  if (row < rows && lane < TOKENS && first + lane < tokens)                                                            \
+    store_result(arena, bias, has_bias, residual, out, out_stride, row, rows, first + lane, expert,                    \
+                 room[ITEM(1)][lane][0]);
+
 // One to TOKENS rows of floats.
 KERNEL matvec(WEIGHTS, GLOBAL float* arena, GLOBAL const float* bias, const int has_bias, const int residual, const int x,
               const int x_stride, const int x_each, const int out, const int out_stride, const int first_row,
@@ -34,15 +47,7 @@ KERNEL matvec(WEIGHTS, GLOBAL float* arena, GLOBAL const float* bias, const int 
             if (column + i < columns) sums[t] += w[i] * arena[from + i];
         }
     }
-  for (int t = 0; t < TOKENS; ++t) room[ITEM(1)][t][lane] = sums[t];
-  BARRIER;
-  for (int half_ = LANES / 2; half_ > 0; half_ /= 2) {
-    if (lane < half_)
-      for (int t = 0; t < TOKENS; ++t) room[ITEM(1)][t][lane] += room[ITEM(1)][t][lane + half_];
-    BARRIER;
-  }
-  if (row < rows && lane < TOKENS && first + lane < tokens)
-    store_result(arena, bias, has_bias, residual, out, out_stride, row, rows, first + lane, expert, room[ITEM(1)][lane][0]);
+  ADD_LANES_AND_STORE
 }
 
 #ifndef FLOAT_BYTES
@@ -85,15 +90,7 @@ KERNEL matvec_int8(WEIGHTS, GLOBAL float* arena, GLOBAL const uint* codes, GLOBA
           sums[t] += x_scale[from] * (products + min0 * (float)sum0 + min1 * (float)sum1);
         }
     }
-  for (int t = 0; t < TOKENS; ++t) room[ITEM(1)][t][lane] = sums[t];
-  BARRIER;
-  for (int half_ = LANES / 2; half_ > 0; half_ /= 2) {
-    if (lane < half_)
-      for (int t = 0; t < TOKENS; ++t) room[ITEM(1)][t][lane] += room[ITEM(1)][t][lane + half_];
-    BARRIER;
-  }
-  if (row < rows && lane < TOKENS && first + lane < tokens)
-    store_result(arena, bias, has_bias, residual, out, out_stride, row, rows, first + lane, expert, room[ITEM(1)][lane][0]);
+  ADD_LANES_AND_STORE
 }
 #endif
 
