@@ -15,6 +15,7 @@ from lltool.engine.text.added_tokens import AddedTokenCutter
 from lltool.engine.text.fill_in_middle import ENDS, find_fill_in_middle
 from lltool.engine.text.tokenizer_bpe import read_bpe
 from lltool.engine.text.tokenizer_embedded import read_embedded
+from lltool.engine.text.tokenizer_gemma4 import read_gemma4
 from lltool.engine.text.tokenizer_rwkv import read_rwkv
 from lltool.engine.text.tokenizer_spm import read_spm
 from lltool.engine.text.tokenizer_unigram import read_unigram
@@ -30,6 +31,7 @@ from lltool.quant.convert.tokenizer_keys import EMBEDDED_KEY, read_end_ids, read
 KINDS: dict[str, Callable[[VocabularyKeys], TokenizerKind]] = {
     "gpt2": read_bpe,
     "llama": read_spm,
+    "gemma4": read_gemma4,
     "bert": read_wordpiece,
     "t5": read_unigram,
     "rwkv": read_rwkv,
