@@ -58,7 +58,7 @@ def config(architecture: str = "gemma3", **changes: Value | None) -> ModelConfig
         ({"block_count": array(ValueType.ARRAY, (array(ValueType.BOOL, np.ones(1, bool)),))}, "block_count: found"),
         ({"expert_count": u32(8)}, "gemma3.expert_count: found 8, this version runs models with 0 only"),
         ({"logit_scale": f32(0.0625)}, "gemma3.logit_scale: found 0.0625, this version runs models with 1 only"),
-        ({"ssm.state_size": u32(16)}, "gemma3.ssm.state_size: found 16, but this version does not know the key"),
+        ({"wkv.head_size": u32(16)}, "gemma3.wkv.head_size: found 16, but this version does not know the key"),
         (
             {"feed_forward_length": array(ValueType.UINT32, np.array([64, 64, 32], np.uint32))},
             "gemma3.feed_forward_length: found .64, 64, 32., wanted one value for all layers",

@@ -41,6 +41,7 @@ def make_tokenizer(*, bos: int | None = None) -> Tokenizer:
 
 @dataclass
 class FakeSequence:
+    scales: tuple[float, ...] = ()
     ids: list[int] = field(default_factory=list)
 
     @property
@@ -78,9 +79,11 @@ class Alphabet:
     config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(vocab=27, is_causal=True))
     setup: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(threads=Threads.of(1)))
     free_pages: int = 100
+    adapters: tuple[()] = ()
     interrupts: bool = False  # the next call, after the tokens were evaluated
 
-    def new_sequence(self) -> FakeSequence:
+    def new_sequence(self, scales: tuple[float, ...] = ()) -> FakeSequence:
+        assert not scales, "it has no adapters"
         return FakeSequence()
 
     def turn(self) -> AbstractContextManager[None]:

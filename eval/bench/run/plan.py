@@ -161,8 +161,8 @@ def find_unmet(settings: Settings) -> str | None:
 
 
 def placement_of(ran: Settings) -> Placement | None:
-    """The placement of settings in effect; None if all layers are on the CPU."""
-    if ran.devices == "none":
+    """Where the layers run with settings in effect, which name a device if there is one; None if all are on the CPU."""
+    if ran.devices in ("none", "auto"):
         return None
     return Placement("auto" if ran.n_gpu_layers < 0 else ran.n_gpu_layers, ran.devices)
 

@@ -101,6 +101,7 @@ def test_activations_are_those_of_torch() -> None:
         "gelu": torch.nn.functional.gelu(t),
         "gelu_tanh": torch.nn.functional.gelu(t, approximate="tanh"),
         "silu": torch.nn.functional.silu(t),
+        "relu": torch.relu(t),
         "relu_squared": torch.relu(t) ** 2,
         "sigmoid": torch.sigmoid(t),
         "tanh": torch.tanh(t),
