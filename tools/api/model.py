@@ -113,8 +113,8 @@ class Model:
         ' Paris.\\n\\nThe answer'
         >>> model.generate(["1, 2, 3,", "a, b, c,"], max_tokens=3, temperature=0)
         [' 4,', ' d, e']
-        >>> model.generate("Is Paris in France? ", choices=["yes", "no"], temperature=0)
-        'yes'
+        >>> model.generate("The capital of Japan is", choices=[" Tokyo", " Rome"], temperature=0)
+        ' Tokyo'
         """
         ids, is_one = read_prompts(prompt, self.tokenize)
         limits, settings, form = self._settings(sampling, schema)
@@ -300,7 +300,7 @@ class Model:
 
         >>> result = model.divergence("small.gguf", text, context=128, chunks=4)
         >>> print(f"{result.mean:.3f} nats a token, the same best guess for {result.same_top:.0%}")
-        0.003 nats a token, the same best guess for 96%
+        0.003 nats a token, the same best guess for 97%
         """
         found = None if text is None else read_text(text)
         opened = (

