@@ -1,3 +1,8 @@
+def guard() -> None:
+    """
+    Installs the handler again, if another library has installed its own since the last watch.
+    """
+
 def watch(address: int, bytes: int) -> int:
     """
     Makes missing pages of this mapped memory read as zeros from now on. Returns the id of the watch.

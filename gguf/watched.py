@@ -56,3 +56,8 @@ def _state(descriptor: int) -> tuple[int, int]:
     """The size in bytes and the modification time in nanoseconds; a write changes one of them."""
     status = os.fstat(descriptor)
     return status.st_size, status.st_mtime_ns
+
+
+def keep_guard() -> None:
+    """Takes the handler of missing pages up again after a library was loaded that may have installed its own."""
+    _native.guard()

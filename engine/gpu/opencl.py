@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lltool.engine.gpu.device import Argument, DeviceInfo, Launch
 from lltool.gguf.errors import InputError
 from lltool.gguf.optional import require
+from lltool.gguf.watched import keep_guard
 from lltool.gguf.whole_file import whole_file
 
 _SMALLER = "ask for fewer layers (-ngl) or a smaller context (-c)"
@@ -69,6 +70,7 @@ class OpenCLDevice:
         self.info = find_devices()[index]
         self._context = cl.Context([self._device])
         self._queue = cl.CommandQueue(self._context)
+        keep_guard()  # drivers built on LLVM install handlers of their own
         self._programs: dict[str, Any] = {}
         self._memories: list[Any] = []
 

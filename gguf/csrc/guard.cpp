@@ -30,7 +30,12 @@ static std::atomic<Range*> ranges{nullptr};
 static struct sigaction previous; // the handler that was installed before ours
 
 static void pass_on(int number, siginfo_t* info, void* context) {
+  static std::atomic<bool> was_passed_on{false};
   const bool sent = info->si_code <= 0; // a process sent the signal; no instruction caused it
+  if (!sent && was_passed_on.exchange(true)) { // the other handler has returned, and the same instruction failed again
+    signal(number, SIG_DFL);
+    return;
+  }
   if (previous.sa_flags & SA_SIGINFO) return previous.sa_sigaction(number, info, context);
   if (previous.sa_handler == SIG_IGN && sent) return;
   if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) return previous.sa_handler(number);
@@ -57,12 +62,16 @@ static void on_bus_error(int number, siginfo_t* info, void* context) {
   pass_on(number, info, context);
 }
 
+// Installs the handler, unless it is there. One that another library has installed meanwhile gets what is not ours.
 static void install() {
   struct sigaction action {};
   action.sa_sigaction = on_bus_error;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
   sigemptyset(&action.sa_mask);
-  sigaction(SIGBUS, nullptr, &previous);
+  struct sigaction found {};
+  sigaction(SIGBUS, nullptr, &found);
+  if ((found.sa_flags & SA_SIGINFO) && found.sa_sigaction == on_bus_error) return;
+  previous = found;
   sigaction(SIGBUS, &action, nullptr);
 }
 
@@ -73,8 +82,7 @@ static uintptr_t page_bytes() { return 1; }
 #endif
 
 static uintptr_t watch(uintptr_t address, uintptr_t bytes) {
-  static const bool installed = (install(), true); // only once: a handler that is installed later wins
-  (void)installed;
+  install();
   Range* range = ranges.load();
   while (range && range->taken.exchange(true)) range = range->next;
   if (!range) {
@@ -97,6 +105,7 @@ static Range& range_of(uintptr_t id) {
 }
 
 NB_MODULE(_native, m) {
+  m.def("guard", &install, "Installs the handler again, if another library has installed its own since the last watch.");
   m.def("watch", &watch, nb::arg("address"), nb::arg("bytes"),
         "Makes missing pages of this mapped memory read as zeros from now on. Returns the id of the watch.");
   m.def("has_faulted", [](uintptr_t id) { return range_of(id).faulted.load(); }, nb::arg("id"),

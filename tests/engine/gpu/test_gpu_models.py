@@ -1,6 +1,8 @@
 """Whole models on a device: logits of transformers, layers on both sides, commands, and what cannot be done."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -158,6 +160,29 @@ def test_a_kernel_that_does_not_compile_and_too_little_memory(device_name: str) 
     with pytest.raises(InputError, match=r"ask for fewer layers \(-ngl\) or a smaller context \(-c\)"):
         device.allocate(2**50)
     device.close()
+
+
+def test_a_model_on_a_device_whose_file_is_cut_gives_no_more_logits(tmp_path: Path, device_name: str) -> None:
+    """In a process of its own: a driver installs its handlers of signals once. The file is mapped before."""
+    path = tiny(tmp_path)
+    program = f"""
+import os
+from lltool.engine.gpu.placement import Placement
+from lltool.engine.model import load_model
+from lltool.gguf.errors import FileChanged
+
+with load_model({str(path)!r}, placement=Placement("all", {device_name!r}), context=64) as model:
+    sequence = model.new_sequence()
+    model.evaluate(sequence, [1, 2, 3])
+    os.truncate({str(path)!r}, 4096)
+    try:
+        model.evaluate(sequence, [4])
+    except FileChanged:
+        print("told")
+        os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "told\n"), done.stderr
 
 
 def test_devices_are_gpus_first_and_others_have_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
