@@ -100,10 +100,6 @@ class GpuExecutor:
     def copy_page(self, source: int, target: int) -> None:
         self._cache.copy_page(source, target)
 
-    def close(self) -> None:
-        self._recorded.clear()
-        self.device.close()
-
     def _embed(self, op: Embed | EmbedPositions | EmbedTypes) -> None:
         """Decodes the rows of a table for the batch, or takes those that cross a cut, and copies them."""
         batch, weight = self._batch, self._program.weights[op.weight]

@@ -61,7 +61,7 @@ def _linear(to: Recorder, op: Linear) -> None:
     residual = -1 if op.residual is None else to.place(op.residual)
     product = to.product(to.place(op.x), op.x.width, to.rows(op.x), op.x.width)
     for out, weight, bias, part in zip(op.outs, op.weights, op.biases, op.parts, strict=True):
-        vector = None if bias is None else to.values(bias)[part]
+        vector = None if bias is None else (bias, part)
         product.launch(weight, vector, to.place(out), out.width, part.start, out.width, residual=residual)
 
 
@@ -84,7 +84,7 @@ def _experts(to: Recorder, op: ExpertLinear) -> None:
     product = to.product(to.place(op.x), op.x.width, tokens * each if is_assigned else tokens, op.x.width)
     shared = 1 if is_assigned else each
     for out, weight, bias, part in zip(op.outs, op.weights, op.biases, op.parts, strict=True):
-        vector = None if bias is None else to.values(bias).reshape(-1)
+        vector = None if bias is None else (bias, slice(None))
         place, chosen = to.place(out), to.place(op.chosen)
         product.launch_experts(weight, vector, place, out.width, chosen, tokens * each, shared, part)
 

@@ -40,15 +40,15 @@ _TABLES: Mapping[GGMLType, tuple[int, ...]] = {
     GGMLType.IQ3_S: _around(15, *range(1, 16, 2)),
 }
 
-# Where a block has the f16 that its integer scales multiply, where the one of its minima, and by what an integer is
-# divided. The scales of other formats are f16 or float32.
-_SUPER_SCALES: Mapping[GGMLType, tuple[int, int | None, int]] = {
-    GGMLType.Q2_K: (80, 82, 1),
-    GGMLType.Q3_K: (108, None, 1),
-    GGMLType.Q4_K: (0, 2, 1),
-    GGMLType.Q5_K: (0, 2, 1),
-    GGMLType.Q6_K: (208, None, 1),
-    GGMLType.IQ4_XS: (0, None, 1),
+# The bytes of a block at which the f16 lie that multiply its integer scales, and its integer minima if it has any. The
+# scales of other formats are f16 or float32.
+_SUPER_SCALES: Mapping[GGMLType, tuple[int, ...]] = {
+    GGMLType.Q2_K: (80, 82),
+    GGMLType.Q3_K: (108,),
+    GGMLType.Q4_K: (0, 2),
+    GGMLType.Q5_K: (0, 2),
+    GGMLType.Q6_K: (208,),
+    GGMLType.IQ4_XS: (0,),
 }
 _HALF_SCALES = frozenset(
     {
@@ -176,12 +176,10 @@ def _store_scales(
         case "HALF":
             return {name: part.astype(np.float16) for name, part in parts.items()}
     stored: dict[str, NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]] = {}
-    first, second, divisor = _SUPER_SCALES[form.type]
     blocks = data.reshape(len(data), -1, LAYOUT[form.type].bytes)
-    for (name, part), place in zip(parts.items(), (first, second), strict=False):
-        assert place is not None
+    for (name, part), place in zip(parts.items(), _SUPER_SCALES[form.type], strict=True):
         halves = np.ascontiguousarray(blocks[..., place : place + 2]).view(np.float16)[..., 0]  # (rows, blocks)
-        factor = np.repeat(halves.astype(np.float32) / np.float32(divisor), form.block // form.group, axis=1)
+        factor = np.repeat(halves.astype(np.float32), form.block // form.group, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             integers = np.where(factor == 0, 0, np.rint(part / factor))
         stored[name] = integers.astype(np.int8).view(np.uint8)

@@ -14,6 +14,7 @@ from lltool.engine.program import Buffer, Program, Rows
 from lltool.gguf.ggml_types import GGMLType
 from lltool.quant.codec import decode
 
+Bias = tuple[str, slice]  # the name of a vector, and the part of it that is added
 _ITEMS = 64  # work items of a group of a kernel that takes element after element
 FEW = 8  # rows that are multiplied one by one; more go into tiles
 _TOKENS = (1, 2, 4, 8)  # the numbers of rows that kernels for few are compiled for
@@ -39,9 +40,10 @@ class Weights:
             self._planes[name] = (Planes(planes.form, planes.rows, planes.columns), parts)
         return self._planes[name]
 
-    def vector(self, key: str, values: NDArray[Any] | Sequence[float]) -> Any:
+    def vector(self, key: str, make: Callable[[], NDArray[Any] | Sequence[float]]) -> Any:
+        """The memory of a vector, which is made when it is first wanted."""
         if key not in self._vectors:
-            self._vectors[key] = self._put(vector_of(values))
+            self._vectors[key] = self._put(vector_of(make()))
         return self._vectors[key]
 
     def values(self, name: str) -> NDArray[np.float32]:
@@ -96,11 +98,13 @@ class Recorder:
 
     def vector(self, name: str | None) -> tuple[Any, np.int32]:
         """The memory of a small weight, and whether there is one."""
-        return (None, integer(0)) if name is None else (self.weights.vector(name, self.values(name)), integer(1))
+        return (
+            (None, integer(0)) if name is None else (self.weights.vector(name, lambda: self.values(name)), integer(1))
+        )
 
     def constant(self, values: Sequence[float]) -> Any:
         """The memory of some constants."""
-        return self.weights.vector(repr(values), values)
+        return self.weights.vector(repr(values), lambda: values)
 
     def scratch(self, name: str, size: int) -> Any:
         """Memory for what a launch hands to the next one; it grows before the first launch that is prepared with it."""
@@ -137,7 +141,7 @@ class Product:
     def launch(
         self,
         weight: str,
-        bias: NDArray[np.float32] | None,
+        bias: Bias | None,
         out: int,
         out_stride: int,
         first_row: int,
@@ -150,16 +154,16 @@ class Product:
             source, parts, _ = self._source(weight, 1)
             places = (residual, self._x, self._stride, out, out_stride, first_row, rows, self._columns, self._rows)
             groups, items = [-(-rows // _TILE), -(-self._rows // _TILE)], [_SIDE, _SIDE]
-            arguments = (*parts, self._to.arena.memory, *self._bias(weight, bias, first_row), *map(integer, places))
+            arguments = (*parts, self._to.arena.memory, *self._bias(bias), *map(integer, places))
             self._to.launches.append(self._to.device.prepare(source, "matmul", groups, items, arguments))
         else:
             shape = (out, out_stride, first_row, rows, rows)
-            self._launch_few(weight, self._bias(weight, bias, first_row), residual, 1, shape, -1, self._rows)
+            self._launch_few(weight, self._bias(bias), residual, 1, shape, -1, self._rows)
 
     def launch_experts(
         self,
         weight: str,
-        bias: NDArray[np.float32] | None,
+        bias: Bias | None,
         out: int,
         rows: int,
         chosen: int,
@@ -173,7 +177,7 @@ class Product:
         """
         number, parts = part
         shape = (out, rows, number * rows, rows, parts * rows)
-        self._launch_few(weight, self._bias(weight, bias, 0), -1, each, shape, chosen, assignments)
+        self._launch_few(weight, self._bias(bias), -1, each, shape, chosen, assignments)
 
     def _launch_few(
         self,
@@ -211,10 +215,11 @@ class Product:
         source = kernel_source(["weights", "linear"], {**defines, "TOKENS": tokens})
         return source, parts, planes.form is not None
 
-    def _bias(self, weight: str, bias: NDArray[np.float32] | None, first: int) -> tuple[Any, np.int32]:
+    def _bias(self, bias: Bias | None) -> tuple[Any, np.int32]:
         if bias is None:
             return None, integer(0)
-        return self._to.weights.vector(f"{weight} bias {first}", bias), integer(1)
+        name, rows = bias
+        return self._to.weights.vector(f"{name} {rows}", lambda: self._to.values(name).reshape(-1)[rows]), integer(1)
 
     def _round(self) -> tuple[Any, Any, Any]:
         """The memories of the codes, scales and sums of the rows."""
