@@ -98,9 +98,9 @@ class Recorder:
 
     def vector(self, name: str | None) -> tuple[Any, np.int32]:
         """The memory of a small weight, and whether there is one."""
-        return (
-            (None, integer(0)) if name is None else (self.weights.vector(name, lambda: self.values(name)), integer(1))
-        )
+        if name is None:
+            return None, integer(0)
+        return self.weights.vector(name, lambda: self.values(name)), integer(1)
 
     def constant(self, values: Sequence[float]) -> Any:
         """The memory of some constants."""

@@ -1,4 +1,4 @@
-"""Gemma 4's vocabulary gives the ids of the library that made it, through the keys that llama.cpp's converter writes."""
+"""Gemma 4's vocabulary, read from the keys that llama.cpp's converter writes, gives the ids of the library."""
 
 import json
 from pathlib import Path
