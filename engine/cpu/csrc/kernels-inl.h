@@ -38,8 +38,12 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
   map(x, weight, n, out, [scale](vf v, vf w) { return v * scale * w; });
 }
 
-// `weight` are n weights and n biases. The mean is subtracted before squares are summed, so that they do not cancel.
-void layer_norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
+struct Moments {
+  float mean, variance;
+};
+
+// The mean is subtracted before squares are summed, so that they do not cancel.
+Moments moments(const float* x, int64_t n) {
   vf acc{};
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) acc += load<vf>(x + i);
@@ -50,24 +54,21 @@ void layer_norm(const float* x, const float* weight, float eps, int64_t n, float
   for (i = 0; i + lanes <= n; i += lanes) acc += (load<vf>(x + i) - mean) * (load<vf>(x + i) - mean);
   float squares = sum_of(acc);
   for (; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
-  const float scale = 1.0f / std::sqrt(squares / float(n) + eps);
-  map(x, weight, n, out, [mean, scale](vf v, vf w) { return (v - mean) * scale * w; });
+  return {mean, squares / float(n)};
+}
+
+// `weight` are n weights and n biases.
+void layer_norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
+  const auto [mean, variance] = moments(x, n);
+  const float scale = 1.0f / std::sqrt(variance + eps);
+  map(x, weight, n, out, [mean = mean, scale](vf v, vf w) { return (v - mean) * scale * w; });
   map(out, weight + n, n, out, [](vf v, vf b) { return v + b; });
 }
 
 // max(x - cutoff, 0), where the cutoff is the mean of x and `deviations` standard deviations.
 void sparsify(const float* x, const float* weight, float deviations, int64_t n, float* out) {
-  vf acc{};
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) acc += load<vf>(x + i);
-  float total = sum_of(acc);
-  for (; i < n; ++i) total += x[i];
-  const float mean = total / float(n);
-  acc = vf{};
-  for (i = 0; i + lanes <= n; i += lanes) acc += (load<vf>(x + i) - mean) * (load<vf>(x + i) - mean);
-  float squares = sum_of(acc);
-  for (; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
-  const float cutoff = mean + deviations * std::sqrt(squares / float(n));
+  const auto [mean, variance] = moments(x, n);
+  const float cutoff = mean + deviations * std::sqrt(variance);
   map(x, weight, n, out, [cutoff](vf v, vf w) { return max(v - cutoff, splat(0.0f)) * w; });
 }
 
