@@ -291,7 +291,7 @@ def test_stream_holds_back_incomplete_characters(gpt2_tokenizer: Tokenizer) -> N
     ("changes", "message"),
     [
         ({"model": None}, "model is missing"),
-        ({"model": string("plamo2")}, "'plamo2', wanted one of gpt2, llama, bert"),
+        ({"model": string("plamo2")}, "'plamo2', wanted one of gpt2, llama, gemma4, bert, t5, rwkv"),
         ({"model": u32(3)}, "found UINT32, wanted a string"),
         ({"pre": string("new-pre")}, "pre-tokenizer 'new-pre' is not supported"),
         ({"tokens": None}, "tokens: the array of strings is missing"),
