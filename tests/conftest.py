@@ -21,6 +21,7 @@ GoldenFile = Callable[[str], Path]
 """Gives the path of golden data by its name, such as "perplexity/smollm2_f16.txt" or "text/eval_en.txt"."""
 
 _PROCESSOR_SECONDS = pytest.StashKey[float]()
+_FETCH_SECONDS = pytest.StashKey[float]()
 _HOME = pytest.StashKey[tuple[str | None, tempfile.TemporaryDirectory[str]]]()
 
 
@@ -42,6 +43,7 @@ def real_model(pytestconfig: pytest.Config) -> Callable[[str], Path]:
     """Gives the path of a sample model or checkpoint by name, downloading it the first time."""
 
     def find(name: str) -> Path:
+        before = _processor_seconds()
         with pytest.MonkeyPatch.context() as patch:
             if home := pytestconfig.stash[_HOME][0]:
                 patch.setenv("HOME", home)  # where pip finds its settings
@@ -50,6 +52,8 @@ def real_model(pytestconfig: pytest.Config) -> Callable[[str], Path]:
                 return fetch(name, REPOSITORY / ".cache" / "models")
             except InputError as error:
                 pytest.skip(f"needs a sample model: {error}")
+            finally:
+                pytestconfig.stash[_FETCH_SECONDS] += _processor_seconds() - before
 
     return find
 
@@ -64,6 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Gives the tests an empty home folder, so that caches and histories of the user stay as they are."""
     home = tempfile.TemporaryDirectory(prefix="lltool-tests-home-")
     config.stash[_HOME] = os.environ.get("HOME"), home
+    config.stash[_FETCH_SECONDS] = 0.0
     os.environ["HOME"] = home.name
     for name in [name for name in os.environ if name.startswith(("XDG_", "HF_"))]:
         del os.environ[name]
@@ -84,9 +89,11 @@ def _processor_seconds() -> float:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    before = _processor_seconds()
+    """Notes the processor time of a test, without the fetching of a model, which falls to the first test that asks."""
+    before, fetched_before = _processor_seconds(), item.config.stash[_FETCH_SECONDS]
     yield
-    item.stash[_PROCESSOR_SECONDS] = _processor_seconds() - before
+    fetched = item.config.stash[_FETCH_SECONDS] - fetched_before
+    item.stash[_PROCESSOR_SECONDS] = _processor_seconds() - before - fetched
 
 
 @pytest.hookimpl(wrapper=True)
