@@ -152,7 +152,7 @@ class Conversation:
             return self.format.matcher(self.model.grammars, ids, use, self.constraint)
         if self.constraint is None:
             return None
-        from lltool.engine.grammar.reasoning import after_reasoning
+        from lltool.engine.calls.reasoning import after_reasoning
 
         return self.model.grammars.matcher(after_reasoning(self.constraint, ids, self.model.tokenizer))
 

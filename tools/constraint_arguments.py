@@ -45,7 +45,7 @@ def read_constraint(arguments: argparse.Namespace) -> "Constraint | None":
 
 def requested_matcher(arguments: argparse.Namespace, model: "Model", ids: list[int]) -> "Matcher | None":
     """A matcher for the answer to the prompt `ids`. Raises InputError if the constraint cannot be honoured."""
-    from lltool.engine.grammar.reasoning import after_reasoning
+    from lltool.engine.calls.reasoning import after_reasoning
 
     constraint = read_constraint(arguments)
     if constraint is None:

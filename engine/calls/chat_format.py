@@ -14,6 +14,7 @@ from lltool.engine.calls.lark import CallGrammar
 from lltool.engine.calls.marks import Marks
 from lltool.engine.calls.parser import AnswerParser
 from lltool.engine.calls.probe import TemplateTraits, probe_template
+from lltool.engine.calls.reasoning import opened_tags
 from lltool.engine.calls.tool import Tool
 from lltool.engine.calls.writing import describe_tools, write_calls
 from lltool.engine.grammar.compiler import GrammarCompiler
@@ -24,7 +25,6 @@ from lltool.engine.text.tokenizer import Tokenizer
 from lltool.gguf.errors import InputError
 
 _TAG = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
-_LAST = 32  # tokens of a prompt, among which the tag that begins reasoning is
 
 
 @dataclass(frozen=True)
@@ -240,10 +240,7 @@ class ChatFormat:
 
     def _is_reasoning(self, prompt: Sequence[int]) -> bool:
         reasoning = self.format.reasoning
-        if not reasoning or not reasoning.open.strip():
-            return False
-        end = self.tokenizer.decode(prompt[-_LAST:], special=True).rstrip()
-        return end.endswith(reasoning.open.strip())
+        return reasoning is not None and opened_tags(prompt, self.tokenizer, [reasoning]) is not None
 
 
 def _schema_of(constraint: Constraint) -> str:

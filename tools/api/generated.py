@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from lltool.engine.calls.reasoning import after_reasoning, opened_tags
 from lltool.engine.generate import Generation, Timings
 from lltool.engine.grammar.constraint import Constraint
 from lltool.engine.grammar.matcher import Matcher
-from lltool.engine.grammar.reasoning import CLOSE, after_reasoning
 from lltool.engine.model import Model
 from lltool.engine.sampling_settings import SamplingOptions
 from lltool.gguf.errors import InputError
@@ -98,15 +98,17 @@ class Form:
             return None
         return model.grammars.matcher(after_reasoning(self.constraint, ids, model.tokenizer))
 
-    def read(self, text: str) -> Any:
-        """The text, or with a schema its value. Raises InputError if it was cut off."""
+    def read(self, model: Model, ids: Sequence[int], text: str) -> Any:
+        """The text after a prompt, or with a schema its value. Raises InputError if it was cut off."""
         if self.schema is None:
             return text
         from pydantic import TypeAdapter, ValidationError
 
         wanted = Any if isinstance(self.schema, Mapping | bool) else self.schema
+        tags = opened_tags(ids, model.tokenizer)
+        answer = text.partition(tags.close)[2] if tags else text
         try:
-            return TypeAdapter(wanted).validate_json(text.rpartition(CLOSE)[2].strip())
+            return TypeAdapter(wanted).validate_json(answer.strip())
         except ValidationError as error:
             raise InputError(
                 f"the text is no value of the schema: {error.errors()[0]['msg']}; it was cut off if max_tokens came "

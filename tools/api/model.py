@@ -125,9 +125,9 @@ class Model:
         with self.engine.turn():
             if not is_one:
                 texts = generate_all(self.engine, ids, samplers=samplers, matchers=matchers, **limits)
-                return [form.read(text) for text in texts]
+                return [form.read(self.engine, *each) for each in zip(ids, texts, strict=True)]
             tokens = generate(self.engine, ids[0], sampler=samplers[0], matcher=matchers[0], **limits)
-            return form.read("".join(token.text for token in tokens))
+            return form.read(self.engine, ids[0], "".join(token.text for token in tokens))
 
     def stream(
         self,

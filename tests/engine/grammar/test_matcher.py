@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lltool.engine.calls.reasoning import after_reasoning
 from lltool.engine.generate import generate, generate_all, generate_step
 from lltool.engine.grammar.constraint import Constraint, Trigger
 from lltool.engine.grammar.matcher import Matcher
-from lltool.engine.grammar.reasoning import after_reasoning
 from lltool.engine.model import Model, load_model
 from lltool.engine.request import Limits, Request, Token
 from lltool.engine.sampling import Sampler
@@ -316,13 +316,16 @@ def test_a_constraint_that_exceeds_its_limits_ends_its_own_text_only(model: Mode
     assert requests[1].reason == "stop"
 
 
-def test_a_constraint_begins_after_the_reasoning(model: Model) -> None:
+@pytest.mark.parametrize(
+    ("opening", "closing"), [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>")]
+)
+def test_a_constraint_begins_after_the_reasoning(model: Model, opening: str, closing: str) -> None:
     constraint = Constraint.regex("[0-9]")
     assert after_reasoning(constraint, ids_of(model, "abc"), model.tokenizer) == constraint
-    lazy = after_reasoning(constraint, ids_of(model, "abc<think>"), model.tokenizer)
-    assert lazy.triggers == (Trigger("word", "</think>", is_included=False),)
+    lazy = after_reasoning(constraint, ids_of(model, f"abc{opening}"), model.tokenizer)
+    assert lazy.triggers == (Trigger("word", closing, is_included=False),)
     matcher = model.grammars.matcher(lazy)
-    for id in ids_of(model, "why</think>"):
+    for id in ids_of(model, f"why{closing}"):
         assert allowed(matcher) is None
         matcher.accept(id)
     assert allowed(matcher) == {*ids_of(model, "0123456789")}

@@ -9,6 +9,7 @@ import pytest
 
 import lltool
 from lltool.gguf.metadata import string, u32
+from lltool.tools.api.generated import Form
 from tests.engine import tiny_gguf
 
 
@@ -57,6 +58,19 @@ def test_a_pydantic_model_gives_its_instance(model: lltool.Model) -> None:
 def test_a_type_or_a_json_schema_gives_its_value(model: lltool.Model, schema: Any, kind: type) -> None:
     found = model.generate("abc", schema=schema, seed=1, max_tokens=100)
     assert isinstance(found, kind)
+
+
+def test_a_value_may_hold_a_tag_of_reasoning(model: lltool.Model) -> None:
+    assert model.generate("abc", schema={"const": "a</think>b"}, max_tokens=60) == "a</think>b"
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
+def test_a_value_is_read_after_the_reasoning(model: lltool.Model, opening: str, closing: str) -> None:
+    form = Form.take({}, {"type": "string"})
+    prompt = model.tokenize(f"abc{opening}")
+    assert form.read(model.engine, prompt, f'"why"{closing} "a{closing}b"') == f"a{closing}b"
+    with pytest.raises(lltool.InputError, match="it was cut off"):
+        form.read(model.engine, prompt, '"why"')
 
 
 def test_grammars_regular_expressions_and_choices(model: lltool.Model) -> None:
