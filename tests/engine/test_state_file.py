@@ -4,7 +4,6 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,10 @@ from lltool.engine.sampling import Sampler
 from lltool.engine.scheduler import Scheduler
 from lltool.engine.state_file import StateFile, save_state
 from lltool.gguf.errors import InputError
-from lltool.quant.convert.conversion import convert
 from tests.engine.server.tiny_server import write_tiny
-from tests.tiny_checkpoints import make_checkpoint
 
 IDS = np.random.default_rng(1).integers(0, 90, 150).astype(np.int32)
 MORE = IDS[:9]
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A model with a cache only, one that has convolutions too, and one that keeps latents."""
-
-    @cache
-    def make(kind: str) -> Path:
-        folder = tmp_path_factory.mktemp(kind)
-        if kind == "windows":
-            return write_tiny(folder / "model.gguf")
-        return convert(make_checkpoint(kind, folder / "checkpoint"), folder / "model.gguf", "f32")
-
-    return make
 
 
 def load(path: Path, executor: str = "cpu", **options: Any) -> Model:
@@ -46,10 +29,10 @@ def load(path: Path, executor: str = "cpu", **options: Any) -> Model:
 @pytest.mark.parametrize("executor", ["cpu", "reference"])
 @pytest.mark.parametrize("kind", ["windows", "lfm2", "deepseek2"])
 def test_a_text_goes_on_from_its_file(
-    model_path: Callable[[str], Path], tmp_path: Path, kind: str, executor: str
+    tiny_model: Callable[[str], Path], tmp_path: Path, kind: str, executor: str
 ) -> None:
     file = tmp_path / "state"
-    with load(model_path(kind), executor) as model:
+    with load(tiny_model(kind), executor) as model:
         sequence = model.new_sequence()
         for start in range(0, 150, 50):
             model.evaluate(sequence, IDS[start : start + 50])
@@ -59,7 +42,7 @@ def test_a_text_goes_on_from_its_file(
         has_slots = sequence.slot is not None
     assert size == file.stat().st_size
     assert has_slots == (kind == "lfm2")
-    with load(model_path(kind), executor, sequences=3) as model, StateFile(file, model) as saved:
+    with load(tiny_model(kind), executor, sequences=3) as model, StateFile(file, model) as saved:
         np.testing.assert_array_equal(saved.ids, IDS)
         model.evaluate(model.new_sequence(), IDS[:70])  # so that the pages are not new
         sequence = model.new_sequence()
@@ -76,26 +59,26 @@ def test_a_text_goes_on_from_its_file(
 
 
 @pytest.mark.parametrize("cache_type", ["f32", "bf16", "q8_0", "q4_0"])
-def test_every_type_of_the_cache(model_path: Callable[[str], Path], tmp_path: Path, cache_type: Any) -> None:
+def test_every_type_of_the_cache(tiny_model: Callable[[str], Path], tmp_path: Path, cache_type: Any) -> None:
     options: dict[str, Any] = {"cache_type_k": cache_type, "cache_type_v": cache_type}
-    with load(model_path("qwen3"), **options) as model:
+    with load(tiny_model("qwen3"), **options) as model:
         sequence = model.new_sequence()
         model.evaluate(sequence, IDS)
         save_state(tmp_path / "state", model, IDS, sequence)
         wanted = model.evaluate(sequence, MORE)
-    with load(model_path("qwen3"), **options) as model, StateFile(tmp_path / "state", model) as saved:
+    with load(tiny_model("qwen3"), **options) as model, StateFile(tmp_path / "state", model) as saved:
         sequence = model.new_sequence()
         saved.claim(sequence)
         saved.fill(sequence)
         np.testing.assert_array_equal(model.evaluate(sequence, MORE), wanted)
-    with load(model_path("qwen3")) as model, pytest.raises(InputError, match=f"cache-type-k {cache_type}, and now"):
+    with load(tiny_model("qwen3")) as model, pytest.raises(InputError, match=f"cache-type-k {cache_type}, and now"):
         StateFile(tmp_path / "state", model)
 
 
 @pytest.fixture(scope="module")
-def saved(model_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def saved(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     file = tmp_path_factory.mktemp("saved") / "state"
-    with load(model_path("windows")) as model:
+    with load(tiny_model("windows")) as model:
         sequence = model.new_sequence()
         model.evaluate(sequence, IDS)
         save_state(file, model, IDS, sequence)
@@ -121,8 +104,8 @@ def with_header(data: bytes, **changes: Any) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def test_damaged_files(saved: bytes, model_path: Callable[[str], Path], tmp_path: Path) -> None:
-    path = model_path("windows")
+def test_damaged_files(saved: bytes, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tiny_model("windows")
     restored(saved, path, tmp_path)
     restored(with_header(saved), path, tmp_path)
     for length in (0, 7, 15, 40, 500, len(saved) // 2, len(saved) - 1):
@@ -149,10 +132,10 @@ def test_damaged_files(saved: bytes, model_path: Callable[[str], Path], tmp_path
             restored(with_header(saved, **changes), path, tmp_path)
 
 
-def test_files_of_other_settings(saved: bytes, model_path: Callable[[str], Path], tmp_path: Path) -> None:
+def test_files_of_other_settings(saved: bytes, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="computed with another model"):
         restored(saved, write_tiny(tmp_path / "other.gguf", seed=1), tmp_path)
-    path = model_path("windows")
+    path = tiny_model("windows")
     with pytest.raises(InputError, match="deterministic True, and now it is False"):
         restored(saved, path, tmp_path, deterministic=False)
     with pytest.raises(InputError, match="another executor or instruction set"):
@@ -162,10 +145,10 @@ def test_files_of_other_settings(saved: bytes, model_path: Callable[[str], Path]
     restored(saved, path, tmp_path, context=200, threads=2)
 
 
-def test_kept_texts_give_way(saved: bytes, model_path: Callable[[str], Path], tmp_path: Path) -> None:
+def test_kept_texts_give_way(saved: bytes, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     """A text is restored in place of those that are kept, but not of one that runs."""
     (tmp_path / "state").write_bytes(saved)
-    with load(model_path("windows")) as model:  # 4 pages
+    with load(tiny_model("windows")) as model:  # 4 pages
         dialogue = Dialogue(model)
         list(Generation(dialogue, IDS[:100].tolist(), Sampler(temperature=0), 3))
         scheduler = dialogue._scheduler
