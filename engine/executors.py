@@ -40,10 +40,6 @@ def _make_reference(program: Program, setup: Setup) -> Executor:
 
 
 def _make_cpu(program: Program, setup: Setup) -> Executor:
-    if setup.placement is not None:
-        from lltool.engine.gpu.placement import make_placed
-
-        return make_placed(program, replace(setup, placement=None), setup.placement, _make_cpu)
     from lltool.engine.cpu.executor import CpuExecutor
 
     return CpuExecutor(
@@ -64,8 +60,15 @@ EXECUTORS: dict[str, Callable[[Program, Setup], Executor]] = {"cpu": _make_cpu, 
 
 
 def make_executor(kind: str, program: Program, setup: Setup) -> Executor:
-    """Creates an executor of EXECUTORS. Raises InputError if it cannot run the program, or memory is short."""
+    """Creates an executor of EXECUTORS; with a placement, it has the layers that do not run on the GPU.
+
+    Raises InputError if it cannot run the program, or memory is short.
+    """
     if setup.pages < 2**31:  # page numbers in a batch are int32
         with suppress(MemoryError):
-            return EXECUTORS[kind](program, setup)
+            if setup.placement is None:
+                return EXECUTORS[kind](program, setup)
+            from lltool.engine.gpu.placement import make_placed
+
+            return make_placed(program, replace(setup, placement=None), setup.placement, EXECUTORS[kind])
     raise InputError(f"a cache of {setup.pages * PAGE} tokens does not fit in memory; ask for a smaller context")

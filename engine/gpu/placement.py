@@ -45,9 +45,9 @@ def choose_device(wanted: str | None = None) -> DeviceInfo | None:
 
 
 def make_placed(
-    program: Program, setup: "Setup", placement: Placement, make_cpu: Callable[[Program, "Setup"], "Executor"]
+    program: Program, setup: "Setup", placement: Placement, make_rest: Callable[[Program, "Setup"], "Executor"]
 ) -> "Executor":
-    """The executor of a placed program; `make_cpu` makes the one of what stays on the CPU.
+    """The executor of a placed program; `make_rest` makes that of the layers that stay on the CPU.
 
     Raises InputError if there is no GPU, it has no kernel for an operation, or the layers do not fit into its memory.
     """
@@ -60,7 +60,7 @@ def make_placed(
     if layers == "auto":
         layers = count_fitting(program, setup, info.memory)
     if layers == 0:
-        return make_cpu(program, setup)
+        return make_rest(program, setup)
     device = OpenCLDevice(int(info.id.partition(":")[2]))
 
     def make_gpu(part: Program) -> GpuExecutor:
@@ -77,7 +77,7 @@ def make_placed(
 
     if layers == "all" or layers >= blocks:
         return make_gpu(program)
-    return SplitExecutor(program, cut_before_last(program, layers), lambda part: make_cpu(part, setup), make_gpu)
+    return SplitExecutor(program, cut_before_last(program, layers), lambda part: make_rest(part, setup), make_gpu)
 
 
 def count_fitting(program: Program, setup: "Setup", memory: int) -> int:

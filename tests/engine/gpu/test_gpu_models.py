@@ -63,11 +63,12 @@ def test_logits_are_those_of_transformers(checkpoint: Callable[[str], Case], dev
         assert_close(model.evaluate(fork, [int(text[95])]), wanted[95])
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_layers_on_both_sides(checkpoint: Callable[[str], Case], device_name: str, layers: int) -> None:
+@pytest.mark.parametrize(("layers", "executor"), [(1, "cpu"), (2, "cpu"), (1, "reference")])
+def test_layers_on_both_sides(checkpoint: Callable[[str], Case], device_name: str, layers: int, executor: str) -> None:
     path, wanted = checkpoint("llama")
     text = prompt()
-    with load_model(path, placement=Placement(layers, device_name), precision="f32", sequences=2) as model:
+    placed = Placement(layers, device_name)
+    with load_model(path, executor=executor, placement=placed, precision="f32", sequences=2) as model:
         first = model.new_sequence()
         assert_close(model.forward([(first, text[:70], "all")]).all(), wanted[:70])
         fork = first.fork()
