@@ -74,6 +74,15 @@ class Stream(Iterator[str]):
 _KINDS = {"grammar": Constraint.grammar, "regex": Constraint.regex, "choices": Constraint.choices}
 
 
+def _reasoning_end(model: Model, ids: Sequence[int]) -> str | None:
+    """The tag that closes the reasoning after a prompt; None if there is none, or a control token, which texts omit."""
+    tags = opened_tags(ids, model.tokenizer)
+    if tags is None:
+        return None
+    shown = model.tokenizer.decode(model.tokenizer.encode(tags.close, add_special=False, parse_special=True))
+    return tags.close if tags.close in shown else None
+
+
 @dataclass(frozen=True)
 class Form:
     """What a text follows, and what is made of it: with `schema` the value that its JSON stands for."""
@@ -96,7 +105,10 @@ class Form:
         """A matcher for the text after a prompt. Raises InputError if the constraint cannot be honoured."""
         if self.constraint is None:
             return None
-        return model.grammars.matcher(after_reasoning(self.constraint, ids, model.tokenizer))
+        begins_later = _reasoning_end(model, ids) is not None
+        return model.grammars.matcher(
+            after_reasoning(self.constraint, ids, model.tokenizer) if begins_later else self.constraint
+        )
 
     def read(self, model: Model, ids: Sequence[int], text: str) -> Any:
         """The text after a prompt, or with a schema its value. Raises InputError if it was cut off."""
@@ -105,8 +117,8 @@ class Form:
         from pydantic import TypeAdapter, ValidationError
 
         wanted = Any if isinstance(self.schema, Mapping | bool) else self.schema
-        tags = opened_tags(ids, model.tokenizer)
-        answer = text.partition(tags.close)[2] if tags else text
+        end = _reasoning_end(model, ids)
+        answer = text if end is None else text.partition(end)[2]
         try:
             return TypeAdapter(wanted).validate_json(answer.strip())
         except ValidationError as error:

@@ -8,7 +8,9 @@ import pydantic
 import pytest
 
 import lltool
+from lltool.engine.calls.answer_format import Tags
 from lltool.gguf.metadata import string, u32
+from lltool.tools.api import generated
 from lltool.tools.api.generated import Form
 from tests.engine import tiny_gguf
 
@@ -71,6 +73,12 @@ def test_a_value_is_read_after_the_reasoning(model: lltool.Model, opening: str, 
     assert form.read(model.engine, prompt, f'"why"{closing} "a{closing}b"') == f"a{closing}b"
     with pytest.raises(lltool.InputError, match="it was cut off"):
         form.read(model.engine, prompt, '"why"')
+
+
+def test_a_closing_tag_that_texts_omit(model: lltool.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value could not be found after such a tag, so it comes at once."""
+    monkeypatch.setattr(generated, "opened_tags", lambda *_: Tags("abc", "</s>"))
+    assert model.generate("abc", schema={"const": "ab"}, max_tokens=60) == "ab"
 
 
 def test_grammars_regular_expressions_and_choices(model: lltool.Model) -> None:
